@@ -282,13 +282,14 @@ def decode(message: bytes) -> Command:
         raise _wrong("id", None)
     if len(message) > 2 * MAX_DEPTH:  # each level takes two bytes: no shorter message can nest too deep
         _check_depth(message, request_id)
-    if isinstance(command, Publish):
+    # By type and not by isinstance, which takes 0.06 µs more for each Struct class that does not match (ABCMeta).
+    if type(command) is Publish:
         if command.channel not in _known_channels and not is_channel(command.channel):
             raise _wrong("channel", request_id)
-    elif isinstance(command, Direct):
+    elif type(command) is Direct:
         if command.to not in _known_users and not is_user(command.to):
             raise _wrong("to", request_id)
-    elif not isinstance(command, Broadcast):
+    elif type(command) is not Broadcast:
         _check_rare(command)
     return command
 
@@ -329,18 +330,17 @@ def _fits(text: str, limit_bytes: int) -> bool:
 
 def _check_rare(command: _BuiltIn) -> None:
     """The rules of the commands that nobody sends a million times a second."""
-    match command:
-        case History() | Refresh():
-            name = command.__class__.__name__.lower()
-            raise RequestError(ErrorCode.NOT_AVAILABLE, f"{name}: not available", command.id)
-        case Join() | Leave() | Presence():
-            if not is_channel(command.channel):
-                raise _wrong("channel", command.id)
-            if isinstance(command, Presence) and command.id is None:
-                raise RequestError(ErrorCode.BAD_REQUEST, "id: missing, presence needs one")
-        case Login(user=str(user)):
-            if not is_user(user):
-                raise _wrong("user", command.id)
+    if type(command) is Join or type(command) is Leave or type(command) is Presence:
+        if not is_channel(command.channel):
+            raise _wrong("channel", command.id)
+        if type(command) is Presence and command.id is None:
+            raise RequestError(ErrorCode.BAD_REQUEST, "id: missing, presence needs one")
+    elif type(command) is Login:
+        if command.user is not None and not is_user(command.user):
+            raise _wrong("user", command.id)
+    elif type(command) is not Ping:
+        name = type(command).__name__.lower()
+        raise RequestError(ErrorCode.NOT_AVAILABLE, f"{name}: not available", command.id)
 
 
 def _recover(message: bytes, failure: Exception) -> Custom:
