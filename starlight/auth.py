@@ -1,8 +1,8 @@
 """Who a client is, and what it may do: the two seams between the hub and any scheme of authentication.
 
-An `Authenticator` turns a login message into an `Identity` or refuses it by raising `CloseConnection`. `NoAuth` believes
-what the login says; tokens are another authenticator behind the same seam, and not built yet. `Permissions` is asked before
-a command is executed; without one (the default) everybody who is logged in may do everything.
+An `Authenticator` turns a login message into an `Identity` or refuses it by raising `CloseConnection`. `NoAuth`
+believes what the login says; tokens are another authenticator behind the same seam, and not built yet. `Permissions`
+is asked before a command is executed; without one (the default) everybody who is logged in may do everything.
 """
 
 from __future__ import annotations

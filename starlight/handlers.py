@@ -76,7 +76,7 @@ class Handler:
                 )
 
     async def outcome(self, result: Awaitable[Any]) -> Any:
-        """What an awaitable that `call` returned comes to. Raises `RequestError` or `CloseConnection`, see `failure`."""
+        """What an awaitable from `call` comes to. Raises `RequestError` or `CloseConnection`, see `failure`."""
         try:
             return await result
         except asyncio.CancelledError as error:
@@ -179,7 +179,7 @@ class Handlers:
         return register
 
     def every(self, seconds: float) -> Callable[[Function], Function]:
-        """Decorator: `function()` is called every `seconds` while the node serves, first after that time; sync or async.
+        """Decorator: `function()`, sync or async, is called every `seconds` while the node serves, first after that time.
 
         A call that takes longer than the interval skips the ticks it missed. Exceptions are logged, and the timer
         goes on. Raises ValueError unless `seconds` is positive.

@@ -5,9 +5,10 @@ through the core. Everything is synchronous and on the loop's thread, so a comma
 only an application's async handler makes `receive` return an awaitable, and then the connection holds back what
 that client sent later.
 
-The law: what a user can name lives in a dict here (users, channels), what has to be walked per message lives in the core.
-A channel exists from its first join until its last leave; nothing is kept for a channel without subscribers, so a million
-channels joined and left give all their memory back. No I/O and no clock of its own: bytes in, calls of the core out.
+The law: what a user can name lives in a dict here (users, channels), what has to be walked per message lives in the
+core. A channel exists from its first join until its last leave; nothing is kept for a channel without subscribers, so
+a million channels joined and left give all their memory back. No I/O and no clock of its own: bytes in, calls of the
+core out.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ can make the node hold 250 KB and not more; people use tens of channels, program
 hundreds."""
 
 FAULTS_LIMIT: Final = 20
-"""So many errors that only a broken or hostile client makes are answered in `FAULTS_WINDOW_S`; one more ends it (4509)."""
+"""So many errors of a broken or hostile client are answered in `FAULTS_WINDOW_S`; one more ends it (4509)."""
 
 FAULTS_WINDOW_S: Final = 10.0
 """The window for `FAULTS_LIMIT` in seconds (protocol.md)."""
@@ -138,7 +139,7 @@ class Client:
         return list(self._channels)
 
     def send(self, data: object) -> None:
-        """Push `server {data}` to this client alone; nothing happens if it is gone. Raises TypeError if it isn't JSON."""
+        """Push `server {data}` to this client alone; nothing happens if it is gone. TypeError if it isn't JSON."""
         self._hub.push_to_client(self, dumps(data))
 
     def __repr__(self) -> str:
@@ -285,7 +286,7 @@ class Hub:
         return self._send_to(self._users.get(user, {}), pushes.server_head(), data)
 
     def push_to_channel(self, channel: str, data: bytes) -> int:
-        """Publish to a channel with `from` null; returns the number of subscribers. ValueError for an impossible name."""
+        """Publish to a channel with `from` null; the number of subscribers. ValueError for an impossible name."""
         if not commands.is_channel(channel):
             raise ValueError(f"{channel!r} is not a channel name")
         record = self._channels.get(channel)
@@ -526,7 +527,7 @@ class Hub:
             self._count_fault(client)
 
     def _count_fault(self, client: Client) -> None:
-        """Remember the times of the last `FAULTS_LIMIT` faults: one more while the oldest is young ends the connection."""
+        """Remember the times of the last `FAULTS_LIMIT` faults; one more while the oldest is young ends it all."""
         now_s = self._clock()
         faults = client._faults
         if faults is None:
