@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
@@ -27,7 +27,7 @@ from starlight.protocol import commands
 if TYPE_CHECKING:
     from starlight.hub import Client
 
-__all__ = ["BUILT_IN_TYPES", "SLOW_HANDLER_MS", "Handler", "Handlers", "Timer"]
+__all__ = ["BUILT_IN_TYPES", "SLOW_HANDLER_MS", "Handler", "Handlers", "Timer", "call_logged", "is_awaitable"]
 
 log = logging.getLogger(__name__)
 
@@ -179,10 +179,10 @@ class Handlers:
         return register
 
     def every(self, seconds: float) -> Callable[[Function], Function]:
-        """Decorator: `function()`, sync or async, is called every `seconds` while the node serves, first after that time.
+        """Decorator: `function()`, sync or async, is called every `seconds` while the node serves.
 
-        A call that takes longer than the interval skips the ticks it missed. Exceptions are logged, and the timer
-        goes on. Raises ValueError unless `seconds` is positive.
+        The first call comes after that time. One that takes longer than the interval skips the ticks it missed.
+        Exceptions are logged, and the timer goes on. Raises ValueError unless `seconds` is positive.
         """
         if not seconds > 0:
             raise ValueError(f"every({seconds!r}): expected a positive number of seconds")
@@ -213,11 +213,11 @@ class Handlers:
 
     def connect(self, client: Client) -> Awaitable[None] | None:
         """Run the `on_connect` handlers; exceptions are logged."""
-        return _in_order(iter(self._connect), _call_logged, (client,))
+        return _in_order(iter(self._connect), call_logged, (client,))
 
     def disconnect(self, client: Client) -> None:
         """Run the `on_disconnect` handlers; async ones go on in a task of their own, which `settle` waits for."""
-        pending = _in_order(iter(self._disconnect), _call_logged, (client,))
+        pending = _in_order(iter(self._disconnect), call_logged, (client,))
         if pending is not None:
             task = asyncio.get_running_loop().create_task(pending)
             self._tasks.add(task)
@@ -230,9 +230,9 @@ class Handlers:
             for task in late:
                 task.cancel()
 
-    def close(self) -> None:
-        """Let go of the threads; those under way end by themselves, calls that wait for one are cancelled."""
-        self._pool.close()
+    def close(self) -> bool:
+        """Let go of the threads: calls that wait for one are cancelled. True if some are still under way."""
+        return self._pool.close()
 
 
 class _Pool:
@@ -241,16 +241,21 @@ class _Pool:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._executor: ThreadPoolExecutor | None = None
+        self._under_way: set[Future[Any]] = set()
 
     def run(self, function: Callable[..., Any], args: tuple[object, ...]) -> Awaitable[Any]:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="starlight-handler")
-        return asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+        future = self._executor.submit(function, *args)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return asyncio.wrap_future(future)
 
-    def close(self) -> None:
+    def close(self) -> bool:
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = None
+        return any(future.running() for future in tuple(self._under_way))
 
 
 def is_awaitable(result: object) -> bool:
@@ -286,8 +291,8 @@ async def _rest_in_order(
             await following
 
 
-def _call_logged(handler: Handler, args: Sequence[object]) -> Coroutine[Any, Any, None] | None:
-    """Call a handler whose exceptions are logged and nothing else."""
+def call_logged(handler: Handler, args: Sequence[object]) -> Coroutine[Any, Any, None] | None:
+    """Call a handler whose exceptions are logged and nothing else; None if it is done, or a coroutine of the rest."""
     try:
         result = handler.call(*args)
     except Exception as error:
