@@ -33,22 +33,28 @@ class Closed(NamedTuple):
     reason: str
 
 
-class Link(WSListener):  # type: ignore[misc]  # picows' stub leaves the compiled base class untyped
+class Link(WSListener):
     """See the module. Created by `open`.
 
     Args:
         on_message: called with each whole message, in order; must not raise.
         on_writable: called with False when the kernel takes no more and with True when it does again.
+        on_closed: called once an open link has ended, at once, before anything else can be sent on it.
         max_message_bytes: a longer message ends the link with 1009.
     """
 
     def __init__(
-        self, on_message: Callable[[bytes], None], on_writable: Callable[[bool], None], max_message_bytes: int
+        self,
+        on_message: Callable[[bytes], None],
+        on_writable: Callable[[bool], None],
+        on_closed: Callable[["Link", Closed], None],
+        max_message_bytes: int,
     ) -> None:
         self.closed: asyncio.Future[Closed] = asyncio.get_running_loop().create_future()
         self.is_lines = False
         self._on_message = on_message
         self._on_writable = on_writable
+        self._on_closed = on_closed
         self._max_message_bytes = max_message_bytes
         self._fragments = bytearray()
         self._in_fragments = False
@@ -122,8 +128,10 @@ class Link(WSListener):  # type: ignore[misc]  # picows' stub leaves the compile
             self._fail(WSCloseCode.UNSUPPORTED_DATA)
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
+        closed = self._end or Closed(close_codes.ABNORMAL, close_codes.reason(close_codes.ABNORMAL))
         if not self.closed.done():
-            self.closed.set_result(self._end or Closed(close_codes.ABNORMAL, close_codes.reason(close_codes.ABNORMAL)))
+            self.closed.set_result(closed)
+            self._on_closed(self, closed)
 
     def pause_writing(self) -> None:
         self._on_writable(False)

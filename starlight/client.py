@@ -1,4 +1,4 @@
-"""The client library: ``starlight.connect(url, user=…)`` logs in, sends, receives, and comes back after a lost connection.
+"""The client library: ``starlight.connect(url, user=…)`` logs in, sends, receives, and comes back after a loss.
 
 ::
 
@@ -8,12 +8,12 @@
             async for publication in news:
                 print(publication.from_user, publication.data)
 
-How it works: a `Link` is one WebSocket connection. Its messages are dispatched as they are read and nothing waits there:
-replies go to the request with their id, publications to the inbox of their channel, the rest to the inbox of the client.
-A supervisor task waits for the link to end and, where the close code allows it, opens the next one.
+How it works: a `Link` is one WebSocket connection. Its messages are dispatched as they are read and nothing waits
+there: replies go to the request with their id, publications to the inbox of their channel, the rest to the inbox of the
+client. A supervisor task waits for the link to end and, where the close code allows it, opens the next one.
 
 Law: no request is ever sent twice. What was under way when a link ended raises `ConnectionClosed`, and its fate is
-unknown; what is asked while there is no connection waits for the next one, within its own timeout. Everything is bounded.
+unknown; what is asked while there is no connection waits for the next one, within its own timeout. All is bounded.
 
 Works on asyncio's own loop and on uvloop. A client belongs to the loop it was opened on and is not thread-safe.
 """
@@ -21,7 +21,6 @@ Works on asyncio's own loop and on uvloop. A client belongs to the loop it was o
 import asyncio
 import contextlib
 import inspect
-import itertools
 import logging
 import random
 import ssl
@@ -35,6 +34,7 @@ import msgspec
 from starlight import close_codes
 from starlight._client_inbox import Inbox
 from starlight._client_link import Closed, Link
+from starlight._client_requests import Requests
 from starlight.errors import ClientError, ConnectFailed, ConnectionClosed, LoginRefused, RequestFailed
 from starlight.protocol import client as wire
 from starlight.protocol.client import (
@@ -125,7 +125,7 @@ class _Options(NamedTuple):
     on_state: Callable[[State, int | None], None] | None
 
 
-class connect:  # noqa: N801 - used as a function is: `await connect(…)`, `async with connect(…)`
+class connect:  # in lower case, as it is used like a function
     """Connect and log in: ``client = await connect(url, …)`` or ``async with connect(url, …) as client:``.
 
     Args:
@@ -242,13 +242,13 @@ class Client:
         self._is_writable = True
         self._closed: ConnectionClosed | None = None
         self._is_closing = False
-        self._requests: dict[int, _Request] = {}
+        self._requests: Requests[Link, wire.Ok] = Requests()
         self._slots = asyncio.Semaphore(options.max_requests)
-        self._ids = itertools.count(1)
         self._channels: dict[str, JoinedChannel] = {}
         self._inbox: Inbox[Message] = self._new_inbox()
         self._attempt = 0
-        self._retry_s = 0.0
+        self._opened_s = 0.0
+        self._retry_s = 0.0  # what the server asked for in its `bye`
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
@@ -378,12 +378,11 @@ class Client:
     async def _open(self) -> None:
         """One attempt: connect, log in, join again."""
         options = self._options
-        link = Link(self._receive, self._set_writable, options.max_message_bytes)
+        link = Link(self._receive, self._set_writable, self._lost, options.max_message_bytes)
         try:
             async with asyncio.timeout(options.timeout_s):
                 await link.open(self._url, options.subprotocol, options.keepalive_s, options.tls)
                 self._link = link
-                link.closed.add_done_callback(lambda closed: self._lost(link, closed.result()))
                 await self._login(link)
                 await self._join_again(link)
         except TimeoutError:
@@ -431,16 +430,20 @@ class Client:
 
     async def _supervise(self) -> None:
         """Until the end: wait for the link to be lost, and open another one where the close code allows it."""
-        while self._link is not None:
-            closed = await asyncio.shield(self._link.closed)
-            while not self._is_ready:
-                policy = close_codes.reconnect_policy(closed.code)
-                if policy == "never" or not self._options.reconnect:
-                    return self._finish(closed)
-                self._tell_state("reconnecting", closed.code)
-                await asyncio.sleep(self._backoff_s(policy))
-                closed = await self._reopen(closed)
-        return None
+        closed = Closed(close_codes.INTERNAL, "the client failed")
+        try:
+            while self._link is not None:
+                closed = await asyncio.shield(self._link.closed)
+                while not self._is_ready:
+                    policy = close_codes.reconnect_policy(closed.code)
+                    if policy == "never" or not self._options.reconnect:
+                        return
+                    self._tell_state("reconnecting", closed.code)
+                    await asyncio.sleep(self._backoff_s(policy))
+                    closed = await self._reopen(closed)
+        finally:
+            if not self._is_closing:  # otherwise `close` has the last word
+                self._finish(closed)
 
     async def _reopen(self, closed: Closed) -> Closed:
         """One attempt; returns what the next decision is based on."""
@@ -464,13 +467,14 @@ class Client:
 
     def _lost(self, link: Link, closed: Closed) -> None:
         """A link has ended: what was under way on it fails."""
+        self._requests.fail_all(link, ConnectionClosed(closed.code, closed.reason))
+        if link is not self._link:
+            return  # an attempt that was given up before
         if self._is_ready and time.monotonic() - self._opened_s > STABLE_AFTER_S:
             self._attempt = 0
         self._is_ready = False
         self._is_writable = True
-        self._sendable.clear()
-        for request in [one for one in self._requests.values() if one.link is link]:
-            request.fail(ConnectionClosed(closed.code, closed.reason))
+        self._update_sendable()
 
     def _finish(self, closed: Closed) -> None:
         """The end, for everyone who waits."""
@@ -488,22 +492,38 @@ class Client:
 
     # Sending.
 
-    async def _ask(self, type: str, *, timeout_s: float | None = None, data: object = NO_DATA, **fields: Any) -> wire.Ok:
+    async def _ask(
+        self,
+        type: str,
+        *,
+        data: object = NO_DATA,
+        timeout_s: float | None = None,
+        on_ok: Callable[[], None] | None = None,
+        **fields: Any,
+    ) -> wire.Ok:
         """Send a request on the current connection, or on the next one, and wait for its reply."""
         timeout_s = self._options.timeout_s if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(timeout_s), self._slots:
-                return await self._exchange(await self._usable_link(), type, data=data, **fields)
+                link = await self._usable_link()
+                return await self._exchange(link, type, data=data, on_ok=on_ok, **fields)
         except TimeoutError:
             raise TimeoutError(f"{type}: no reply within {timeout_s:g} s") from None
 
     async def _tell(self, message: bytes) -> None:
         """Send a message that asks for no reply."""
-        if self._is_ready and self._is_writable and self._link is not None:  # the usual case, without a timer
-            return self._link.send(message)
-        async with asyncio.timeout(self._options.timeout_s):
-            (await self._usable_link()).send(message)
-        return None
+        if self._sendable.is_set() and self._link is not None and self._closed is None:
+            return self._link.send(message)  # the usual case, without a timer
+        try:
+            async with asyncio.timeout(self._options.timeout_s):
+                return (await self._usable_link()).send(message)
+        except TimeoutError:
+            raise TimeoutError(f"not connected within {self._options.timeout_s:g} s") from None
+
+    def _undo_join(self, channel: str) -> None:
+        """Nobody waits for this join any more, but the server may still carry it out."""
+        if self._is_ready and self._link is not None and channel not in self._channels:
+            self._link.send(wire.encode("leave", channel=channel))
 
     async def _exchange(
         self,
@@ -517,14 +537,12 @@ class Client:
         """One request and its reply, on this link."""
         if link.closed.done():
             raise ConnectionClosed(*link.closed.result())
-        id = next(self._ids)
-        message = wire.encode(type, id, data=data, **fields)
-        request = self._requests[id] = _Request(link, on_ok)
+        request = self._requests.add(link, on_ok)
         try:
-            link.send(message)
+            link.send(wire.encode(type, request.id, data=data, **fields))
             return await request.reply
         finally:
-            del self._requests[id]
+            self._requests.remove(request)
 
     async def _usable_link(self) -> Link:
         """The current link, as soon as it is logged in and takes more bytes."""
@@ -567,8 +585,8 @@ class Client:
             case _:
                 self._receive_message(message, len(raw))
 
-    def _receive_reply(self, reply: "wire.Ok | wire.Pong | wire.Welcome | wire.Error") -> None:
-        request = self._requests.get(reply.id) if reply.id is not None else None
+    def _receive_reply(self, reply: wire.Ok | wire.Pong | wire.Welcome | wire.Error) -> None:
+        request = self._requests.get(reply.id)
         if request is None:  # an error without id, or a reply that came after its timeout
             if isinstance(reply, wire.Error):
                 log.warning("the server refused a message: %d %s: %s", reply.code, reply.name, reply.message)
@@ -649,31 +667,14 @@ class JoinedChannel:
         return await self.inbox.get()
 
     async def _join(self) -> Self:
-        await self._client._ask("join", channel=self.channel, on_ok=self._enter)
+        try:
+            await self._client._ask("join", channel=self.channel, on_ok=self._enter)
+        except (TimeoutError, asyncio.CancelledError):
+            self._client._undo_join(self.channel)
+            raise
         return self
 
     def _enter(self) -> None:
         """With the reply, before the next message is read: no publication is missed, none comes too early."""
         self._has_joined = True
         self._client._channels[self.channel] = self
-
-
-class _Request:
-    """One request under way; borrowed by the dispatcher until its reply, or the end of its link."""
-
-    __slots__ = ("_on_ok", "link", "reply")
-
-    def __init__(self, link: Link, on_ok: Callable[[], None] | None) -> None:
-        self.link = link
-        self.reply: asyncio.Future[wire.Ok] = asyncio.get_running_loop().create_future()
-        self._on_ok = on_ok
-
-    def succeed(self, reply: wire.Ok) -> None:
-        if not self.reply.done():
-            if self._on_ok is not None:
-                self._on_ok()
-            self.reply.set_result(reply)
-
-    def fail(self, error: ClientError) -> None:
-        if not self.reply.done():
-            self.reply.set_exception(error)

@@ -65,7 +65,7 @@ class Ok(Struct, tag_field="type", tag="ok"):
     offset: int | None = None
     channel: str = ""
     epoch: str | None = None
-    users: list[str] = []  # noqa: RUF012 - msgspec copies an empty list for each instance
+    users: list[str] = []
 
 
 class Error(Struct, tag_field="type", tag="error"):
