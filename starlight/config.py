@@ -7,6 +7,7 @@ Values come from keyword arguments (the CLI's flags, `Starlight(...)`), then fro
 """
 
 import math
+import os
 import re
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
@@ -236,8 +237,10 @@ def _config_error(failure: ValidationError, given: dict[str, Any]) -> ConfigErro
     field = str(first["loc"][0])
     if field not in Settings.model_fields:
         return ConfigError(field, given.get(field), "the name of a setting")
-    key = field if field in given else ENV_PREFIX + field.upper()
-    return ConfigError(key, first["input"], allowed(field), field)
+    if field in given:
+        return ConfigError(field, given[field], allowed(field), field)
+    key = ENV_PREFIX + field.upper()
+    return ConfigError(key, os.environ.get(key, first["input"]), allowed(field), field)
 
 
 def allowed(field: str) -> str:
