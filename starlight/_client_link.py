@@ -58,7 +58,6 @@ class Link(WSListener):
         self._max_message_bytes = max_message_bytes
         self._fragments = bytearray()
         self._in_fragments = False
-        self._end: Closed | None = None  # what the server's close frame said, or what we ended it for
         self._transport: WSTransport | None = None
 
     async def open(self, url: str, subprotocol: str, keepalive_s: float, tls: ssl.SSLContext | None) -> None:
@@ -117,7 +116,7 @@ class Link(WSListener):
         self._transport = transport
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        if self._end is not None:
+        if self.closed.done():
             return  # nothing counts after the close
         kind = frame.msg_type
         if kind == WSMsgType.TEXT or kind == WSMsgType.CONTINUATION:
@@ -128,10 +127,7 @@ class Link(WSListener):
             self._fail(WSCloseCode.UNSUPPORTED_DATA)
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
-        closed = self._end or Closed(close_codes.ABNORMAL, close_codes.reason(close_codes.ABNORMAL))
-        if not self.closed.done():
-            self.closed.set_result(closed)
-            self._on_closed(self, closed)
+        self._finish(Closed(close_codes.ABNORMAL, close_codes.reason(close_codes.ABNORMAL)))
 
     def pause_writing(self) -> None:
         self._on_writable(False)
@@ -165,17 +161,27 @@ class Link(WSListener):
 
     def _receive_close(self, transport: WSTransport, payload: bytes) -> None:
         code = int.from_bytes(payload[:2]) if len(payload) >= 2 else close_codes.NO_STATUS
-        self._end = Closed(code, payload[2:].decode("utf-8", "replace"))
-        transport.send_close(WSCloseCode.OK)  # ignored if this is the answer to ours
-        transport.disconnect()
-        asyncio.get_running_loop().call_later(PONG_TIMEOUT_S, self.abort)  # should the server not take our close
+        transport.send_close(WSCloseCode.OK)  # ignored if theirs is the answer to ours
+        self._disconnect_soon(transport)
+        self._finish(Closed(code, payload[2:].decode("utf-8", "replace")))
 
     def _fail(self, code: WSCloseCode) -> None:
-        log.warning("the server broke the protocol: closing with %d", int(code.value))
-        self._end = Closed(code.value, close_codes.reason(code.value))
+        log.warning("the server broke the protocol: closing with %d", code.value)
         if self._transport is not None:
             self._transport.send_close(code)
-            self._transport.disconnect()
+            self._disconnect_soon(self._transport)
+        self._finish(Closed(code.value, close_codes.reason(code.value)))
+
+    def _disconnect_soon(self, transport: WSTransport) -> None:
+        """Once our close frame is written; or by force, should the server not take it."""
+        transport.disconnect()
+        asyncio.get_running_loop().call_later(PONG_TIMEOUT_S, self.abort)
+
+    def _finish(self, closed: Closed) -> None:
+        """Nothing is delivered or can be sent from here on; told once, and to the owner before anyone who awaits."""
+        if not self.closed.done():
+            self.closed.set_result(closed)
+            self._on_closed(self, closed)
 
 
 def _why(error: Exception) -> str:

@@ -411,8 +411,8 @@ def _as_client(
         _fail("--user and --token: expected one of them")
 
     async def session() -> None:
-        login = {"token": token} if token is not None else {"user": user or DEFAULT_USER}
-        async with connect(url, reconnect=reconnect, on_state=_report_state, **login) as client:
+        name = None if token is not None else user or DEFAULT_USER
+        async with connect(url, user=name, token=token, reconnect=reconnect, on_state=_report_state) as client:
             await act(client)
 
     try:
