@@ -402,8 +402,7 @@ class Hub:
 
     def _send_to(self, clients: dict[Client, None], head: bytes, data: Any) -> int:
         if len(clients) == 1:
-            for receiver in clients:
-                self._core_send(receiver.subscriber, head, data, TAIL)
+            self._core_send(next(iter(clients)).subscriber, head, data, TAIL)
         elif clients:
             self._core.send_many([receiver.subscriber for receiver in clients], head, data, TAIL)
         return len(clients)
