@@ -459,7 +459,8 @@ def _as_json(message: Publication | Message) -> str:
 
     import msgspec
 
-    return json.dumps(msgspec.to_builtins(message))
+    fields = msgspec.to_builtins(message)
+    return json.dumps({key: value for key, value in fields.items() if key in ("data", "from") or value})
 
 
 def _as_text(message: Publication | Message) -> str:

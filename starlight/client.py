@@ -369,6 +369,12 @@ class Client:
     async def __anext__(self) -> Message:
         return await self._inbox.get()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
     # Opening and reopening.
 
     async def _start(self) -> None:

@@ -135,9 +135,7 @@ class Node:
     async def _listen(self, acceptor: Acceptor) -> asyncio.Server:
         host, port = self.settings.host, self.settings.port
         try:
-            return await asyncio.get_running_loop().create_server(
-                acceptor.protocol, host, port, backlog=LISTEN_BACKLOG
-            )
+            return await asyncio.get_running_loop().create_server(acceptor.protocol, host, port, backlog=LISTEN_BACKLOG)
         except socket.gaierror as error:
             raise ListenFailed(error.errno, f"can't listen on {host}: {error.strerror}") from None
         except OSError as error:
