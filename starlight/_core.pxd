@@ -109,7 +109,7 @@ ctypedef struct core_t:
     vector_t full
     vector_t transports          # popped in this slice, written with the GIL
     uint64_t turn_bytes          # appended since the last flush
-    uint32_t rotation
+    uint32_t round_start         # where in `flushing` the round began
     uint32_t n_channels
     uint32_t n_memberships
     int epoll_fd
@@ -369,20 +369,18 @@ cdef inline void visit(core_t* c, subscriber_t* sub) noexcept nogil:
 
 
 cdef inline void start_round(core_t* c) noexcept nogil:
-    """Take the marked subscribers private; each round begins elsewhere, so that nobody is always last."""
-    cdef vector_t empty = c.flushing
-    cdef uint32_t i, n = c.marked.n
-    cdef void* kept
+    """Take the marked subscribers private; each round begins a slice further on, so that nobody is always last."""
+    cdef vector_t emptied = c.flushing
     c.flushing = c.marked
-    c.marked = empty
+    c.marked = emptied
     c.marked.n = 0
     c.flush_next = 0
-    if n > SLICE_SENDS:                                  # rotate by whole slices; smaller rounds are over before it matters
-        c.rotation = (c.rotation + SLICE_SENDS) % n
-        for i in range(n - c.rotation if c.rotation > n // 2 else c.rotation):
-            kept = c.flushing.items[i]
-            c.flushing.items[i] = c.flushing.items[n - 1 - i]
-            c.flushing.items[n - 1 - i] = kept
+    c.round_start = (c.round_start + SLICE_SENDS) % c.flushing.n if c.flushing.n > SLICE_SENDS else 0
+
+
+cdef inline subscriber_t* in_round(core_t* c, uint32_t i) noexcept nogil:
+    i += c.round_start
+    return <subscriber_t*>c.flushing.items[i if i < c.flushing.n else i - c.flushing.n]
 
 
 cdef inline bint flush_slice(core_t* c) noexcept nogil:
@@ -402,8 +400,8 @@ cdef inline bint flush_slice(core_t* c) noexcept nogil:
     stop = min(c.flushing.n, c.flush_next + SLICE_SENDS)
     while c.flush_next < stop:
         if c.flush_next + PREFETCH < stop:
-            starlight_prefetch(c.flushing.items[c.flush_next + PREFETCH])
-        sub = <subscriber_t*>c.flushing.items[c.flush_next]
+            starlight_prefetch(in_round(c, c.flush_next + PREFETCH))
+        sub = in_round(c, c.flush_next)
         c.flush_next += 1
         sub.is_marked = False
         visit(c, sub)

@@ -57,5 +57,6 @@ cdef class Core:
     cdef int write_transport(self, subscriber_t* sub, Subscriber handle) except -1
     cdef int act(self) except -1
     cdef int act_on(self, Subscriber subscriber, unsigned char events) except -1
+    cdef int drop(self, subscriber_t* sub) except -1
     cdef int report(self, str message, error) except -1
     cdef int keep_budget(self) except -1

@@ -307,18 +307,13 @@ cdef class Core:
         cdef subscriber_t* moved
         if sub == NULL:
             return
-        self.leave_all(sub)
-        full_remove(c, sub)
+        self.drop(sub)
         if sub.in_epoll:
             epoll_ctl(c.epoll_fd, EPOLL_CTL_DEL, sub.fd, NULL)
-        outbox_truncate(sub, 0, &c.flusher.releases)
-        releases_apply(&c.flusher.releases, &c.arena)
         if sub.spans != sub.inline_spans:
             free(sub.spans)
-        free(sub.control)
         free(sub.merged)
         free(sub.memberships)
-        sub.control = NULL
         sub.merged = NULL
         sub.state = STATE_DEAD
         sub.fd = -1
@@ -604,13 +599,17 @@ cdef class Core:
 
     cdef int act_on(self, Subscriber subscriber, uint8_t events) except -1:
         cdef int code = 0
+        cdef subscriber_t* sub = subscriber.s
         owner = subscriber.owner
         if events & EVENT_BROKEN:
             self.c.totals.broken += 1
+            self.drop(sub)
             owner.on_broken()
             return 0
         if events & EVENT_CLOSE_SENT:
             owner.on_close_sent()
+            return 0
+        if sub.state > STATE_CLOSING:                    # it went another way since it was marked
             return 0
         if events & EVENT_EVICT_TIMEOUT:
             self.c.totals.evicted_timeout += 1
@@ -624,6 +623,19 @@ cdef class Core:
         if code:
             self.evict(subscriber, code, close_reason(code).encode())
             owner.on_evicted(code)
+        return 0
+
+    cdef int drop(self, subscriber_t* sub) except -1:
+        """Nothing can be written any more: out of every channel, the outbox and all control frames gone."""
+        self.leave_all(sub)
+        full_remove(&self.c, sub)
+        outbox_truncate(sub, 0, &self.c.flusher.releases)
+        releases_apply(&self.c.flusher.releases, &self.c.arena)
+        if sub.merged != NULL:
+            sub.merged.header_size = 0
+        free(sub.control)
+        sub.control = NULL
+        sub.state = STATE_CLOSED
         return 0
 
     cdef int report(self, str message, error) except -1:
