@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from support import eventually
 from websockets.exceptions import ConnectionClosed
-from wire_client import WireClient
 
 from starlight.app import Starlight
 from starlight.errors import ConfigError, NotServing, RequestError, WrongThread
 from starlight.hub import Client
 from starlight.node import Node
+from tests.support import eventually
+from tests.wire_client import WireClient
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import asyncio
 
 import orjson
 import pytest
-from support import Stage
 
 from starlight.auth import Identity, NoAuth, make_authenticator
 from starlight.errors import CloseConnection, ConfigError
 from starlight.protocol import Login
+from tests.support import Stage
 
 
 def test_no_auth_believes_the_user():

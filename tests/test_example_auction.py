@@ -6,9 +6,8 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from wire_client import WireClient
-
 from starlight.app import Starlight
+from tests.wire_client import WireClient
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "auction.py"
 

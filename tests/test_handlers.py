@@ -13,11 +13,11 @@ from typing import Any
 
 import orjson
 import pytest
-from support import Stage, eventually
 
 from starlight.errors import CloseConnection, LoginRefused, RequestError
 from starlight.handlers import BUILT_IN_TYPES, Handlers
 from starlight.hub import Client
+from tests.support import Stage, eventually
 
 
 class Play(Stage):

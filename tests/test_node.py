@@ -16,15 +16,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from support import eventually
 from websockets.asyncio.client import connect
-from wire_client import WireClient
 
 from starlight.config import Settings
 from starlight.errors import ConfigError, ListenFailed
 from starlight.handlers import Handlers
 from starlight.hub import Client
 from starlight.node import RETRY_MAX_MS, RETRY_MIN_MS, Node, _within_open_files, raise_open_files_limit
+from tests.support import eventually
+from tests.wire_client import WireClient
 
 ROOT = Path(__file__).parent.parent
 
