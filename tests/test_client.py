@@ -9,9 +9,9 @@ import socket
 from collections.abc import AsyncIterator
 
 import pytest
-import support_server
+from tests import support_server
 import uvloop
-from support_server import ScriptedServer, until
+from tests.support_server import ScriptedServer, until
 
 import starlight
 from starlight import close_codes

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support_server import scripted_server
+from tests.support_server import scripted_server
 
 import starlight
 from starlight.errors import CloseConnection

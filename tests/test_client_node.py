@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from support_server import until
+from tests.support_server import until
 
 import starlight
 from starlight.client import Broadcast, Direct, Presence, Publication, Receipt, Server, connect
