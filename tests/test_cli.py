@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support_server import scripted_server
 
 from starlight import __version__, cli
 from starlight.config import Settings, parse_duration, parse_size
+from tests.support_server import scripted_server
 
 STARLIGHT = [sys.executable, "-m", "starlight"]
 ROOT = Path(__file__).parent.parent

@@ -9,14 +9,14 @@ import socket
 from collections.abc import AsyncIterator
 
 import pytest
-import support_server
 import uvloop
-from support_server import ScriptedServer, until
 
 import starlight
 from starlight import close_codes
 from starlight.client import BACKOFF_HEAD_START, STABLE_AFTER_S, Client, Direct, Server, connect
 from starlight.errors import ConnectFailed, ConnectionClosed, LoginRefused, RequestFailed
+from tests import support_server
+from tests.support_server import ScriptedServer, until
 
 FAST = {"backoff_s": 0.01, "backoff_max_s": 0.05}
 
