@@ -51,7 +51,6 @@ cdef class Core:
     cdef int after_append(self) except -1
     cdef int trim(self) except -1
     cdef int leave_all(self, subscriber_t* sub) except -1
-    cdef int queue_close(self, subscriber_t* sub, int code, bytes reason) except -1
     cdef bint flush_some(self) except -1
     cdef int write_transports(self) except -1
     cdef int write_transport(self, subscriber_t* sub, Subscriber handle) except -1
