@@ -516,6 +516,24 @@ cdef inline int check_subscriber(core_t* c, subscriber_t* sub) except -1:
     return 0
 
 
+cdef inline uint32_t occurrences(vector_t* vector, uint32_t start, void* item) noexcept nogil:
+    cdef uint32_t i, n = 0
+    for i in range(start, vector.n):
+        n += vector.items[i] == item
+    return n
+
+
+cdef inline int check_pins(core_t* c, subscriber_t* sub) except -1:
+    """Each list that may outlive a detach holds exactly one pin on what is in it. (During `act` its list is private.)"""
+    cdef uint32_t i, n = occurrences(&c.marked, 0, sub) + occurrences(&c.first, 0, sub)
+    for i in range(c.flush_next, c.flushing.n):
+        n += in_round(c, i) == sub
+    n += occurrences(&c.transports, 0, sub) + occurrences(&c.flusher.newly_full, 0, sub)
+    n += sub.events != 0
+    assert n == sub.pins, "pins don't match the lists"
+    return 0
+
+
 cdef inline int check_core(core_t* c) except -1:
     cdef uint32_t i, n_memberships = 0
     cdef subscriber_t* sub
@@ -524,6 +542,8 @@ cdef inline int check_core(core_t* c) except -1:
         assert sub.index == <int32_t>i and sub.state != STATE_DEAD
         n_memberships += sub.n_memberships
         check_subscriber(c, sub)
+        if c.all.n <= 32:                                # quadratic
+            check_pins(c, sub)
     assert n_memberships == c.n_memberships, "memberships were lost"
     assert c.run.channel == NULL or c.run.channel.n_members > 0, "a run without members"
     assert c.arena.n_free <= c.arena.n_chunks
