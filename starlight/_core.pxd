@@ -1,0 +1,531 @@
+# The core's records and its loops: appending, the run, membership, flushing in slices, memory. No Python in any of them.
+#
+#   core_t --lanes--> open chunk per wire form, for shared and for single-receiver frames
+#          --run----> the one channel whose latest frames are not yet in its members' outboxes
+#          --lists--> all, marked, flushing, first (single-receiver work), full, transports: borrowed subscribers
+#
+# The run is what makes a burst cheap: publications to one channel only extend the run, and its members' outboxes are touched
+# once, when something else needs them settled (another channel's publication, the run's own bounds, the end of the turn). A
+# reply or direct to one member, or its leaving, settles that member alone.
+#
+# Lifetime: a subscriber_t is freed once it is detached and no list of the core points to it (`pins`). Its fd is borrowed from
+# the transport until Core.detach(), which the connection calls before the transport closes it. A channel_t lives inside its
+# Channel, which every membership keeps alive; a run's channel always has a member.
+
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy
+from starlight._arena cimport (CHUNK_BYTES, arena_t, checked_realloc, chunk_new, chunk_t, chunk_unref, frame_start,
+                               lane_commit, lane_reserve, vector_push, vector_t)
+from starlight._flush cimport flush_one, flusher_t, raise_event
+from starlight._outbox cimport (EVENT_BROKEN, EVENT_EVICT_SLOW, FORM_FRAMES, FORM_LINES, N_FORMS, STATE_DEAD, STATE_OPEN,
+                                membership_t, outbox_append, releases_apply, span_bytes, span_t, subscriber_t)
+from starlight._wire cimport WIRE_TEXT, wire_header_size, wire_write_header
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        void* ptr
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int EPOLL_CTL_ADD
+    int EPOLL_CTL_MOD
+    int EPOLL_CTL_DEL
+    int EPOLL_CLOEXEC
+    uint32_t EPOLLOUT
+    uint32_t EPOLLONESHOT
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll, int operation, int fd, epoll_event* event)
+    int epoll_wait(int epoll, epoll_event* events, int n, int timeout_ms)
+
+cdef extern from *:
+    """
+    #define starlight_prefetch(p) __builtin_prefetch((p), 1, 3)
+    """
+    void starlight_prefetch(void* p) nogil
+
+cdef enum:
+    SLICE_SENDS = 1000           # ~5 ms of send(2): between slices the loop polls
+    TURN_BYTES = 1024 * 1024     # appended in one turn before it is flushed at once
+    PREFETCH = 6                 # members ahead; a subscriber is a cache miss beyond a few hundred
+
+cdef enum:
+    SHARED = 0
+    SINGLE = 1
+    N_SHARINGS = 2
+
+ctypedef struct member_t:
+    subscriber_t* sub            # borrowed: leaves before it is freed
+    uint32_t membership          # place in sub.memberships
+
+ctypedef struct channel_t:
+    member_t* members            # owned
+    uint32_t n_members
+    uint32_t capacity
+    uint32_t n_form[N_FORMS]     # members by wire form: a form nobody wants is not written
+    void* handle                 # PyObject* of the Channel (the struct is inside it)
+
+ctypedef struct run_t:
+    channel_t* channel           # NULL: no run
+    uint64_t id
+    uint32_t n_messages
+    uint64_t n_bytes
+    chunk_t* chunk[N_FORMS]      # one reference each, or NULL
+    uint32_t first[N_FORMS]
+    uint32_t end[N_FORMS]
+
+ctypedef struct limits_t:
+    uint32_t outbox_messages
+    uint64_t outbox_bytes
+    uint32_t evict_after_ms
+    uint32_t write_timeout_ms
+    uint64_t memory_budget_bytes
+    uint32_t run_messages        # a run is settled at a quarter of the message limit, so that limits are judged in time
+    uint64_t run_bytes
+
+ctypedef struct totals_t:        # only ever grow
+    uint64_t messages            # publications and single-receiver messages accepted
+    uint64_t deliveries          # messages put into an outbox
+    uint64_t settles
+    uint64_t turns
+    uint64_t slices
+    uint64_t evicted_slow
+    uint64_t evicted_timeout
+    uint64_t evicted_budget
+    uint64_t broken
+    uint64_t compacted_bytes
+
+ctypedef struct core_t:
+    arena_t arena
+    chunk_t* lanes[N_FORMS][N_SHARINGS]   # one reference each, or NULL
+    run_t run
+    limits_t limits
+    totals_t totals
+    vector_t all
+    vector_t marked              # to be flushed; marked[i].is_marked
+    vector_t flushing            # the round under way, from flush_next on
+    uint32_t flush_next
+    vector_t first               # single-receiver work, flushed before the round
+    vector_t full
+    vector_t transports          # popped in this slice, written with the GIL
+    uint64_t turn_bytes          # appended since the last flush
+    uint32_t rotation
+    uint32_t n_channels
+    uint32_t n_memberships
+    int epoll_fd
+    flusher_t flusher
+
+ctypedef struct message_t:       # borrowed for one call: the parts of a message, written one behind the other
+    const char* part[3]
+    size_t size[3]
+
+
+# ---- appending -------------------------------------------------------------------------------------------------------
+
+cdef inline uint64_t payload_bytes(message_t* m) noexcept nogil:
+    return m.size[0] + m.size[1] + m.size[2]
+
+
+cdef inline uint32_t written_bytes(message_t* m, int form) noexcept nogil:
+    return <uint32_t>(payload_bytes(m) + (wire_header_size(payload_bytes(m)) if form == FORM_FRAMES else 1))
+
+
+cdef inline void write_message(char* to, message_t* m, int form) noexcept nogil:
+    cdef size_t i
+    if form == FORM_FRAMES:
+        to += wire_write_header(to, WIRE_TEXT, payload_bytes(m))
+    memcpy(to, m.part[0], m.size[0])
+    to += m.size[0]
+    memcpy(to, m.part[1], m.size[1])
+    if form == FORM_LINES:                               # a line break in valid JSON is white space; here it would separate
+        for i in range(m.size[1]):
+            if to[i] == c"\n" or to[i] == c"\r":
+                to[i] = c" "
+    to += m.size[1]
+    memcpy(to, m.part[2], m.size[2])
+    if form == FORM_LINES:
+        to[m.size[2]] = c"\n"
+
+
+# ---- marking and delivering ------------------------------------------------------------------------------------------
+
+cdef inline void mark(core_t* c, subscriber_t* sub) noexcept nogil:
+    if not sub.is_marked:
+        sub.is_marked = True
+        sub.pins += 1
+        vector_push(&c.marked, sub)
+
+
+cdef inline void mark_first(core_t* c, subscriber_t* sub) noexcept nogil:
+    if not sub.is_first:
+        sub.is_first = True
+        sub.pins += 1
+        vector_push(&c.first, sub)
+
+
+cdef inline void judge(core_t* c, subscriber_t* sub) noexcept nogil:
+    """A subscriber is over a limit. If it isn't full it is merely not flushed yet; if it is, it may have to go."""
+    if not sub.is_full and sub.fd >= 0:
+        flush_one(&c.flusher, sub)
+    if sub.state != STATE_OPEN or not sub.is_full:
+        return
+    if sub.out_bytes > c.limits.outbox_bytes or (
+        sub.out_messages > c.limits.outbox_messages
+        and c.flusher.now_ms - sub.full_since_ms >= c.limits.evict_after_ms
+    ):
+        raise_event(&c.flusher.eventful, sub, EVENT_EVICT_SLOW)
+
+
+cdef inline void deliver(core_t* c, subscriber_t* sub, chunk_t* chunk, uint32_t first, uint32_t end,
+                         uint64_t n_bytes) noexcept nogil:
+    outbox_append(sub, chunk, first, end, n_bytes)
+    if sub.out_messages > c.limits.outbox_messages or sub.out_bytes > c.limits.outbox_bytes:
+        judge(c, sub)
+
+
+# ---- the run ---------------------------------------------------------------------------------------------------------
+
+cdef inline void settle_member(core_t* c, subscriber_t* sub) noexcept nogil:
+    """Deliver what the run holds for one member and remember how far that was."""
+    cdef run_t* run = &c.run
+    cdef uint32_t first = run.first[sub.form], end = run.end[sub.form]
+    if sub.run_id == run.id and sub.run_seen > first:
+        first = sub.run_seen
+    sub.run_id = run.id
+    sub.run_seen = end
+    if first < end and sub.state == STATE_OPEN:
+        deliver(c, sub, run.chunk[sub.form], first, end,
+                run.chunk[sub.form].frames[end - 1].end - frame_start(run.chunk[sub.form], first))
+        mark(c, sub)
+
+
+cdef inline void settle(core_t* c) noexcept nogil:
+    """Deliver the run to all members of its channel, and end it."""
+    cdef run_t* run = &c.run
+    cdef channel_t* channel = run.channel
+    cdef uint32_t i, n
+    if channel == NULL:
+        return
+    n = channel.n_members
+    for i in range(n):
+        if i + PREFETCH < n:
+            starlight_prefetch(channel.members[i + PREFETCH].sub)
+            starlight_prefetch(<char*>channel.members[i + PREFETCH].sub + 64)
+        settle_member(c, channel.members[i].sub)
+    run.channel = NULL
+    for i in range(N_FORMS):
+        if run.chunk[i] != NULL:
+            chunk_unref(&c.arena, run.chunk[i], 1)
+            run.chunk[i] = NULL
+    c.totals.settles += 1
+
+
+cdef inline void start_run(core_t* c, channel_t* channel) noexcept nogil:
+    cdef int form
+    c.run.channel = channel
+    c.run.id += 1
+    c.run.n_messages = 0
+    c.run.n_bytes = 0
+    for form in range(N_FORMS):
+        c.run.chunk[form] = NULL
+        c.run.first[form] = c.run.end[form] = 0
+
+
+cdef inline int run_append(core_t* c, channel_t* channel, message_t* m) noexcept nogil:
+    """Append a publication to the channel's run, in each wire form that has members; -1 without memory."""
+    cdef run_t* run = &c.run
+    cdef chunk_t** lane
+    cdef uint32_t size
+    cdef char* to
+    cdef int form
+    if run.channel != channel:
+        settle(c)
+        start_run(c, channel)
+    for form in range(N_FORMS):
+        if channel.n_form[form] == 0:
+            continue
+        lane = &c.lanes[form][SHARED]
+        size = written_bytes(m, form)
+        to = lane_reserve(&c.arena, lane, size)
+        if to == NULL:
+            return -1
+        if run.chunk[form] != lane[0]:
+            if run.chunk[form] != NULL:                  # the chunk was full: the run goes on in a new one
+                settle(c)
+                start_run(c, channel)
+            run.chunk[form] = lane[0]
+            lane[0].refs += 1
+            run.first[form] = lane[0].n_frames
+        write_message(to, m, form)
+        run.end[form] = lane_commit(lane[0], size, c.flusher.now_ms) + 1
+        run.n_bytes += size
+        c.turn_bytes += size
+    run.n_messages += 1
+    c.totals.messages += 1
+    c.totals.deliveries += channel.n_members
+    if run.n_messages >= c.limits.run_messages or run.n_bytes >= c.limits.run_bytes:
+        settle(c)
+    return 0
+
+
+cdef inline bint is_member(subscriber_t* sub, channel_t* channel) noexcept nogil:
+    cdef uint32_t i
+    for i in range(sub.n_memberships):
+        if sub.memberships[i].channel == channel:
+            return True
+    return False
+
+
+cdef inline int send_one(core_t* c, subscriber_t* sub, message_t* m) noexcept nogil:
+    """Append a single-receiver message behind all that the subscriber was to get before; -1 without memory."""
+    cdef chunk_t** lane = &c.lanes[sub.form][SINGLE]
+    cdef uint32_t size, index
+    cdef char* to
+    if sub.state != STATE_OPEN:
+        return 0
+    if c.run.channel != NULL and is_member(sub, c.run.channel):
+        settle_member(c, sub)
+    size = written_bytes(m, sub.form)
+    to = lane_reserve(&c.arena, lane, size)
+    if to == NULL:
+        return -1
+    write_message(to, m, sub.form)
+    index = lane_commit(lane[0], size, c.flusher.now_ms)
+    deliver(c, sub, lane[0], index, index + 1, size)
+    mark_first(c, sub)
+    c.turn_bytes += size
+    c.totals.messages += 1
+    c.totals.deliveries += 1
+    return 0
+
+
+# ---- membership ------------------------------------------------------------------------------------------------------
+
+cdef inline void channel_add(core_t* c, channel_t* channel, subscriber_t* sub) noexcept nogil:
+    cdef membership_t* membership
+    if channel.n_members == channel.capacity:
+        channel.capacity = channel.capacity * 2 if channel.capacity else 4
+        channel.members = <member_t*>checked_realloc(channel.members, channel.capacity * sizeof(member_t))
+    if sub.n_memberships == sub.membership_capacity:
+        sub.membership_capacity = sub.membership_capacity * 2 if sub.membership_capacity else 2
+        sub.memberships = <membership_t*>checked_realloc(sub.memberships, sub.membership_capacity * sizeof(membership_t))
+    channel.members[channel.n_members].sub = sub
+    channel.members[channel.n_members].membership = sub.n_memberships
+    membership = &sub.memberships[sub.n_memberships]
+    membership.channel = channel
+    membership.index = channel.n_members
+    channel.n_members += 1
+    channel.n_form[sub.form] += 1
+    sub.n_memberships += 1
+    c.n_memberships += 1
+    if c.run.channel == channel:                         # what the run already holds came before this join
+        sub.run_id = c.run.id
+        sub.run_seen = c.run.end[sub.form]
+
+
+cdef inline void channel_remove(core_t* c, subscriber_t* sub, uint32_t slot) noexcept nogil:
+    """Swap-remove on both sides, O(1); what was published before the leaving is delivered."""
+    cdef channel_t* channel = <channel_t*>sub.memberships[slot].channel
+    cdef uint32_t index = sub.memberships[slot].index
+    cdef member_t* moved
+    cdef membership_t* other
+    if c.run.channel == channel:
+        settle_member(c, sub)
+        if channel.n_members == 1:
+            settle(c)
+    channel.n_members -= 1
+    channel.n_form[sub.form] -= 1
+    if index != channel.n_members:
+        moved = &channel.members[index]
+        moved[0] = channel.members[channel.n_members]
+        moved.sub.memberships[moved.membership].index = index
+    sub.n_memberships -= 1
+    if slot != sub.n_memberships:
+        other = &sub.memberships[slot]
+        other[0] = sub.memberships[sub.n_memberships]
+        (<channel_t*>other.channel).members[other.index].membership = slot
+    c.n_memberships -= 1
+    if channel.capacity > 64 and channel.n_members < channel.capacity // 4:
+        channel.capacity //= 2
+        channel.members = <member_t*>checked_realloc(channel.members, channel.capacity * sizeof(member_t))
+
+
+# ---- flushing --------------------------------------------------------------------------------------------------------
+
+cdef inline void unpin(subscriber_t* sub) noexcept nogil:
+    """A list of the core let go of the subscriber; the last one frees it once it is detached."""
+    sub.pins -= 1
+    if sub.pins == 0 and sub.state == STATE_DEAD:
+        free(sub)
+
+
+cdef inline void visit(core_t* c, subscriber_t* sub) noexcept nogil:
+    if sub.fd < 0 and sub.state != STATE_DEAD:
+        vector_push(&c.transports, sub)                  # keeps the pin; written with the GIL after the slice
+        return
+    flush_one(&c.flusher, sub)
+    unpin(sub)
+
+
+cdef inline void start_round(core_t* c) noexcept nogil:
+    """Take the marked subscribers private; each round begins elsewhere, so that nobody is always last."""
+    cdef vector_t empty = c.flushing
+    cdef uint32_t i, n = c.marked.n
+    cdef void* kept
+    c.flushing = c.marked
+    c.marked = empty
+    c.marked.n = 0
+    c.flush_next = 0
+    if n > SLICE_SENDS:                                  # rotate by whole slices; smaller rounds are over before it matters
+        c.rotation = (c.rotation + SLICE_SENDS) % n
+        for i in range(n - c.rotation if c.rotation > n // 2 else c.rotation):
+            kept = c.flushing.items[i]
+            c.flushing.items[i] = c.flushing.items[n - 1 - i]
+            c.flushing.items[n - 1 - i] = kept
+
+
+cdef inline bint flush_slice(core_t* c) noexcept nogil:
+    """Flush all single-receiver work and one slice of the round; return whether more waits."""
+    cdef subscriber_t* sub
+    cdef uint32_t i, stop
+    settle(c)
+    c.turn_bytes = 0
+    c.totals.slices += 1
+    for i in range(c.first.n):
+        sub = <subscriber_t*>c.first.items[i]
+        sub.is_first = False
+        visit(c, sub)
+    c.first.n = 0
+    if c.flush_next == c.flushing.n:
+        start_round(c)
+    stop = min(c.flushing.n, c.flush_next + SLICE_SENDS)
+    while c.flush_next < stop:
+        if c.flush_next + PREFETCH < stop:
+            starlight_prefetch(c.flushing.items[c.flush_next + PREFETCH])
+        sub = <subscriber_t*>c.flushing.items[c.flush_next]
+        c.flush_next += 1
+        sub.is_marked = False
+        visit(c, sub)
+    if c.flush_next == c.flushing.n:
+        c.flushing.n = c.flush_next = 0
+    apply_flush(c)
+    return c.flushing.n > 0 or c.marked.n > 0
+
+
+cdef inline void apply_flush(core_t* c) noexcept nogil:
+    """What a flush collected for the core: references given back, subscribers newly full."""
+    cdef flusher_t* f = &c.flusher
+    cdef subscriber_t* sub
+    cdef uint32_t i
+    releases_apply(&f.releases, &c.arena)
+    for i in range(f.newly_full.n):
+        sub = <subscriber_t*>f.newly_full.items[i]
+        if sub.state != STATE_DEAD and sub.is_full and sub.full_index < 0:
+            full_add(c, sub)
+        unpin(sub)
+    f.newly_full.n = 0
+
+
+cdef inline void full_add(core_t* c, subscriber_t* sub) noexcept nogil:
+    cdef epoll_event event
+    sub.full_index = <int32_t>c.full.n
+    vector_push(&c.full, sub)
+    if sub.fd < 0:
+        return                                           # resume_writing wakes it
+    event.events = EPOLLOUT | EPOLLONESHOT
+    event.data.ptr = sub
+    if epoll_ctl(c.epoll_fd, EPOLL_CTL_MOD if sub.in_epoll else EPOLL_CTL_ADD, sub.fd, &event) < 0:
+        raise_event(&c.flusher.eventful, sub, EVENT_BROKEN)
+    sub.in_epoll = True
+
+
+cdef inline void full_remove(core_t* c, subscriber_t* sub) noexcept nogil:
+    """The sink takes more again (or the subscriber goes)."""
+    cdef subscriber_t* moved
+    sub.is_full = False
+    if sub.full_index >= 0:
+        c.full.n -= 1
+        moved = <subscriber_t*>c.full.items[c.full.n]
+        c.full.items[sub.full_index] = moved
+        moved.full_index = sub.full_index
+        sub.full_index = -1
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+cdef inline bint copy_span(core_t* c, span_t* span) noexcept nogil:
+    """Move a span to a chunk of its own, exactly as large as it."""
+    cdef uint32_t start = frame_start(span.chunk, span.first), i, n = span.end - span.first
+    cdef uint32_t n_bytes = <uint32_t>span_bytes(span)
+    cdef chunk_t* chunk = chunk_new(&c.arena, n_bytes, n)
+    if chunk == NULL:
+        return False
+    memcpy(chunk.data, span.chunk.data + start, n_bytes)
+    for i in range(n):
+        chunk.frames[i] = span.chunk.frames[span.first + i]
+        chunk.frames[i].end -= start
+    chunk.used_bytes = n_bytes
+    chunk.n_frames = n
+    chunk_unref(&c.arena, span.chunk, 1)
+    span.chunk = chunk
+    span.first = 0
+    span.end = n
+    c.totals.compacted_bytes += n_bytes
+    return True
+
+
+cdef inline void compact(core_t* c) noexcept nogil:
+    """Copy out what keeps a sealed chunk less than a quarter alive: the copies together take less than the chunk."""
+    cdef subscriber_t* sub
+    cdef span_t* span
+    cdef uint32_t i, j, step
+    for step in range(3):                                # zero, sum up, copy
+        for i in range(c.full.n):
+            sub = <subscriber_t*>c.full.items[i]
+            for j in range(sub.n_spans):
+                span = &sub.spans[sub.first_span + j]
+                if step == 0:
+                    span.chunk.live_bytes = 0
+                elif step == 1:
+                    span.chunk.live_bytes += <uint32_t>span_bytes(span)
+                elif (not span.chunk.is_open and span.chunk.capacity_bytes >= CHUNK_BYTES
+                        and span.chunk.live_bytes < span.chunk.capacity_bytes // 4):
+                    copy_span(c, span)
+
+
+# ---- invariants ------------------------------------------------------------------------------------------------------
+
+cdef inline int check_subscriber(core_t* c, subscriber_t* sub) except -1:
+    cdef uint64_t n_bytes = 0, n_messages = 0
+    cdef uint32_t i
+    cdef span_t* span
+    cdef membership_t* membership
+    for i in range(sub.n_spans):
+        span = &sub.spans[sub.first_span + i]
+        assert span.first < span.end <= span.chunk.n_frames, "a span is empty or runs past its chunk"
+        assert span.chunk.refs > 0, "a span's chunk was given back"
+        n_bytes += span_bytes(span)
+        n_messages += span.end - span.first
+    assert sub.n_spans or sub.head_offset == 0, "an offset into nothing"
+    assert n_messages == sub.out_messages and n_bytes - sub.head_offset == sub.out_bytes, "outbox sums are wrong"
+    assert sub.first_span + sub.n_spans <= sub.span_capacity, "spans past their array"
+    assert (sub.full_index < 0) or (<subscriber_t*>c.full.items[sub.full_index] == sub and sub.is_full)
+    for i in range(sub.n_memberships):
+        membership = &sub.memberships[i]
+        assert (<channel_t*>membership.channel).members[membership.index].sub == sub, "membership points elsewhere"
+        assert (<channel_t*>membership.channel).members[membership.index].membership == i
+    return 0
+
+
+cdef inline int check_core(core_t* c) except -1:
+    cdef uint32_t i, n_memberships = 0
+    cdef subscriber_t* sub
+    for i in range(c.all.n):
+        sub = <subscriber_t*>c.all.items[i]
+        assert sub.index == <int32_t>i and sub.state != STATE_DEAD
+        n_memberships += sub.n_memberships
+        check_subscriber(c, sub)
+    assert n_memberships == c.n_memberships, "memberships were lost"
+    assert c.run.channel == NULL or c.run.channel.n_members > 0, "a run without members"
+    assert c.arena.n_free <= c.arena.n_chunks
+    return 0

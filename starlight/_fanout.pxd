@@ -1,0 +1,61 @@
+# The classes around the core. Read in this order: _arena.pxd (frames), _outbox.pxd (spans), _flush.pxd (writing), _core.pxd (the
+# records and loops), then _fanout.pyx.
+#
+# Re-entry: only `Core.act`, `Core.write_transports` and the loop's own callbacks call Python; each takes its list private
+# first, so that what they call may publish, close and detach.
+
+from libc.stdint cimport uint32_t, uint64_t
+from starlight._core cimport channel_t, core_t
+from starlight._outbox cimport subscriber_t
+
+
+cdef class Channel:
+    cdef channel_t c
+    cdef Core core
+
+
+cdef class Subscriber:
+    cdef subscriber_t* s         # NULL once detached
+    cdef readonly object owner   # whoever is told of events; None once detached
+    cdef object transport        # what to write through when s.fd < 0
+
+
+cdef class Core:
+    cdef core_t c
+    cdef object loop
+    cdef readonly Channel everyone
+    cdef unsigned long thread_id
+    cdef bint is_scheduled
+    cdef double coalesce_delay_s
+    cdef object on_turn_end      # the bound method, made once
+    cdef object test_script      # keeps the flusher's script alive
+    cdef uint64_t last_raw_ms
+    cdef uint64_t forgiven_ms
+
+    cpdef Channel channel(self)
+    cpdef Subscriber subscriber(self, object owner, int fd, object transport, int form)
+    cpdef uint32_t publish(self, Channel channel, bytes head, object data, bytes tail) except? 0xFFFFFFFF
+    cpdef send(self, Subscriber subscriber, bytes head, object data=*, bytes tail=*)
+    cpdef send_many(self, object subscribers, bytes head, object data=*, bytes tail=*)
+    cpdef close(self, Subscriber subscriber, int code, bytes reason=*)
+    cpdef evict(self, Subscriber subscriber, int code, bytes reason=*)
+    cpdef ping(self, Subscriber subscriber)
+    cpdef writable(self, Subscriber subscriber)
+    cpdef detach(self, Subscriber subscriber)
+    cpdef flush(self)
+    cpdef sweep(self)
+    cpdef uint64_t now_ms(self) except? 0
+    cdef int pong(self, Subscriber subscriber, const char* payload, Py_ssize_t size) except -1
+    cdef int check_thread(self) except -1
+    cdef int schedule(self) except -1
+    cdef int after_append(self) except -1
+    cdef int trim(self) except -1
+    cdef int leave_all(self, subscriber_t* sub) except -1
+    cdef int queue_close(self, subscriber_t* sub, int code, bytes reason) except -1
+    cdef bint flush_some(self) except -1
+    cdef int write_transports(self) except -1
+    cdef int write_transport(self, subscriber_t* sub, Subscriber handle) except -1
+    cdef int act(self) except -1
+    cdef int act_on(self, Subscriber subscriber, unsigned char events) except -1
+    cdef int report(self, str message, error) except -1
+    cdef int keep_budget(self) except -1

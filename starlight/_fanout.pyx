@@ -1,0 +1,711 @@
+"""The core: appends each wire frame once, puts it into the outboxes of its subscribers, evicts who can't keep up, and flushes.
+
+Strategy: a publication costs O(1) (it extends the run); the members of the run's channel are visited once a turn; each marked
+subscriber is flushed once a turn, without the GIL, in slices between which the loop polls. Law: mark in the loops, act after
+them. The records and their owners are described in _fanout.pxd.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.pythread cimport PyThread_get_thread_ident
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport errno
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from starlight._arena cimport CHUNK_BYTES, arena_trim, lane_close, vector_free, vector_push, vector_t
+from starlight._core cimport (EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYTES, apply_flush, channel_add, channel_remove, channel_t,
+                              check_core, compact, core_t, epoll_create1, epoll_ctl, epoll_event, epoll_wait, flush_slice,
+                              full_add, full_remove, is_member, limits_t, mark, mark_first, message_t, payload_bytes,
+                              run_append, send_one, settle, settle_member, unpin)
+from starlight._flush cimport STAGE_BYTES, flush_one, flusher_t, raise_event
+from starlight._outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, EVENT_EVICT_BUDGET, EVENT_EVICT_SLOW, EVENT_EVICT_TIMEOUT,
+                                FORM_FRAMES, FORM_LINES, INLINE_SPANS, N_FORMS, STATE_CLOSED, STATE_CLOSING, STATE_DEAD,
+                                STATE_EVICTED, STATE_OPEN, control_t, merged_t, outbox_truncate, releases_apply, span_t,
+                                subscriber_t, torn_bytes)
+from starlight._wire cimport (WIRE_CLOSE, WIRE_MAX_CONTROL, WIRE_PING, WIRE_PONG, wire_write_header)
+
+import os
+
+from starlight.close_codes import reason as close_reason
+from starlight.errors import WrongThread
+
+cdef extern from *:
+    """
+    #ifdef STARLIGHT_DEBUG
+    #define STARLIGHT_CHECKS 1
+    #else
+    #define STARLIGHT_CHECKS 0
+    #endif
+    """
+    const bint STARLIGHT_CHECKS
+
+cdef extern from "<unistd.h>" nogil:
+    int os_close "close"(int fd)
+
+cdef enum:
+    MAX_MESSAGE_BYTES = 1 << 30  # offsets in a chunk are 32 bits wide
+    PAUSE_MS = 1000              # a gap in the clock longer than this was the process itself: forgiven
+    COMPACT_ABOVE_BYTES = 16 * 1024 * 1024
+
+FRAMES = FORM_FRAMES
+LINES = FORM_LINES
+DEBUG_BUILD = bool(STARLIGHT_CHECKS)
+
+
+# ---- the classes -----------------------------------------------------------------------------------------------------
+
+@cython.no_gc_clear
+cdef class Channel:
+    """A named stream's subscribers, as the core sees them: it knows no name. Made by `Core.channel()`."""
+
+    def __init__(self):
+        raise TypeError("use Core.channel()")
+
+    def __dealloc__(self):
+        free(self.c.members)
+        if self.core is not None:
+            self.core.c.n_channels -= 1
+
+    def __len__(self):
+        return self.c.n_members
+
+    def join(self, Subscriber subscriber not None):
+        """Add a subscriber: it gets what is published from now on. False if it already is a member or not open."""
+        self.core.check_thread()
+        cdef subscriber_t* sub = subscriber.s
+        if sub == NULL or sub.state != STATE_OPEN or is_member(sub, &self.c):
+            return False
+        channel_add(&self.core.c, &self.c, sub)
+        Py_INCREF(self)
+        return True
+
+    def leave(self, Subscriber subscriber not None):
+        """Remove a subscriber: it gets what was published until now, nothing later. False if it is no member."""
+        self.core.check_thread()
+        cdef subscriber_t* sub = subscriber.s
+        cdef uint32_t i
+        if sub == NULL:
+            return False
+        for i in range(sub.n_memberships):
+            if sub.memberships[i].channel == &self.c:
+                channel_remove(&self.core.c, sub, i)
+                Py_DECREF(self)
+                return True
+        return False
+
+
+cdef class Subscriber:
+    """The core's record of one connection: its sink and its outbox. Made by `Core.subscriber()`."""
+
+    def __init__(self):
+        raise TypeError("use Core.subscriber()")
+
+    @property
+    def is_open(self):
+        """Whether messages are accepted: not closing, evicted or detached."""
+        return self.s != NULL and self.s.state == STATE_OPEN
+
+    @property
+    def is_full(self):
+        """Whether the kernel (or the transport) took less than it was given, and has not taken more since."""
+        return self.s != NULL and self.s.is_full
+
+    @property
+    def outbox_messages(self):
+        """Messages not yet handed over in whole, as of the last time the run was settled."""
+        return self.s.out_messages if self.s != NULL else 0
+
+    @property
+    def outbox_bytes(self):
+        """Bytes not yet handed over, likewise."""
+        return self.s.out_bytes if self.s != NULL else 0
+
+    @property
+    def oldest_ms(self):
+        """When the oldest message in the outbox was appended, on the core's clock modulo 2**32; None if it is empty."""
+        if self.s == NULL or self.s.n_spans == 0:
+            return None
+        cdef span_t* span = &self.s.spans[self.s.first_span]
+        return span.chunk.frames[span.first].appended_ms
+
+
+cdef inline bint fill(message_t* m, bytes head, object data, bytes tail, Py_buffer* view) except -1:
+    """Point the message's parts at the caller's memory; True if `view` must be released after use."""
+    cdef bint is_view = type(data) is not bytes
+    m.part[0] = PyBytes_AS_STRING(head)
+    m.size[0] = PyBytes_GET_SIZE(head)
+    m.part[2] = PyBytes_AS_STRING(tail)
+    m.size[2] = PyBytes_GET_SIZE(tail)
+    if is_view:
+        PyObject_GetBuffer(data, view, PyBUF_SIMPLE)
+        m.part[1] = <const char*>view.buf
+        m.size[1] = view.len
+    else:
+        m.part[1] = PyBytes_AS_STRING(data)
+        m.size[1] = PyBytes_GET_SIZE(data)
+    if payload_bytes(m) > MAX_MESSAGE_BYTES:
+        if is_view:
+            PyBuffer_Release(view)
+        raise ValueError(f"a message of {payload_bytes(m)} bytes is over the core's limit of {MAX_MESSAGE_BYTES}")
+    return is_view
+
+
+cdef control_t* control_of(subscriber_t* sub) except NULL:
+    if sub.control == NULL:
+        sub.control = <control_t*>calloc(1, sizeof(control_t))
+        if sub.control == NULL:
+            raise MemoryError()
+    return sub.control
+
+
+cdef class Core:
+    """One node's fan-out: arena, outboxes, flush. Belongs to the thread that calls `bind()`.
+
+    outbox_messages: a subscriber that has been full for `evict_after_ms` with more messages than this is evicted. 256,
+        as in the system this descends from.
+    outbox_bytes: a full subscriber with more bytes than this is evicted at once. 1 MiB: 256 messages of 4 KiB.
+    evict_after_ms: how long "full" must last, without a break, before the message limit counts. 250 ms: longer than a
+        healthy client's worst pause on a busy machine, short enough to bound what it pins.
+    write_timeout_ms: a subscriber that takes nothing for so long is evicted, whatever waits for it. 10 s.
+    memory_budget_bytes: for all chunks together; when it is passed, the largest outboxes go first. 512 MiB.
+    """
+
+    def __cinit__(self, *, uint32_t outbox_messages=256, uint64_t outbox_bytes=1 << 20, uint32_t evict_after_ms=250,
+                  uint32_t write_timeout_ms=10_000, uint64_t memory_budget_bytes=512 << 20):
+        cdef limits_t* limits = &self.c.limits
+        limits.outbox_messages = outbox_messages
+        limits.outbox_bytes = outbox_bytes
+        limits.evict_after_ms = evict_after_ms
+        limits.write_timeout_ms = write_timeout_ms
+        limits.memory_budget_bytes = memory_budget_bytes
+        limits.run_messages = max(1, outbox_messages // 4)
+        limits.run_bytes = max(1, min(outbox_bytes // 4, CHUNK_BYTES))
+        self.c.run.id = 1
+        self.c.flusher.stage = <char*>malloc(STAGE_BYTES)
+        self.c.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+        if self.c.flusher.stage == NULL or self.c.epoll_fd < 0:
+            raise OSError(errno, os.strerror(errno))
+        self.thread_id = PyThread_get_thread_ident()
+        self.on_turn_end = self._on_turn_end
+        self.everyone = self.channel()
+        self.now_ms()
+
+    def __dealloc__(self):
+        cdef core_t* c = &self.c
+        cdef int form, sharing
+        if c.epoll_fd >= 0:
+            os_close(c.epoll_fd)
+        for form in range(N_FORMS):
+            for sharing in range(N_SHARINGS):
+                lane_close(&c.arena, &c.lanes[form][sharing])
+        arena_trim(&c.arena)
+        cdef vector_t** lists = [&c.all, &c.marked, &c.flushing, &c.first, &c.full, &c.transports,
+                                 &c.flusher.newly_full, &c.flusher.eventful]
+        for form in range(8):
+            vector_free(lists[form])
+        free(c.flusher.releases.chunks)
+        free(c.flusher.releases.counts)
+        free(c.flusher.stage)
+
+    cdef int check_thread(self) except -1:
+        if PyThread_get_thread_ident() != self.thread_id:
+            raise WrongThread("the core belongs to its loop's thread; use publish_threadsafe from others")
+        return 0
+
+    cpdef uint64_t now_ms(self) except? 0:
+        """The core's clock in milliseconds: monotonic, and standing still while the process itself was stopped."""
+        cdef timespec t
+        clock_gettime(CLOCK_MONOTONIC, &t)
+        cdef uint64_t raw = <uint64_t>t.tv_sec * 1000 + <uint64_t>t.tv_nsec // 1_000_000
+        if self.last_raw_ms and raw - self.last_raw_ms > PAUSE_MS:
+            self.forgiven_ms += raw - self.last_raw_ms
+        self.last_raw_ms = raw
+        self.c.flusher.now_ms = <uint32_t>(raw - self.forgiven_ms)
+        return raw - self.forgiven_ms
+
+    def bind(self, loop, double coalesce_delay_s=0.0):
+        """Run on this loop, from its own thread: it wakes full subscribers and ends each turn with a flush.
+
+        coalesce_delay_s: seconds by which a turn's flush waits for more; 0: not at all.
+        """
+        self.thread_id = PyThread_get_thread_ident()
+        self.loop = loop
+        self.coalesce_delay_s = coalesce_delay_s
+        loop.add_reader(self.c.epoll_fd, self._on_writable)
+
+    def unbind(self):
+        """Leave the loop; nothing is flushed any more."""
+        self.check_thread()
+        if self.loop is not None:
+            self.loop.remove_reader(self.c.epoll_fd)
+            self.loop = None
+
+    cdef int schedule(self) except -1:
+        if self.is_scheduled or self.loop is None:
+            return 0
+        self.is_scheduled = True
+        if self.coalesce_delay_s > 0:
+            self.loop.call_later(self.coalesce_delay_s, self.on_turn_end)
+        else:
+            self.loop.call_soon(self.on_turn_end)
+        return 0
+
+    # ---- subscribers and channels
+
+    cpdef Channel channel(self):
+        """A new channel without members. It lives as long as somebody holds it or is a member."""
+        cdef Channel channel = Channel.__new__(Channel)
+        channel.core = self
+        channel.c.handle = <void*>channel
+        self.c.n_channels += 1
+        return channel
+
+    cpdef Subscriber subscriber(self, object owner, int fd, object transport, int form):
+        """Attach a connection. `owner` is told of events by `on_evicted(code)`, `on_close_sent()` and `on_broken()`.
+
+        fd: a connected non-blocking socket, borrowed until `detach()`; -1: write through `transport` (TLS).
+        transport: its asyncio transport. Nothing is sent while it holds unsent bytes; call `writable()` on resume_writing.
+        form: FRAMES or LINES.
+        """
+        self.check_thread()
+        if form not in (FORM_FRAMES, FORM_LINES) or (fd < 0 and transport is None):
+            raise ValueError(f"form {form}, fd {fd}, transport {transport!r}")
+        cdef Subscriber handle = Subscriber.__new__(Subscriber)
+        cdef subscriber_t* sub = <subscriber_t*>calloc(1, sizeof(subscriber_t))
+        if sub == NULL:
+            raise MemoryError()
+        if form == FORM_LINES:
+            sub.merged = <merged_t*>calloc(1, sizeof(merged_t))
+            if sub.merged == NULL:
+                free(sub)
+                raise MemoryError()
+        sub.spans = sub.inline_spans
+        sub.span_capacity = INLINE_SPANS
+        sub.form = form
+        sub.fd = fd
+        sub.full_index = -1
+        sub.index = <int32_t>self.c.all.n
+        sub.transport_busy = transport is not None and transport.get_write_buffer_size() > 0
+        vector_push(&self.c.all, sub)
+        sub.handle = <void*>handle
+        handle.s = sub
+        handle.owner = owner
+        handle.transport = transport
+        Py_INCREF(handle)
+        return handle
+
+    cpdef detach(self, Subscriber subscriber):
+        """Forget a connection, before its fd is closed: out of all channels, its outbox dropped, its memory freed."""
+        self.check_thread()
+        cdef subscriber_t* sub = subscriber.s
+        cdef core_t* c = &self.c
+        cdef subscriber_t* moved
+        if sub == NULL:
+            return
+        self.leave_all(sub)
+        full_remove(c, sub)
+        if sub.in_epoll:
+            epoll_ctl(c.epoll_fd, EPOLL_CTL_DEL, sub.fd, NULL)
+        outbox_truncate(sub, 0, &c.flusher.releases)
+        releases_apply(&c.flusher.releases, &c.arena)
+        if sub.spans != sub.inline_spans:
+            free(sub.spans)
+        free(sub.control)
+        free(sub.merged)
+        free(sub.memberships)
+        sub.control = NULL
+        sub.merged = NULL
+        sub.state = STATE_DEAD
+        sub.fd = -1
+        c.all.n -= 1
+        moved = <subscriber_t*>c.all.items[c.all.n]
+        c.all.items[sub.index] = moved
+        moved.index = sub.index
+        subscriber.s = NULL
+        subscriber.owner = None
+        subscriber.transport = None
+        sub.handle = NULL
+        if sub.pins == 0:
+            free(sub)
+        Py_DECREF(subscriber)
+        if c.all.n == 0:
+            self.trim()
+
+    cdef int trim(self) except -1:
+        """Nobody is left: give all memory back."""
+        cdef int form, sharing
+        settle(&self.c)
+        for form in range(N_FORMS):
+            for sharing in range(N_SHARINGS):
+                lane_close(&self.c.arena, &self.c.lanes[form][sharing])
+        arena_trim(&self.c.arena)
+        return 0
+
+    cdef int leave_all(self, subscriber_t* sub) except -1:
+        cdef Channel channel
+        while sub.n_memberships:
+            channel = <Channel>(<channel_t*>sub.memberships[sub.n_memberships - 1].channel).handle
+            channel_remove(&self.c, sub, sub.n_memberships - 1)
+            Py_DECREF(channel)
+        return 0
+
+    # ---- messages
+
+    cpdef uint32_t publish(self, Channel channel, bytes head, object data, bytes tail) except? 0xFFFFFFFF:
+        """Publish `head + data + tail` to a channel's members; return how many they are.
+
+        data: bytes or any buffer; copied once, never kept. Raises MemoryError if no chunk can be had, WrongThread.
+        """
+        cdef message_t m
+        cdef Py_buffer view
+        cdef int result
+        cdef bint is_view
+        self.check_thread()
+        if channel.c.n_members == 0:
+            return 0
+        is_view = fill(&m, head, data, tail, &view)
+        result = run_append(&self.c, &channel.c, &m)
+        if is_view:
+            PyBuffer_Release(&view)
+        if result < 0:
+            raise MemoryError()
+        self.after_append()
+        return channel.c.n_members
+
+    cpdef send(self, Subscriber subscriber, bytes head, object data=b"", bytes tail=b""):
+        """Send `head + data + tail` to one subscriber, behind all it was to get before. Ignored unless it is open."""
+        cdef message_t m
+        cdef Py_buffer view
+        cdef int result
+        cdef bint is_view
+        self.check_thread()
+        if subscriber.s == NULL:
+            return
+        is_view = fill(&m, head, data, tail, &view)
+        result = send_one(&self.c, subscriber.s, &m)
+        if is_view:
+            PyBuffer_Release(&view)
+        if result < 0:
+            raise MemoryError()
+        self.after_append()
+
+    cpdef send_many(self, object subscribers, bytes head, object data=b"", bytes tail=b""):
+        """`send()` to each of a few subscribers (the clients of one user)."""
+        for subscriber in subscribers:
+            self.send(subscriber, head, data, tail)
+
+    cdef int after_append(self) except -1:
+        if self.c.turn_bytes > TURN_BYTES:
+            self.flush()
+        if not self.is_scheduled:
+            self.schedule()
+        if STARLIGHT_CHECKS:
+            self.check()
+        return 0
+
+    cdef int pong(self, Subscriber subscriber, const char* payload, Py_ssize_t size) except -1:
+        """Answer a ping; only the latest one's pong waits (RFC 6455 §5.5.3)."""
+        cdef subscriber_t* sub = subscriber.s
+        cdef control_t* control
+        if sub == NULL or sub.state >= STATE_CLOSED or size > WIRE_MAX_CONTROL:
+            return 0
+        control = control_of(sub)
+        wire_write_header(control.pong, WIRE_PONG, size)
+        memcpy(control.pong + 2, payload, size)
+        control.pong_size = <uint8_t>(2 + size)
+        mark_first(&self.c, sub)
+        return self.schedule()
+
+    cpdef ping(self, Subscriber subscriber):
+        """Queue an empty ping, unless one waits already."""
+        self.check_thread()
+        cdef subscriber_t* sub = subscriber.s
+        cdef control_t* control
+        if sub == NULL or sub.state >= STATE_CLOSED:
+            return
+        control = control_of(sub)
+        control.ping_size = <uint8_t>wire_write_header(control.ping, WIRE_PING, 0)
+        mark_first(&self.c, sub)
+        self.schedule()
+
+    cpdef close(self, Subscriber subscriber, int code, bytes reason=b""):
+        """Close in order: what is in the outbox, then the close frame; `owner.on_close_sent()` follows.
+
+        code: 0 sends a close frame without a payload. reason: ASCII, at most 123 bytes.
+        """
+        self.check_thread()
+        cdef subscriber_t* sub = subscriber.s
+        if sub == NULL or sub.state >= STATE_CLOSING:
+            return
+        if self.c.run.channel != NULL and is_member(sub, self.c.run.channel):
+            settle_member(&self.c, sub)
+        self.queue_close(sub, code, reason)
+        sub.state = STATE_CLOSING
+        mark_first(&self.c, sub)
+        self.schedule()
+
+    cpdef evict(self, Subscriber subscriber, int code, bytes reason=b""):
+        """Close at once: out of every channel, whole frames dropped; the torn frame's rest and the close frame stay."""
+        self.check_thread()
+        cdef subscriber_t* sub = subscriber.s
+        if sub == NULL or sub.state >= STATE_EVICTED:
+            return
+        if sub.state == STATE_OPEN:
+            self.queue_close(sub, code, reason)
+        sub.state = STATE_EVICTED
+        self.leave_all(sub)
+        outbox_truncate(sub, torn_bytes(sub), &self.c.flusher.releases)
+        releases_apply(&self.c.flusher.releases, &self.c.arena)
+        mark_first(&self.c, sub)
+        self.schedule()
+
+    cdef int queue_close(self, subscriber_t* sub, int code, bytes reason) except -1:
+        cdef control_t* control = control_of(sub)
+        cdef Py_ssize_t size = min(len(reason), WIRE_MAX_CONTROL - 2)
+        if code == 0:
+            control.close_size = <uint8_t>wire_write_header(control.close, WIRE_CLOSE, 0)
+            return 0
+        wire_write_header(control.close, WIRE_CLOSE, 2 + size)
+        control.close[2] = <char>(code >> 8)
+        control.close[3] = <char>(code & 0xFF)
+        memcpy(control.close + 4, PyBytes_AS_STRING(reason), size)
+        control.close_size = <uint8_t>(4 + size)
+        return 0
+
+    # ---- the turn
+
+    cpdef flush(self):
+        """Flush every marked subscriber now. Called by itself only when more than 1 MiB was appended in a turn."""
+        self.check_thread()
+        self.now_ms()
+        while self.flush_some():
+            pass
+
+    cdef bint flush_some(self) except -1:
+        """One slice; whether more waits. Evictions stay marked: they are carried out at the end of the turn."""
+        cdef bint more
+        with nogil:
+            more = flush_slice(&self.c)
+        if self.c.transports.n:
+            self.write_transports()
+        return more
+
+    def _on_turn_end(self):
+        self.is_scheduled = False
+        self.now_ms()
+        self.c.totals.turns += 1
+        cdef bint more = self.flush_some()
+        if self.c.flusher.eventful.n:
+            self.act()
+        if self.c.arena.held_bytes > self.c.limits.memory_budget_bytes // 2:
+            self.keep_budget()
+        if more:
+            self.schedule()
+        if STARLIGHT_CHECKS:
+            self.check()
+
+    def _on_writable(self):
+        """The epoll of the full sockets has something to say."""
+        cdef epoll_event events[64]
+        cdef subscriber_t* sub
+        cdef int i, n = 64, rounds = 0
+        while n == 64 and rounds < 32:                   # the rest comes with the loop's next poll
+            rounds += 1
+            n = epoll_wait(self.c.epoll_fd, events, 64, 0)
+            for i in range(n):
+                sub = <subscriber_t*>events[i].data.ptr
+                full_remove(&self.c, sub)
+                mark(&self.c, sub)
+        self.schedule()
+
+    cpdef writable(self, Subscriber subscriber):
+        """The transport below has sent all it held (resume_writing)."""
+        self.check_thread()
+        cdef subscriber_t* sub = subscriber.s
+        if sub == NULL:
+            return
+        sub.transport_busy = False
+        if sub.fd < 0:
+            full_remove(&self.c, sub)
+        mark_first(&self.c, sub)
+        self.schedule()
+
+    cdef int write_transports(self) except -1:
+        """The second sink: what a slice left for transports, at most STAGE_BYTES at a time and only into an empty one."""
+        cdef vector_t mine = self.c.transports
+        cdef subscriber_t* sub
+        cdef uint32_t i
+        self.c.transports.items = NULL
+        self.c.transports.n = self.c.transports.capacity = 0
+        for i in range(mine.n):
+            sub = <subscriber_t*>mine.items[i]
+            if sub.state != STATE_DEAD:
+                try:
+                    self.write_transport(sub, <Subscriber>sub.handle)
+                except Exception as error:
+                    self.report("writing through a transport failed", error)
+                    if sub.state != STATE_DEAD:
+                        raise_event(&self.c.flusher.eventful, sub, EVENT_BROKEN)
+            unpin(sub)
+        apply_flush(&self.c)
+        vector_free(&mine)
+        return 0
+
+    cdef int write_transport(self, subscriber_t* sub, Subscriber handle) except -1:
+        cdef flusher_t* f = &self.c.flusher
+        transport = handle.transport
+        while sub.state != STATE_DEAD and not sub.is_full and not sub.transport_busy:
+            if transport.get_write_buffer_size() > 0:
+                sub.is_full = True
+                sub.full_since_ms = f.now_ms
+                full_add(&self.c, sub)
+                return 0
+            f.stage_used = 0
+            flush_one(f, sub)
+            if sub.is_full:                              # the stage was, not the transport
+                sub.is_full = False
+                f.newly_full.n -= 1
+                sub.pins -= 1
+            if f.stage_used == 0:
+                return 0
+            transport.write(PyBytes_FromStringAndSize(f.stage, f.stage_used))
+        return 0
+
+    cdef int act(self) except -1:
+        """Carry out what fan-out and flush marked. Owners may publish, close and detach in here."""
+        cdef vector_t mine = self.c.flusher.eventful
+        cdef subscriber_t* sub
+        cdef uint32_t i
+        cdef uint8_t events
+        self.c.flusher.eventful.items = NULL
+        self.c.flusher.eventful.n = self.c.flusher.eventful.capacity = 0
+        for i in range(mine.n):
+            sub = <subscriber_t*>mine.items[i]
+            events = sub.events
+            sub.events = 0
+            if sub.state != STATE_DEAD:
+                try:
+                    self.act_on(<Subscriber>sub.handle, events)
+                except Exception as error:
+                    self.report("a connection failed to handle an event", error)
+            unpin(sub)
+        vector_free(&mine)
+        return 0
+
+    cdef int act_on(self, Subscriber subscriber, uint8_t events) except -1:
+        cdef int code = 0
+        owner = subscriber.owner
+        if events & EVENT_BROKEN:
+            self.c.totals.broken += 1
+            owner.on_broken()
+            return 0
+        if events & EVENT_CLOSE_SENT:
+            owner.on_close_sent()
+            return 0
+        if events & EVENT_EVICT_TIMEOUT:
+            self.c.totals.evicted_timeout += 1
+            code = 4009
+        elif events & EVENT_EVICT_BUDGET:
+            self.c.totals.evicted_budget += 1
+            code = 4008
+        elif events & EVENT_EVICT_SLOW:
+            self.c.totals.evicted_slow += 1
+            code = 4008
+        if code:
+            self.evict(subscriber, code, close_reason(code).encode())
+            owner.on_evicted(code)
+        return 0
+
+    cdef int report(self, str message, error) except -1:
+        if self.loop is not None:
+            self.loop.call_exception_handler({"message": message, "exception": error})
+        return 0
+
+    # ---- the sweep: what time alone decides
+
+    cpdef sweep(self):
+        """Judge the full subscribers by the clock, and keep memory within bounds. Call it every 50 ms or so."""
+        self.check_thread()
+        self.now_ms()
+        cdef core_t* c = &self.c
+        cdef uint32_t i, full_ms
+        cdef subscriber_t* sub
+        for i in range(c.full.n):
+            sub = <subscriber_t*>c.full.items[i]
+            full_ms = c.flusher.now_ms - sub.full_since_ms
+            if sub.state == STATE_OPEN and sub.out_messages > c.limits.outbox_messages \
+                    and full_ms >= c.limits.evict_after_ms:
+                raise_event(&c.flusher.eventful, sub, EVENT_EVICT_SLOW)
+            elif sub.state <= STATE_CLOSING and full_ms >= c.limits.write_timeout_ms:
+                raise_event(&c.flusher.eventful, sub, EVENT_EVICT_TIMEOUT)
+        if c.full.n and c.arena.held_bytes > COMPACT_ABOVE_BYTES:
+            compact(c)
+        if c.arena.held_bytes > c.limits.memory_budget_bytes // 2:
+            self.keep_budget()
+        if c.flusher.eventful.n:
+            self.act()
+
+    cdef int keep_budget(self) except -1:
+        """Over half the budget: copy what pins chunks. Over all of it: evict, the largest outbox first."""
+        cdef core_t* c = &self.c
+        cdef subscriber_t* sub
+        cdef uint32_t i
+        compact(c)
+        if c.arena.held_bytes <= c.limits.memory_budget_bytes:
+            return 0
+        arena_trim(&c.arena)
+        cdef list largest = []
+        for i in range(c.full.n):
+            sub = <subscriber_t*>c.full.items[i]
+            if sub.state <= STATE_CLOSING:
+                largest.append((sub.out_bytes, i, <Subscriber>sub.handle))
+        largest.sort(reverse=True)
+        for _, _, handle in largest:
+            if c.arena.held_bytes <= c.limits.memory_budget_bytes:
+                break
+            if (<Subscriber>handle).s != NULL:
+                self.act_on(handle, EVENT_EVICT_BUDGET)
+                arena_trim(&c.arena)
+        return 0
+
+    # ---- what others may look at
+
+    def counters(self):
+        """A dict of integers: what lives now (all zero once every connection is gone), then totals that only grow."""
+        cdef core_t* c = &self.c
+        cdef flusher_t* f = &c.flusher
+        cdef uint64_t n_bytes = 0, n_messages = 0, n_spans = 0
+        cdef uint32_t i
+        cdef subscriber_t* sub
+        self.check_thread()
+        for i in range(c.all.n):
+            sub = <subscriber_t*>c.all.items[i]
+            n_bytes += sub.out_bytes
+            n_messages += sub.out_messages
+            n_spans += sub.n_spans
+        return {
+            "subscribers": c.all.n, "full": c.full.n, "channels": c.n_channels - 1, "memberships": c.n_memberships,
+            "chunks": c.arena.n_chunks, "free_chunks": c.arena.n_free, "chunk_bytes": c.arena.held_bytes,
+            "spans": n_spans, "outbox_messages": n_messages, "outbox_bytes": n_bytes,
+            "messages_total": c.totals.messages, "deliveries_total": c.totals.deliveries, "sends_total": f.sends,
+            "short_sends_total": f.short_sends, "sent_bytes_total": f.sent_bytes, "sent_spans_total": f.spans,
+            "settles_total": c.totals.settles, "turns_total": c.totals.turns, "slices_total": c.totals.slices,
+            "evicted_slow_total": c.totals.evicted_slow, "evicted_timeout_total": c.totals.evicted_timeout,
+            "evicted_budget_total": c.totals.evicted_budget, "broken_total": c.totals.broken,
+            "compacted_bytes_total": c.totals.compacted_bytes,
+        }
+
+    def script_sends(self, bytes script):
+        """Test seam: an array of int32, one for each send(2) to come: >0 bytes taken at most, 0 EAGAIN, <0 an errno."""
+        self.test_script = script
+        self.c.flusher.script = <const int32_t*>PyBytes_AS_STRING(script)
+        self.c.flusher.script_size = <uint32_t>(len(script) // sizeof(int32_t))
+        self.c.flusher.script_next = 0
+
+    def check(self):
+        """Assert the core's invariants (the debug build does so by itself after every step)."""
+        check_core(&self.c)

@@ -1,0 +1,172 @@
+"""Every exception that Starlight raises on purpose.
+
+::
+
+    StarlightError
+    ├── ConfigError (ValueError)      a setting has a value that is not allowed
+    ├── WrongThread (RuntimeError)    the core or the hub was called off its loop's thread
+    ├── CloseConnection               server: end this connection with a code and a reason
+    ├── RequestError                  server: answer this request with an error reply; the connection stays
+    │   └── BadMessage                the message is not a JSON object at all (4501 before login)
+    └── ClientError                   what `starlight.connect` raises
+        ├── ConnectFailed             no WebSocket connection could be opened
+        ├── LoginRefused              the server closed the connection instead of welcoming the login
+        ├── ConnectionClosed          the connection ended while something still waited on it
+        └── RequestFailed             the server answered a request with an error reply
+
+Expected ends are data: ``CloseConnection`` and ``RequestError`` carry codes of ``close_codes.py`` and are not logged as
+failures. Anything outside this tree is a bug.
+"""
+
+from starlight import close_codes
+
+__all__ = [
+    "BadMessage",
+    "ClientError",
+    "CloseConnection",
+    "ConfigError",
+    "ConnectFailed",
+    "ConnectionClosed",
+    "LoginRefused",
+    "RequestError",
+    "RequestFailed",
+    "StarlightError",
+    "WrongThread",
+]
+
+_SHOWN_CHARS = 80  # of a wrong value in an error message: enough to recognise it, too little to flood a terminal
+
+
+class StarlightError(Exception):
+    """The root of the tree."""
+
+
+class ConfigError(StarlightError, ValueError):
+    """A setting has a value that is not allowed.
+
+    Attributes:
+        key: the name of the setting as the user wrote it, such as ``outbox_bytes`` or ``STARLIGHT_OUTBOX_BYTES``.
+        field: the field of `Settings` it belongs to, such as ``outbox_bytes``; the CLI derives its flag from it.
+        value: what was given.
+        allowed: what would have been right, as text.
+    """
+
+    def __init__(self, key: str, value: object, allowed: str, field: str | None = None) -> None:
+        self.key = key
+        self.field = field or key
+        self.value = value
+        self.allowed = allowed
+        super().__init__(key, value, allowed, self.field)
+
+    def __str__(self) -> str:
+        shown = repr(self.value)
+        if len(shown) > _SHOWN_CHARS:
+            shown = shown[:_SHOWN_CHARS] + "..."
+        return f"{self.key}={shown}: expected {self.allowed}"
+
+
+class WrongThread(StarlightError, RuntimeError):
+    """One thread owns the core and the hub; use `publish_threadsafe` from any other."""
+
+
+class CloseConnection(StarlightError):
+    """Raised by the hub or a handler to end the connection it serves.
+
+    Attributes:
+        code: a close code of `close_codes.CLOSE_CODES`.
+        reason: ASCII of at most 123 bytes; by default the constant one of the table.
+    """
+
+    def __init__(self, code: int, reason: str | None = None) -> None:
+        self.code = code
+        self.reason = close_codes.reason(code) if reason is None else reason
+        super().__init__(code, self.reason)
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.reason}".rstrip()
+
+
+class RequestError(StarlightError):
+    """A request that is answered with an error reply; the connection stays.
+
+    Attributes:
+        code: an `ErrorCode`, or a plain int of an application.
+        name: its wire name, such as ``bad_request``.
+        message: text for the developer at the other end; names the field, never repeats its content.
+        id: the id of the request; None when it had none or it could not be read.
+    """
+
+    def __init__(self, code: int, message: str = "", id: int | str | None = None) -> None:
+        self.code = int(code)
+        self.name = close_codes.error_name(code)
+        self.message = message
+        self.id = id
+        super().__init__(self.code, message, id)
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.name}: {self.message}"
+
+
+class BadMessage(RequestError):
+    """The message is not JSON, or not an object: error 107, and close code 4501 before login."""
+
+
+class ClientError(StarlightError):
+    """The root of what `starlight.connect` raises."""
+
+
+class ConnectFailed(ClientError):
+    """No WebSocket connection could be opened: refused, timed out, or the handshake was declined."""
+
+
+class LoginRefused(ClientError):
+    """The server closed the connection instead of welcoming the login.
+
+    Attributes:
+        code: the close code.
+        reason: the server's reason.
+    """
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        self.code = code
+        self.reason = reason
+        super().__init__(code, reason)
+
+    def __str__(self) -> str:
+        return f"login refused: {self.code} {self.reason}".rstrip()
+
+
+class ConnectionClosed(ClientError):
+    """The connection ended while something still waited on it.
+
+    Attributes:
+        code: the close code, 1006 when there was none.
+        reason: the peer's reason.
+    """
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        self.code = code
+        self.reason = reason
+        super().__init__(code, reason)
+
+    def __str__(self) -> str:
+        return f"connection closed: {self.code} {self.reason}".rstrip()
+
+
+class RequestFailed(ClientError):
+    """The server answered a request with an error reply.
+
+    Attributes:
+        code: the error code, such as 120.
+        name: its name, such as ``not_connected``.
+        message: the server's text.
+    """
+
+    def __init__(self, code: int, name: str, message: str = "") -> None:
+        self.code = code
+        self.name = name
+        self.message = message
+        super().__init__(code, name, message)
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.name}: {self.message}".rstrip(": ")
