@@ -123,6 +123,17 @@ def prepare_floor() -> str | None:
     return _run(["gcc", "-O2", "-o", str(built), str(source)])
 
 
+def build_null_sink() -> tuple[Path, str | None]:
+    """Compile the library that swallows sends for the benches of the core; return it, and the reason if it can't be."""
+    source, built = BENCH / "null_sink.c", INSTALLED / "null_sink.so"
+    if _is_newer(built, source):
+        return built, None
+    if shutil.which("gcc") is None:
+        return built, "gcc isn't installed"
+    INSTALLED.mkdir(exist_ok=True)
+    return built, _run(["gcc", "-O2", "-shared", "-fPIC", "-o", str(built), str(source)])
+
+
 def prepare_gorilla() -> str | None:
     """Build the hub against Debian's gorilla package, without Go modules."""
     source, built = BENCH / "peers" / "gorilla" / "main.go", INSTALLED / "gorilla-hub"
