@@ -1,9 +1,9 @@
 """What the benches of the core do, once for pytest-benchmark (`test_core_cases.py`) and once for `callgrind`.
 
 A case builds a core of its own with its subscribers, and is then run any number of times; each run does ``units`` of
-work (deliveries, publishes or evictions), so that time and instructions can be given for one. Null sinks are descriptors
-whose sends null_sink.c swallows; without that library they are UDP sockets on which the kernel drops everything, so that
-only then kernel time is included.
+work (deliveries, publishes or evictions), so that time and instructions can be given for one. Null sinks are
+descriptors whose sends null_sink.c swallows; without that library they are UDP sockets on which the kernel drops
+everything, so that only then kernel time is included.
 """
 
 from __future__ import annotations

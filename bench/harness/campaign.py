@@ -1,8 +1,9 @@
 """The measuring itself: every cell of a row once per repetition, in turn, on a quiet machine.
 
-Strategy. A fresh server process per run; the order of the cells is turned round in every other repetition, so that a drift of
-the machine favours nobody. Law: a run with foreign CPU or steal over the limit is discarded, counted, and tried again; what
-still isn't quiet after TRIES leaves its cell without a sample in that repetition, and its ratios with it.
+Strategy. A fresh server process per run; the order of the cells is turned round in every other repetition, so that a
+drift of the machine favours nobody. Law: a run with foreign CPU or steal over the limit is discarded, counted, and
+tried again; what still isn't quiet after TRIES leaves its cell without a sample in that repetition, and its ratios
+with it.
 """
 
 from __future__ import annotations

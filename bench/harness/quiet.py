@@ -1,8 +1,8 @@
 """Was the machine ours? Waits for quiet before a run, and tells afterwards how much of it others took.
 
 Strategy. /proc/stat counts the ticks of all processes, and our own processes' ticks are known, so what is left is
-foreign; steal is what the hypervisor took. Interrupt time belongs to nobody and is not counted as foreign, since most of it
-is our own loopback traffic. Law: a run over the limits is discarded and counted, never corrected.
+foreign; steal is what the hypervisor took. Interrupt time belongs to nobody and is not counted as foreign, since most
+of it is our own loopback traffic. Law: a run over the limits is discarded and counted, never corrected.
 """
 
 from __future__ import annotations

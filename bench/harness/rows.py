@@ -1,7 +1,7 @@
 """The table as data: what each row measures, on which servers, and which bar it has to meet.
 
-A row has cells; a cell is one piece of work on one server; a bar compares two cells, or one with a number. All cells of a row
-are measured in turn within each repetition, so that a ratio always compares neighbours in time.
+A row has cells; a cell is one piece of work on one server; a bar compares two cells, or one with a number. All cells
+of a row are measured in turn within each repetition, so that a ratio always compares neighbours in time.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ RIVALS = ("starlight", "floor", "socketify", "gorilla")
 class Work:
     """What the generator does.
 
-    kind: ``broadcast``, ``publish`` (one channel, with ``id``, the sender joined), ``channels``, ``direct``, ``idle`` or
-        ``connect``.
-    window: messages under way at once (closed model); None with ``rate_per_s``.
+    kind: ``broadcast``, ``publish`` (one channel, with ``id``, the sender joined), ``channels``, ``direct``,
+        ``idle`` or ``connect``.
+    window: messages of each publisher under way at once (closed model); None with ``rate_per_s``.
+    publishers: how many connections publish; 0 means all.
     rate_per_s: messages sent a second whatever happens (open model).
     stalled_share, slow_share: the share of readers that never read after login, and of those that read only just fast
         enough to survive.
-    lifted: flags for Starlight that lift a limit which the work would hit; they are named in the table.
+    lifted: flags for Starlight where its defaults don't fit the work; they are named in the table.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Work:
     window: int | None = 1
     rate_per_s: float | None = None
     payload_bytes: int = PAYLOAD_BYTES
+    publishers: int = 1
     channels: int = 0
     members: int = 0
     direct_share: float = 0.0
@@ -152,11 +154,11 @@ def windows_row() -> Row:
 
 def channel_rows() -> list[Row]:
     publish = Work("publish", 1000, 64)
-    mixed = Work("channels", 1000, 64, channels=100, members=50, direct_share=0.1)
+    mixed = Work("channels", 1000, 1, publishers=100, channels=100, members=50, direct_share=0.1)
     return [
         Row("publish-ok", "publish with id to one channel of 1,000, the sender joined, window 64",
             same_work(publish, RIVALS), at_least(RATE, floor=0.80)),
-        Row("channels", "100 channels × 50 members, everyone in 5, 10% direct, window 64",
+        Row("channels", "100 channels × 50 members, everyone in 5, 10% direct, 100 publishers",
             same_work(mixed, ("starlight", "socketify", "gorilla")), at_least(RATE, gorilla=3.0)),
     ]  # fmt: skip
 
@@ -165,8 +167,8 @@ def direct_rows() -> list[Row]:
     return [
         Row(
             f"direct-w{window}-n{connections}",
-            f"direct, {connections:,} clients, window {window}",
-            same_work(Work("direct", connections, window), DIRECTORS),
+            f"direct, {connections:,} clients, all sending, window {window} each",
+            same_work(Work("direct", connections, window, publishers=0), DIRECTORS),
             at_most(CPU, socketify=1.0, gorilla=0.5),
         )
         for connections in (100, 1000)
@@ -193,7 +195,7 @@ def payload_rows() -> list[Row]:
         for window in (1, 4):
             work = Work("broadcast", 1000 if payload_bytes <= 1024 else 200, window, payload_bytes=payload_bytes)
             if payload_bytes == 65536:
-                work = replace(work, lifted=("--outbox-bytes", str(16 << 20), "--read-limit-bytes", str(256 << 10)))
+                work = replace(work, lifted=("--outbox-bytes", "16MiB", "--read-limit", "256KiB"))
             rows.append(
                 Row(f"payload-{payload_bytes}-w{window}",
                     f"payload {payload_bytes:,} B, window {window}, {work.connections:,} subscribers",
@@ -203,15 +205,18 @@ def payload_rows() -> list[Row]:
 
 
 def slow_row() -> Row:
-    fine = Work("broadcast", 1000, None, rate_per_s=100)
+    """The slow ones read twice a second what came meanwhile: more than the small buffers hold, less than evicts them."""
+    fine = Work("broadcast", 1000, None, rate_per_s=100, payload_bytes=2048, lifted=("--send-buffer", "16KiB"))
     works = {"fine": fine, "stalled": replace(fine, stalled_share=0.1), "slow": replace(fine, slow_share=0.1)}
     cells = tuple(Cell(f"{SUBJECT}-{name}", SUBJECT, work) for name, work in works.items())
     bars = tuple(Bar(P99, f"{SUBJECT}-{name}", (f"{SUBJECT}-fine",), at_most=1.2) for name in ("stalled", "slow"))
-    return Row("slow-readers", "10% of 1,000 stalled, or only just fast enough: the others' p99", cells, bars)
+    title = "100 × 2 KiB/s to 1,000, of whom 10% stalled or only just fast enough: the others' p99"
+    return Row("slow-readers", title, cells, bars)
 
 
 def size_row() -> Row:
-    cells = tuple(Cell(f"{SUBJECT}-n{n}", SUBJECT, Work("broadcast", n, 16)) for n in (1000, 15000))
+    lifted = ("--max-connections", "20000")
+    cells = tuple(Cell(f"{SUBJECT}-n{n}", SUBJECT, Work("broadcast", n, 16, lifted=lifted)) for n in (1000, 15000))
     bar = Bar(CPU, f"{SUBJECT}-n15000", (f"{SUBJECT}-n1000",), at_most=1.2)
     return Row("size", "cost against size: window 16, 1,000 and 15,000 subscribers", cells, (bar,))
 

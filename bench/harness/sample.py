@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harness.quiet import Noise
 from harness.rows import RATE, Bar
 from harness.stats import Estimate, estimate
 
 SATURATED_SHARE = 0.9
-"""Above this useful share the generator may be the limit: its rate says nothing about the server, CPU per delivery does."""
+"""Above this useful share the generator may be the limit: its rate says nothing about the server, CPU per delivery
+does."""
 
 
 @dataclass(frozen=True)
 class Sample:
     """One run of one cell. A figure that the run doesn't give is None.
 
-    rate: deliveries a second. server_us: server CPU per delivery (µs). generator_share: the generator's useful CPU share.
-    p50_ms, p99_ms: delivery latency. memory_kib: server memory per connection. connect_us: server CPU per connect and
-    login. deliveries: how many were counted. faults: what was lost, doubled, swapped, damaged or misdelivered.
+    rate: deliveries a second. server_us: server CPU per delivery (µs). generator_share: the generator's useful CPU
+    share. p50_ms, p99_ms: delivery latency. memory_kib: server memory per connection. connect_us: server CPU per
+    connect and login. deliveries: how many were counted. faults: what was lost, doubled, swapped, damaged or
+    misdelivered.
     """
 
     rate: float | None = None
@@ -31,7 +33,7 @@ class Sample:
     connect_us: float | None = None
     deliveries: int = 0
     faults: int = 0
-    noise: Noise = Noise(0.0, 0.0)
+    noise: Noise = field(default_factory=lambda: Noise(0.0, 0.0))
 
     @property
     def is_saturated(self) -> bool:

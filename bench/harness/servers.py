@@ -12,7 +12,6 @@ import ctypes
 import importlib.util
 import os
 import re
-import selectors
 import shutil
 import signal
 import subprocess
@@ -31,6 +30,9 @@ VENV_PYTHON = INSTALLED / "venv" / "bin" / "python"
 START_TIMEOUT_S = 30.0
 """A slow start is an import of a large package on a busy core; longer than this is a fault."""
 INSTALL_TIMEOUT_S = 600.0
+
+LISTENING = re.compile(r"\blisten(?:ing|s on) (?:\S+?:)?(\d+)\b")
+"""``listening <port>``, as all peers print it, or ``listens on ws://<host>:<port>/ws``, as Starlight logs it."""
 
 PYTHON_PACKAGES = {
     "socketify": ("socketify", "orjson"),
@@ -52,9 +54,9 @@ CHANNELS = "channels"
 class Server:
     """One server of the comparison.
 
-    ``talks`` is the dialect in which the load generator addresses it: ``native`` (Starlight's JSON messages), ``raw``
-    (any text comes back to all verbatim), ``raw-lines`` (the same, several in a frame separated by newlines),
-    ``socketio``, ``nats``. ``works`` says which kinds of work it can do, ``send_buffer`` whether SO_SNDBUF can be set.
+    ``talks`` is the load generator's dialect for broadcasts: ``native`` (Starlight's JSON messages), ``lines`` (the same,
+    and a frame may hold several, separated by newlines), ``raw`` (any text comes back to all verbatim), ``socketio``,
+    ``nats``. ``works`` says which kinds of work it can do, ``send_buffer`` whether SO_SNDBUF can be set.
     """
 
     name: str
@@ -66,7 +68,10 @@ class Server:
     environment: dict[str, str] = field(default_factory=dict)
     send_buffer: bool = True
     path: str = "/ws"
-    lines: bool = False
+
+    def dialect(self, kind: str) -> str:
+        """The dialect for a kind of work: plain peers broadcast raw text, and know native commands for all else."""
+        return "native" if self.talks == "raw" and kind != BROADCAST and DIRECT in self.works else self.talks
 
 
 @dataclass
@@ -74,7 +79,7 @@ class Running:
     """A started server: its process id, its port, and where its errors went."""
 
     server: Server
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     port: int
     log: Path
 
@@ -205,7 +210,8 @@ def _node(sndbuf: int) -> list[str]:
 
 
 def _starlight(sndbuf: int) -> list[str]:
-    return [sys.executable, "-m", "starlight", "serve", "--port", "0", "--send-buffer-bytes", str(sndbuf)]
+    flags = ["--port", "0", "--drain-timeout", "0"]
+    return [sys.executable, "-m", "starlight", "serve", *flags, *(["--send-buffer", str(sndbuf)] if sndbuf else [])]
 
 
 _ALL = frozenset({BROADCAST, DIRECT, CHANNELS})
@@ -218,7 +224,7 @@ SERVERS: dict[str, Server] = {
         Server("floor", "floor: one send per client and turn", "native", _ALL, prepare_floor, _floor("turn")),
         Server("floor-message", "floor: one send per message", "native", _ALL, prepare_floor, _floor("message")),
         Server("socketify", "uWebSockets (socketify)", "raw", _ALL, prepare_python("socketify"), _python("socketify")),
-        Server("gorilla", "gorilla hub (Go)", "raw-lines", _ALL, prepare_gorilla, _gorilla, lines=True),
+        Server("gorilla", "gorilla hub (Go)", "lines", _ALL, prepare_gorilla, _gorilla),
         Server("nats", "nats-server", "nats", _ONLY_BROADCAST, prepare_python("nats"), _python("nats"),
                send_buffer=False, path="/"),
         Server("picows", "picows, Python loop", "raw", _ALL, prepare_python("picows"), _python("picows")),
@@ -250,21 +256,18 @@ def _child_setup(cpu: int | None) -> Callable[[], None]:
     return setup
 
 
-def _wait_for_port(process: subprocess.Popen[str], log: Path) -> int:
-    assert process.stdout is not None
+def _wait_for_port(process: subprocess.Popen[bytes], log: Path) -> int:
     deadline = time.monotonic() + START_TIMEOUT_S
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while time.monotonic() < deadline:
-            if not selector.select(timeout=0.5):
-                continue
-            line = process.stdout.readline()
-            if not line:
-                break
-            found = re.search(r"\blistening\b.*?(\d+)\D*$", line)
-            if found:
-                return int(found.group(1))
-    last = log.read_text(errors="replace").strip().splitlines()[-1:]
+    while time.monotonic() < deadline:
+        has_ended = process.poll() is not None
+        text = log.read_text(errors="replace")
+        found = LISTENING.search(text)
+        if found:
+            return int(found.group(1))
+        if has_ended:
+            break
+        time.sleep(0.02)
+    last = text.strip().splitlines()[-1:]
     raise CannotStart(last[0] if last else "it never said that it listens")
 
 
@@ -274,14 +277,18 @@ def start(server: Server, send_buffer_bytes: int, cpu: int | None = None, extra:
     Raises:
         CannotStart: it ended or said nothing for START_TIMEOUT_S.
     """
-    log = INSTALLED / f"{server.name}.log"
     INSTALLED.mkdir(exist_ok=True)
-    with log.open("w") as errors:
+    log = INSTALLED / f"{server.name}.log"
+    with log.open("wb") as output:
         process = subprocess.Popen(
             [*server.command(send_buffer_bytes), *extra],
-            stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, text=True, cwd=ROOT,
-            env=os.environ | server.environment, preexec_fn=_child_setup(cpu),
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=os.environ | server.environment,
+            preexec_fn=_child_setup(cpu),
+        )
     try:
         return Running(server, process, _wait_for_port(process, log), log)
     except CannotStart:
@@ -289,7 +296,7 @@ def start(server: Server, send_buffer_bytes: int, cpu: int | None = None, extra:
         raise
 
 
-def stop_process(process: subprocess.Popen[str]) -> None:
+def stop_process(process: subprocess.Popen[bytes]) -> None:
     """Ask the process to end; kill it after 3 s."""
     process.terminate()
     try:
@@ -297,8 +304,6 @@ def stop_process(process: subprocess.Popen[str]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
 
 
 @contextlib.contextmanager

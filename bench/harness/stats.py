@@ -31,9 +31,9 @@ def coverage(count: int, rank: int) -> float:
 def estimate(values: Sequence[float]) -> Estimate:
     """Return the median with its 90% interval, by order statistics.
 
-    The exact coverages jump (9 values: 0.961 or 0.820), so the ends are interpolated between the two ranks around 0.90 as
-    in Hettmansperger and Sheather (1986). Nothing about the distribution is assumed. Fewer than 5 values cannot give 90%:
-    their interval is their range.
+    The exact coverages jump (9 values: 0.961 or 0.820), so the ends are interpolated between the two ranks around
+    0.90 as in Hettmansperger and Sheather (1986). Nothing about the distribution is assumed. Fewer than 5 values
+    cannot give 90%: their interval is their range.
 
     Raises:
         ValueError: no values.

@@ -54,7 +54,7 @@ class Member:
             return nats_messages(frame)
         if self.server.talks == "socketio":
             return [json.loads(frame[2:])[1]]
-        return frame.split("\n") if self.server.lines else [frame]
+        return frame.split("\n") if self.server.talks == "lines" else [frame]
 
 
 def nats_messages(frame: bytes) -> list[str]:
@@ -112,8 +112,8 @@ def command(kind: str, **fields: Any) -> str:
 
 
 async def check_broadcast(members: list[Member]) -> None:
-    """A burst and the payload sizes; native servers get commands, the others plain text."""
-    native = members[0].server.talks == "native"
+    """A burst and the payload sizes, as commands or as plain text, whatever the generator sends."""
+    native = members[0].server.talks in ("native", "lines")
     texts = [f"{number:06d}" for number in range(BURST)] + ["x" * size for size in PAYLOADS]
     for text in texts:
         await members[0].send(command("broadcast", data=text) if native else text)
