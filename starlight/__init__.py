@@ -1,0 +1,40 @@
+"""Starlight: a WebSocket message system for high message rates.
+
+::
+
+    import starlight
+
+    app = starlight.Starlight()                  # a server: `starlight serve module:app`, or `await app.serve()`
+    client = await starlight.connect(url, user="ada")    # a client
+
+Names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from starlight._version import __version__
+
+if TYPE_CHECKING:
+    from starlight import errors
+    from starlight.app import Starlight
+    from starlight.client import connect
+
+__all__ = ["Starlight", "__version__", "connect", "errors"]
+
+_HOMES = {"Starlight": "starlight.app", "connect": "starlight.client"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name (PEP 562)."""
+    if name == "errors":
+        return importlib.import_module("starlight.errors")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'starlight' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

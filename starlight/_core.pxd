@@ -20,7 +20,7 @@ from starlight._arena cimport (CHUNK_BYTES, arena_t, checked_realloc, chunk_new,
 from starlight._flush cimport flush_one, flusher_t, raise_event
 from starlight._outbox cimport (EVENT_BROKEN, EVENT_EVICT_SLOW, FORM_FRAMES, FORM_LINES, N_FORMS, STATE_DEAD, STATE_OPEN,
                                 membership_t, outbox_append, releases_apply, span_bytes, span_t, subscriber_t)
-from starlight._wire cimport WIRE_TEXT, wire_header_size, wire_write_header
+from starlight._wire cimport wire_header_size, wire_write_header
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -118,6 +118,7 @@ ctypedef struct core_t:
 ctypedef struct message_t:       # borrowed for one call: the parts of a message, written one behind the other
     const char* part[3]
     size_t size[3]
+    uint8_t opcode
 
 
 # ---- appending -------------------------------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ cdef inline uint32_t written_bytes(message_t* m, int form) noexcept nogil:
 cdef inline void write_message(char* to, message_t* m, int form) noexcept nogil:
     cdef size_t i
     if form == FORM_FRAMES:
-        to += wire_write_header(to, WIRE_TEXT, payload_bytes(m))
+        to += wire_write_header(to, m.opcode, payload_bytes(m))
     memcpy(to, m.part[0], m.size[0])
     to += m.size[0]
     memcpy(to, m.part[1], m.size[1])

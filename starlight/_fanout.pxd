@@ -35,7 +35,7 @@ cdef class Core:
     cpdef Channel channel(self)
     cpdef Subscriber subscriber(self, object owner, int fd, object transport, int form)
     cpdef uint32_t publish(self, Channel channel, bytes head, object data, bytes tail) except? 0xFFFFFFFF
-    cpdef send(self, Subscriber subscriber, bytes head, object data=*, bytes tail=*)
+    cpdef send(self, Subscriber subscriber, bytes head, object data=*, bytes tail=*, bint is_text=*)
     cpdef send_many(self, object subscribers, bytes head, object data=*, bytes tail=*)
     cpdef close(self, Subscriber subscriber, int code, bytes reason=*)
     cpdef evict(self, Subscriber subscriber, int code, bytes reason=*)

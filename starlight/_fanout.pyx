@@ -26,7 +26,8 @@ from starlight._outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, EVENT_EVICT_BUDG
                                 FORM_FRAMES, FORM_LINES, INLINE_SPANS, N_FORMS, STATE_CLOSED, STATE_CLOSING, STATE_DEAD,
                                 STATE_EVICTED, STATE_OPEN, control_t, merged_t, outbox_truncate, releases_apply, span_t,
                                 subscriber_t, torn_bytes)
-from starlight._wire cimport (WIRE_CLOSE, WIRE_MAX_CONTROL, WIRE_PING, WIRE_PONG, wire_write_header)
+from starlight._wire cimport (WIRE_BINARY, WIRE_CLOSE, WIRE_MAX_CONTROL, WIRE_PING, WIRE_PONG, WIRE_TEXT,
+                              wire_write_header)
 
 import os
 
@@ -368,6 +369,7 @@ cdef class Core:
         if channel.c.n_members == 0:
             return 0
         is_view = fill(&m, head, data, tail, &view)
+        m.opcode = WIRE_TEXT
         result = run_append(&self.c, &channel.c, &m)
         if is_view:
             PyBuffer_Release(&view)
@@ -376,8 +378,11 @@ cdef class Core:
         self.after_append()
         return channel.c.n_members
 
-    cpdef send(self, Subscriber subscriber, bytes head, object data=b"", bytes tail=b""):
-        """Send `head + data + tail` to one subscriber, behind all it was to get before. Ignored unless it is open."""
+    cpdef send(self, Subscriber subscriber, bytes head, object data=b"", bytes tail=b"", bint is_text=True):
+        """Send `head + data + tail` to one subscriber, behind all it was to get before. Ignored unless it is open.
+
+        is_text: False for a binary frame (only FRAMES can carry one; the native protocol has none).
+        """
         cdef message_t m
         cdef Py_buffer view
         cdef int result
@@ -386,6 +391,7 @@ cdef class Core:
         if subscriber.s == NULL:
             return
         is_view = fill(&m, head, data, tail, &view)
+        m.opcode = WIRE_TEXT if is_text else WIRE_BINARY
         result = send_one(&self.c, subscriber.s, &m)
         if is_view:
             PyBuffer_Release(&view)
@@ -698,6 +704,12 @@ cdef class Core:
             "evicted_budget_total": c.totals.evicted_budget, "broken_total": c.totals.broken,
             "compacted_bytes_total": c.totals.compacted_bytes,
         }
+
+    def owners(self):
+        """A list of the owners of all subscribers, safe to iterate whatever is done to them."""
+        cdef uint32_t i
+        self.check_thread()
+        return [(<Subscriber>(<subscriber_t*>self.c.all.items[i]).handle).owner for i in range(self.c.all.n)]
 
     def script_sends(self, bytes script):
         """Test seam: an array of int32, one for each send(2) to come: >0 bytes taken at most, 0 EAGAIN, <0 an errno."""

@@ -37,11 +37,15 @@ cdef inline uint32_t wire_write_header(char* to, uint8_t opcode, uint64_t payloa
     return 10
 
 
-cdef inline bint wire_is_utf8(const uint8_t* p, Py_ssize_t size) noexcept nogil:
-    """Whether the bytes are valid UTF-8 (RFC 3629: no overlong forms, no surrogates, at most U+10FFFF)."""
-    cdef Py_ssize_t i = 0
+cdef inline Py_ssize_t wire_utf8_prefix(const uint8_t* p, Py_ssize_t size) noexcept nogil:
+    """Length of the longest prefix of whole UTF-8 characters; -1 if what follows it can't become one.
+
+    RFC 3629: no overlong forms, no surrogates, at most U+10FFFF. Equal to `size` for valid text; less where the text ends
+    inside a character, as a fragment may.
+    """
+    cdef Py_ssize_t i = 0, need
     cdef uint64_t word
-    cdef uint8_t c
+    cdef uint8_t c, low, high
     while i < size:
         while i + 8 <= size:                     # eight ASCII bytes at a time
             memcpy(&word, p + i, 8)
@@ -49,25 +53,39 @@ cdef inline bint wire_is_utf8(const uint8_t* p, Py_ssize_t size) noexcept nogil:
                 break
             i += 8
         if i >= size:
-            return True
+            return size
         c = p[i]
         if c < 0x80:
             i += 1
-        elif c < 0xE0:
-            if c < 0xC2 or i + 1 >= size or (p[i + 1] & 0xC0) != 0x80:
-                return False
-            i += 2
-        elif c < 0xF0:
-            if i + 2 >= size or (p[i + 1] & 0xC0) != 0x80 or (p[i + 2] & 0xC0) != 0x80:
-                return False
-            if (c == 0xE0 and p[i + 1] < 0xA0) or (c == 0xED and p[i + 1] > 0x9F):
-                return False
-            i += 3
+            continue
+        low, high = 0x80, 0xBF                   # the second byte's range
+        if 0xC2 <= c <= 0xDF:
+            need = 1
+        elif 0xE0 <= c <= 0xEF:
+            need = 2
+            if c == 0xE0:
+                low = 0xA0
+            elif c == 0xED:
+                high = 0x9F
+        elif 0xF0 <= c <= 0xF4:
+            need = 3
+            if c == 0xF0:
+                low = 0x90
+            elif c == 0xF4:
+                high = 0x8F
         else:
-            if (c > 0xF4 or i + 3 >= size or (p[i + 1] & 0xC0) != 0x80
-                    or (p[i + 2] & 0xC0) != 0x80 or (p[i + 3] & 0xC0) != 0x80):
-                return False
-            if (c == 0xF0 and p[i + 1] < 0x90) or (c == 0xF4 and p[i + 1] > 0x8F):
-                return False
-            i += 4
-    return True
+            return -1
+        if i + 1 < size and not low <= p[i + 1] <= high:
+            return -1
+        if i + 2 < size and need >= 2 and (p[i + 2] & 0xC0) != 0x80:
+            return -1
+        if i + 3 < size and need == 3 and (p[i + 3] & 0xC0) != 0x80:
+            return -1
+        if i + need >= size:
+            return i
+        i += need + 1
+    return size
+
+
+cdef inline bint wire_is_utf8(const uint8_t* p, Py_ssize_t size) noexcept nogil:
+    return wire_utf8_prefix(p, size) == size

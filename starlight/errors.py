@@ -5,6 +5,8 @@
     StarlightError
     ├── ConfigError (ValueError)      a setting has a value that is not allowed
     ├── WrongThread (RuntimeError)    the core or the hub was called off its loop's thread
+    ├── NotServing (RuntimeError)     the application wants to send, but its node does not run
+    ├── ListenFailed (OSError)        the node can't listen on its address
     ├── CloseConnection               server: end this connection with a code and a reason
     ├── RequestError                  server: answer this request with an error reply; the connection stays
     │   └── BadMessage                the message is not a JSON object at all (4501 before login)
@@ -27,7 +29,9 @@ __all__ = [
     "ConfigError",
     "ConnectFailed",
     "ConnectionClosed",
+    "ListenFailed",
     "LoginRefused",
+    "NotServing",
     "RequestError",
     "RequestFailed",
     "StarlightError",
@@ -67,6 +71,14 @@ class ConfigError(StarlightError, ValueError):
 
 class WrongThread(StarlightError, RuntimeError):
     """One thread owns the core and the hub; use `publish_threadsafe` from any other."""
+
+
+class NotServing(StarlightError, RuntimeError):
+    """The application wants to send something, but its node does not run, or not any more."""
+
+
+class ListenFailed(StarlightError, OSError):
+    """The node can't listen on its address: the port is in use, not permitted, or the host isn't ours."""
 
 
 class CloseConnection(StarlightError):

@@ -1,0 +1,193 @@
+"""One WebSocket connection of the client: picows below, whole messages above.
+
+A link is opened once and ends once: `closed` then has the close code and reason. It never reconnects; that is the
+client's part. picows answers the server's pings, and sends its own when nothing has come for a while.
+"""
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from picows import WSCloseCode, WSError, WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
+from picows.url import WSInvalidURL
+
+from starlight import close_codes
+from starlight.errors import ConnectFailed
+from starlight.protocol import lines
+
+__all__ = ["Closed", "Link"]
+
+PONG_TIMEOUT_S: Final = 10.0
+"""How long to wait for the pong to our own ping, as long as the server waits for ours."""
+
+log = logging.getLogger("starlight.client")
+
+
+class Closed(NamedTuple):
+    """How a link ended: the close code (1006 when there was no close frame) and the reason."""
+
+    code: int
+    reason: str
+
+
+class Link(WSListener):
+    """See the module. Created by `open`.
+
+    Args:
+        on_message: called with each whole message, in order; must not raise.
+        on_writable: called with False when the kernel takes no more and with True when it does again.
+        on_closed: called once an open link has ended, at once, before anything else can be sent on it.
+        max_message_bytes: a longer message ends the link with 1009.
+    """
+
+    def __init__(
+        self,
+        on_message: Callable[[bytes], None],
+        on_writable: Callable[[bool], None],
+        on_closed: Callable[["Link", Closed], None],
+        max_message_bytes: int,
+    ) -> None:
+        self.closed: asyncio.Future[Closed] = asyncio.get_running_loop().create_future()
+        self.is_lines = False
+        self._on_message = on_message
+        self._on_writable = on_writable
+        self._on_closed = on_closed
+        self._max_message_bytes = max_message_bytes
+        self._fragments = bytearray()
+        self._in_fragments = False
+        self._transport: WSTransport | None = None
+
+    async def open(self, url: str, subprotocol: str, keepalive_s: float, tls: ssl.SSLContext | None) -> None:
+        """Connect and shake hands; the caller bounds the time.
+
+        Raises:
+            ConnectFailed: no connection, or no WebSocket server that speaks `subprotocol`.
+        """
+        try:
+            _, listener = await ws_connect(
+                lambda: self,
+                url,
+                ssl_context=tls,
+                websocket_handshake_timeout=None,
+                enable_auto_pong=True,
+                enable_auto_ping=True,
+                auto_ping_idle_timeout=keepalive_s,
+                auto_ping_reply_timeout=min(PONG_TIMEOUT_S, keepalive_s),
+                max_frame_size=self._max_message_bytes,
+                max_redirects=0,  # as in a browser: a redirect would hand the token to another host
+                extra_headers={"Sec-WebSocket-Protocol": subprotocol},
+            )
+        except WSInvalidURL as error:
+            raise ConnectFailed(f"{url}: not a WebSocket URL, expected such as ws://127.0.0.1:8765/ws") from error
+        except (OSError, WSError) as error:
+            raise ConnectFailed(f"{url}: {_why(error)}") from error
+        if listener is None or self._transport is None:
+            raise ConnectFailed(f"{url}: closed by the server during the handshake")
+        agreed = self._transport.response.headers.get("Sec-WebSocket-Protocol", lines.V1)
+        if agreed not in (subprotocol, lines.V1):
+            self.abort()
+            raise ConnectFailed(f"{url}: the server answered with another subprotocol than {subprotocol}")
+        self.is_lines = agreed == lines.LINES
+
+    def send(self, message: bytes) -> None:
+        """Send one message as one text frame. Ignored once the link is closing."""
+        if self._transport is not None:
+            self._transport.send(WSMsgType.TEXT, message)
+
+    async def close(self, timeout_s: float) -> None:
+        """Close handshake with 1000; without an answer in time the connection is cut."""
+        if self._transport is not None and not self.closed.done():
+            self._transport.send_close(WSCloseCode.OK)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self.closed), timeout_s)
+        self.abort()
+
+    def abort(self) -> None:
+        """Cut the connection, if there still is one."""
+        if self._transport is not None:
+            self._transport.disconnect(graceful=False)
+
+    # What picows calls.
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        self._transport = transport
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        if self.closed.done():
+            return  # nothing counts after the close
+        kind = frame.msg_type
+        if kind == WSMsgType.TEXT or kind == WSMsgType.CONTINUATION:
+            self._receive_text(frame, is_first=kind == WSMsgType.TEXT)
+        elif kind == WSMsgType.CLOSE:
+            self._receive_close(transport, frame.get_payload_as_bytes())
+        elif kind == WSMsgType.BINARY:
+            self._fail(WSCloseCode.UNSUPPORTED_DATA)
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        self._finish(Closed(close_codes.ABNORMAL, close_codes.reason(close_codes.ABNORMAL)))
+
+    def pause_writing(self) -> None:
+        self._on_writable(False)
+
+    def resume_writing(self) -> None:
+        self._on_writable(True)
+
+    # The rest is private.
+
+    def _receive_text(self, frame: WSFrame, is_first: bool) -> None:
+        if is_first == self._in_fragments:
+            return self._fail(WSCloseCode.PROTOCOL_ERROR)  # RFC 6455 section 5.4
+        if frame.fin and is_first:
+            return self._deliver(frame.get_payload_as_bytes())
+        self._fragments += frame.get_payload_as_memoryview()
+        self._in_fragments = not frame.fin
+        if len(self._fragments) > self._max_message_bytes:
+            return self._fail(WSCloseCode.MESSAGE_TOO_BIG)
+        if frame.fin:
+            whole = bytes(self._fragments)
+            self._fragments.clear()
+            self._deliver(whole)
+        return None
+
+    def _deliver(self, whole: bytes) -> None:
+        if self.is_lines:
+            for message in lines.split(whole):
+                self._on_message(message)
+        else:
+            self._on_message(whole)
+
+    def _receive_close(self, transport: WSTransport, payload: bytes) -> None:
+        code = int.from_bytes(payload[:2]) if len(payload) >= 2 else close_codes.NO_STATUS
+        transport.send_close(WSCloseCode.OK)  # ignored if theirs is the answer to ours
+        self._disconnect_soon(transport)
+        self._finish(Closed(code, payload[2:].decode("utf-8", "replace")))
+
+    def _fail(self, code: WSCloseCode) -> None:
+        log.warning("the server broke the protocol: closing with %d", code.value)
+        if self._transport is not None:
+            self._transport.send_close(code)
+            self._disconnect_soon(self._transport)
+        self._finish(Closed(code.value, close_codes.reason(code.value)))
+
+    def _disconnect_soon(self, transport: WSTransport) -> None:
+        """Once our close frame is written; or by force, should the server not take it."""
+        transport.disconnect()
+        asyncio.get_running_loop().call_later(PONG_TIMEOUT_S, self.abort)
+
+    def _finish(self, closed: Closed) -> None:
+        """Nothing is delivered or can be sent from here on; told once, and to the owner before anyone who awaits."""
+        if not self.closed.done():
+            self.closed.set_result(closed)
+            self._on_closed(self, closed)
+
+
+def _why(error: Exception) -> str:
+    """One line for a person at a terminal."""
+    if isinstance(error, ConnectionRefusedError):
+        return "nothing listens there (connection refused)"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error)

@@ -1,0 +1,83 @@
+# A connection's record: its state between the handshake and the end, what of a message has arrived, and its one deadline.
+#
+#   HANDSHAKE -> LOGIN -> OPEN -> CLOSING -> GONE
+#
+# Law: from CLOSING on nothing is delivered to the hub and nothing but the close is written. The hub hears of a client's end
+# exactly once. picows parses and nothing else: see `disarm` in _connection.pyx.
+
+from libc.stdint cimport uint64_t
+from picows.picows cimport WSFrame, WSListener, WSTransport
+from starlight._deadlines cimport deadline_t, wheel_t
+from starlight._fanout cimport Core, Subscriber
+
+
+cdef enum phase_t:
+    PHASE_HANDSHAKE = 0
+    PHASE_LOGIN = 1
+    PHASE_OPEN = 2
+    PHASE_CLOSING = 3
+    PHASE_GONE = 4
+
+
+cdef class Acceptor:
+    cdef readonly Core core
+    cdef readonly object hub
+    cdef readonly int connections        # sockets, from accept to close
+    cdef readonly object counts          # dict of totals
+    cdef object loop
+    cdef object timer
+    cdef object hub_login
+    cdef object hub_receive
+    cdef wheel_t wheel
+    cdef bytes path
+    cdef int max_connections
+    cdef int send_buffer_bytes
+    cdef int fragments_limit
+    cdef Py_ssize_t read_limit_bytes
+    cdef uint64_t handshake_timeout_ms
+    cdef uint64_t login_timeout_ms
+    cdef uint64_t ping_interval_ms
+    cdef uint64_t pong_timeout_ms
+    cdef uint64_t told_ms                # when failed handshakes were last logged
+    cdef int n_failed_handshakes         # since then
+    cdef readonly bint echoes
+
+    cdef int tell_failed_handshakes(self) except -1
+
+
+cdef class Connection(WSListener):
+    cdef Acceptor acceptor
+    cdef readonly Subscriber subscriber
+    cdef readonly object client          # the hub's Client; None before the login and after the end
+    cdef readonly str subprotocol
+    cdef object transport                # the asyncio transport; None until the handshake is done and after the end
+    cdef object queue                    # deque of messages that wait for an async handler; None most of the time
+    cdef object task                     # the handler under way
+    cdef bytearray fragments             # of the message under way; None most of the time
+    cdef Py_ssize_t checked_bytes        # of which so many are known to be UTF-8
+    cdef int n_fragments
+    cdef Py_ssize_t queued_bytes
+    cdef int fd
+    cdef int parser_error                # close code of an error that picows found, to be acted on behind the frame before it
+    cdef phase_t phase
+    cdef bint is_lines
+    cdef bint is_text                    # the fragments' message
+    cdef bint awaits_pong
+    cdef bint is_paused                  # reading, because too much waits for an async handler
+    cdef bint is_evicted                 # the end is an abort with SO_LINGER 0
+    cdef bint is_counted
+    cdef deadline_t deadline
+
+    cdef int receive(self, WSFrame frame) except -1
+    cdef int receive_data(self, WSFrame frame) except -1
+    cdef int receive_fragment(self, WSFrame frame) except -1
+    cdef int receive_close(self, WSFrame frame) except -1
+    cdef int whole_message(self, bytes message, bint is_text) except -1
+    cdef int deliver(self, bytes message) except -1
+    cdef int dispatch(self, bytes message) except -1
+    cdef int hold(self, bytes message) except -1
+    cdef int fail(self, int code) except -1
+    cdef int begin_close(self) except -1
+    cdef int leave_hub(self) except -1
+    cdef int set_deadline(self, uint64_t after_ms) except -1
+    cdef int due(self) except -1

@@ -1,0 +1,39 @@
+"""Stubs of the compiled connection. What each call means stands in the docstrings of _connection.pyx."""
+
+from asyncio import BufferedProtocol
+from collections.abc import Callable
+from typing import Any, final
+
+from starlight._fanout import Core, Subscriber
+from starlight.config import Settings
+
+@final
+class Connection:
+    subscriber: Subscriber
+    client: Any
+    subprotocol: str
+    @property
+    def is_open(self) -> bool: ...
+    @property
+    def peername(self) -> tuple[Any, ...] | None: ...
+    def close(self, code: int, reason: str | None = None, retry_ms: int | None = None) -> None: ...
+    def abort(self) -> None: ...
+    def on_evicted(self, code: int) -> None: ...
+    def on_close_sent(self) -> None: ...
+    def on_broken(self) -> None: ...
+
+@final
+class Acceptor:
+    core: Core
+    hub: Any
+    connections: int
+    counts: dict[str, int]
+    def __init__(
+        self, core: Core, hub: object, settings: Settings, *, echoes: bool = False, fragments_limit: int = 64
+    ) -> None: ...
+    def protocol(self) -> BufferedProtocol: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def close_all(
+        self, code: int, reason: str | None = None, retry_ms: int | Callable[[], int] | None = None
+    ) -> None: ...

@@ -1,0 +1,684 @@
+"""A connection's read side and life: picows' frames in, whole messages to the hub, deadlines, and every way it can end.
+
+picows parses the handshake and the frames; from the end of the handshake on it writes and closes nothing: `disarm` takes both
+from it, so that the core is the only writer to the socket (no close frame of picows' can land inside a torn frame) and the end
+is ours to order (a close frame is followed by write_eof and reading until EOF, not by a reset that destroys it). What its
+parser finds wrong it says through the logger it was given, which is the connection itself.
+
+picows looks one frame ahead: it reports an error in frame N+1 before it delivers frame N. The error is therefore kept, frame
+N is handled, and then the connection fails; reading stops meanwhile, so that nothing behind the error is ever delivered.
+"""
+
+import asyncio
+import logging
+import random
+import socket
+import struct
+from collections import deque
+from http import HTTPStatus
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport uint8_t, uint64_t
+from picows.picows cimport MemoryBuffer, WSFrame, WSListener, WSMsgType, WSTransport
+from starlight._deadlines cimport (WHEEL_TICK_MS, deadline_clear, deadline_set, deadline_t, list_init, wheel_collect,
+                                   wheel_init)
+from starlight._fanout cimport Core, Subscriber
+from starlight._wire cimport wire_is_utf8, wire_utf8_prefix
+
+from picows import WSUpgradeResponse, WSUpgradeResponseWithListener
+from picows.picows import WSProtocol
+
+from starlight import close_codes
+from starlight._fanout import FRAMES, LINES
+from starlight.errors import CloseConnection
+from starlight.protocol.lines import LINES as LINES_SUBPROTOCOL
+from starlight.protocol.lines import select_subprotocol, split
+from starlight.protocol.replies import bye
+
+log = logging.getLogger(__name__)
+
+cdef extern from "<sys/socket.h>" nogil:
+    int SHUT_WR
+    int sys_shutdown "shutdown"(int fd, int how)
+
+cdef enum:
+    LINGER_MS = 1000             # after our close frame: time for the peer to read it and to close
+    HOLD_MESSAGES = 64           # that wait for an async handler before reading stops
+    HOLD_BYTES = 256 * 1024
+    FRAGMENTS_LIMIT = 64         # of one message; a client that sends more plays with us
+    READ_BUFFER_BYTES = 2048     # picows' minimum; it grows with what really arrives
+
+cdef object RESET_ON_CLOSE = struct.pack("ii", 1, 0)     # struct linger: close(2) drops what the kernel holds
+cdef object PING_WHEN_IDLE = 1
+cdef MemoryBuffer NO_WRITE_BUFFER = MemoryBuffer(16)     # for all connections: picows writes nothing after the handshake
+
+
+# Closes without a `bye`: the peer does not read, or does not speak the protocol.
+cdef frozenset NO_BYE = frozenset((1002, 1003, 1007, 1008, 1009, 4008, 4009))
+
+
+class Disarmed:
+    """What picows takes for the transport once the handshake is done: it can neither close nor abort it."""
+
+    __slots__ = ()
+
+    def close(self):
+        """Ignored: the connection closes."""
+
+    def abort(self):
+        """Ignored: the connection closes."""
+
+
+cdef object DISARMED = Disarmed()
+
+
+class Discard(asyncio.BufferedProtocol):
+    """What reads a closing connection: picows' parser would keep, and grow its buffer for, what comes behind an error."""
+
+    __slots__ = ("connection", "protocol")
+    buffer = bytearray(64 * 1024)                        # shared by all: nobody looks at what is in it
+
+    def __init__(self, connection, protocol):
+        self.connection = connection
+        self.protocol = protocol
+
+    def get_buffer(self, size_hint):
+        """Where to put what nobody reads."""
+        return self.buffer
+
+    def buffer_updated(self, n_bytes):
+        """Ignored."""
+
+    def eof_received(self):
+        """Both sides are done: let the transport close."""
+        return False
+
+    def resume_writing(self):
+        """As before."""
+        self.connection.resume_writing()
+
+    def connection_lost(self, exc):
+        """As before."""
+        self.protocol.connection_lost(exc)
+
+
+class Protocol(WSProtocol):
+    """picows' protocol, told of the socket's first and last moment (its listener only hears of upgraded ones)."""
+
+    __slots__ = ("connection",)
+
+    def connection_made(self, transport):
+        """Count the socket, or refuse it when there are too many."""
+        if self.connection.on_socket(transport):
+            super().connection_made(transport)
+        else:
+            transport.abort()
+
+    def connection_lost(self, exc):
+        """The socket is about to be closed: forget the fd first of all."""
+        if self.transport is not None:
+            super().connection_lost(exc)
+        self.connection.on_socket_lost()
+        self.connection = None
+
+
+# ---- the handshake ---------------------------------------------------------------------------------------------------
+
+def refuse(status, body, headers=None):
+    """An HTTP response that ends the connection; `body` is a constant and never echoes the request."""
+    return WSUpgradeResponseWithListener(WSUpgradeResponse.create_error_response(status, body, headers), None)
+
+
+def tokens(headers, name):
+    """The comma-separated tokens of all headers of a name."""
+    return [token.strip() for value in headers.getall(name, ()) for token in value.split(",")]
+
+
+def check_upgrade(request, bytes path):
+    """None if the request may be upgraded, else the response that refuses it (RFC 6455 §4.2)."""
+    headers = request.headers
+    target, _, query = request.path.partition(b"?")
+    if query:
+        return refuse(HTTPStatus.BAD_REQUEST, b"no query is taken here; credentials belong in the login message")
+    if target != path:
+        return refuse(HTTPStatus.NOT_FOUND, b"not found")
+    if len(headers.getall("host", ())) != 1:
+        return refuse(HTTPStatus.BAD_REQUEST, b"exactly one Host header is required")
+    if "websocket" not in [token.lower() for token in tokens(headers, "upgrade")]:
+        return refuse(HTTPStatus.UPGRADE_REQUIRED, b"this is a WebSocket endpoint", {"Upgrade": "websocket"})
+    if "upgrade" not in [token.lower() for token in tokens(headers, "connection")]:
+        return refuse(HTTPStatus.BAD_REQUEST, b"Connection must name Upgrade")
+    if headers.getall("sec-websocket-version", ()) != ["13"]:
+        return refuse(HTTPStatus.UPGRADE_REQUIRED, b"WebSocket version 13 is spoken here",
+                      {"Sec-WebSocket-Version": "13", "Upgrade": "websocket"})
+    if len(headers.getall("sec-websocket-key", ())) != 1:
+        return refuse(HTTPStatus.BAD_REQUEST, b"exactly one Sec-WebSocket-Key is required")
+    headers["Connection"] = "Upgrade"                    # picows wants nothing else; Firefox says "keep-alive, Upgrade"
+    headers["Upgrade"] = "websocket"
+    return None
+
+
+# ---- the connection --------------------------------------------------------------------------------------------------
+
+cdef class Connection(WSListener):
+    """One socket. The hub sees `subscriber`, `peername`, `subprotocol`, `is_open` and `close()`."""
+
+    def __init__(self, Acceptor acceptor not None):
+        self.acceptor = acceptor
+        self.phase = PHASE_HANDSHAKE
+        self.subprotocol = ""
+        self.fd = -1
+        self.deadline.owner = <void*>self
+
+    def __dealloc__(self):
+        deadline_clear(&self.deadline)
+
+    @property
+    def is_open(self):
+        """False once it is closing or closed."""
+        return self.phase < PHASE_CLOSING
+
+    @property
+    def peername(self):
+        """The other end's address as the socket module gives it; None without a socket."""
+        return self.transport.get_extra_info("peername") if self.transport is not None else None
+
+    # ---- the socket's first and last moment
+
+    def on_socket(self, transport):
+        """A socket was accepted: False to refuse it."""
+        cdef Acceptor acceptor = self.acceptor
+        if acceptor.connections >= acceptor.max_connections:
+            acceptor.count("refused_full")
+            return False
+        acceptor.connections += 1
+        self.is_counted = True
+        self.transport = transport
+        self.set_deadline(acceptor.handshake_timeout_ms)
+        sock = transport.get_extra_info("socket")
+        if sock.family != socket.AF_UNIX and acceptor.send_buffer_bytes:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, acceptor.send_buffer_bytes)
+        return True
+
+    def on_socket_lost(self):
+        """The socket is about to be closed."""
+        self.end()
+        if self.is_counted:
+            self.is_counted = False
+            self.acceptor.connections -= 1
+
+    def on_upgrade(self, request):
+        """picows' listener factory: this listener with a 101, or a response that refuses."""
+        try:
+            refusal = check_upgrade(request, self.acceptor.path)
+            if refusal is not None:
+                return refusal
+            offers = tokens(request.headers, "sec-websocket-protocol")
+            chosen = select_subprotocol(offers)
+            if chosen is None:
+                return refuse(HTTPStatus.BAD_REQUEST, b"no subprotocol in common: starlight.v1, starlight.v1.lines")
+            self.subprotocol = chosen
+            self.is_lines = chosen == LINES_SUBPROTOCOL
+            headers = {"Sec-WebSocket-Protocol": chosen} if offers else None
+            return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(headers), self)
+        except Exception:
+            log.exception("handshake failed")
+            return refuse(HTTPStatus.INTERNAL_SERVER_ERROR, b"internal error")
+
+    cpdef on_ws_connected(self, WSTransport transport):
+        cdef Acceptor acceptor = self.acceptor
+        self.fd = -1 if transport.is_secure else transport._socket
+        disarm(transport)
+        self.phase = PHASE_LOGIN
+        if transport.is_secure or self.transport.get_write_buffer_size() > 0:
+            self.transport.set_write_buffer_limits(0)    # so that resume_writing means: all is out
+        self.subscriber = acceptor.core.subscriber(self, self.fd, self.transport, LINES if self.is_lines else FRAMES)
+        acceptor.count("accepted")
+        if acceptor.echoes:
+            self.phase = PHASE_OPEN
+            return
+        self.set_deadline(acceptor.login_timeout_ms)
+
+    cpdef on_ws_disconnected(self, WSTransport transport):
+        self.end()
+
+    def end(self):
+        """Forget the fd before it is closed, and tell the hub. A second call does nothing."""
+        if self.phase == PHASE_GONE:
+            return
+        if self.phase == PHASE_HANDSHAKE and self.is_counted:
+            self.acceptor.count("handshakes_failed")
+            self.acceptor.n_failed_handshakes += 1
+        self.phase = PHASE_GONE
+        deadline_clear(&self.deadline)
+        self.queue = None
+        self.fragments = None
+        if self.subscriber is not None:
+            self.leave_hub()
+            self.acceptor.core.detach(self.subscriber)
+        self.transport = None
+
+    cpdef pause_writing(self):
+        pass
+
+    cpdef resume_writing(self):
+        if self.subscriber is not None and self.transport is not None and self.transport.get_write_buffer_size() == 0:
+            self.acceptor.core.writable(self.subscriber)
+
+    # ---- what picows logs
+
+    def isEnabledFor(self, level):
+        """picows asks whether to log; only its errors are wanted."""
+        return False
+
+    def error(self, message, *args):
+        """picows' parser found an error: its first argument is (close code, text)."""
+        cdef int code = 1002
+        if args and isinstance(args[0], tuple) and args[0]:
+            code = int(args[0][0])
+        self.on_parser_error(code)
+
+    def exception(self, message, *args):
+        """picows' parser broke, which counts as the peer's error."""
+        self.on_parser_error(1002)
+
+    def on_parser_error(self, int code):
+        """Keep the error; the frame before it, if any, is still to come."""
+        if self.phase not in (PHASE_LOGIN, PHASE_OPEN) or self.parser_error:
+            return
+        self.parser_error = code
+        self.transport.pause_reading()
+        self.acceptor.loop.call_soon(self.on_parser_error_turn)
+
+    def on_parser_error_turn(self):
+        """Nothing more of the read that held the error is to come."""
+        if self.phase in (PHASE_LOGIN, PHASE_OPEN):
+            self.fail(self.parser_error)
+
+    def debug(self, *args):
+        """Not wanted."""
+
+    def info(self, *args):
+        """Not wanted."""
+
+    def warning(self, *args):
+        """Not wanted."""
+
+    def log(self, *args):
+        """Not wanted."""
+
+    # ---- frames
+
+    cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
+        if self.phase >= PHASE_CLOSING or self.phase == PHASE_HANDSHAKE:
+            return
+        try:
+            self.receive(frame)
+        except CloseConnection as close:
+            self.close(close.code, close.reason)
+        except Exception:
+            log.exception("a message could not be handled")
+            self.close(1011)
+
+    cdef int receive(self, WSFrame frame) except -1:
+        cdef WSMsgType kind = frame.msg_type
+        if frame.rsv1 or frame.rsv2 or frame.rsv3:
+            return self.fail(1002)
+        if kind == WSMsgType.TEXT or kind == WSMsgType.BINARY or kind == WSMsgType.CONTINUATION:
+            return self.receive_data(frame)
+        if kind == WSMsgType.PING:
+            return self.acceptor.core.pong(self.subscriber, frame.payload_ptr, frame.payload_size)
+        if kind == WSMsgType.PONG:
+            if self.awaits_pong:
+                self.awaits_pong = False
+                self.set_deadline(self.acceptor.ping_interval_ms)
+            return 0
+        return self.receive_close(frame)
+
+    cdef int receive_data(self, WSFrame frame) except -1:
+        cdef bint is_text
+        if frame.msg_type == WSMsgType.CONTINUATION or not frame.fin or self.fragments is not None:
+            return self.receive_fragment(frame)
+        is_text = frame.msg_type == WSMsgType.TEXT
+        if is_text and not wire_is_utf8(<const uint8_t*>frame.payload_ptr, frame.payload_size):
+            return self.fail(1007)
+        return self.whole_message(PyBytes_FromStringAndSize(frame.payload_ptr, frame.payload_size), is_text)
+
+    cdef int receive_fragment(self, WSFrame frame) except -1:
+        """One frame of a fragmented message (RFC 6455 §5.4); UTF-8 is checked as far as it has come."""
+        cdef Py_ssize_t checked
+        cdef const uint8_t* text
+        if (frame.msg_type == WSMsgType.CONTINUATION) != (self.fragments is not None):
+            return self.fail(1002)
+        if self.fragments is None:
+            self.fragments = bytearray()
+            self.is_text = frame.msg_type == WSMsgType.TEXT
+            self.n_fragments = 0
+            self.checked_bytes = 0
+        self.n_fragments += 1
+        if self.n_fragments > self.acceptor.fragments_limit:
+            return self.fail(1008)
+        if len(self.fragments) + frame.payload_size > self.acceptor.read_limit_bytes:
+            return self.fail(1009)
+        self.fragments += frame.payload_ptr[:frame.payload_size]
+        if self.is_text:
+            text = <const uint8_t*><char*>self.fragments
+            checked = wire_utf8_prefix(text + self.checked_bytes, len(self.fragments) - self.checked_bytes)
+            self.checked_bytes += checked
+            if checked < 0 or (frame.fin and self.checked_bytes != len(self.fragments)):
+                return self.fail(1007)
+        if not frame.fin:
+            return 0
+        message = bytes(self.fragments)
+        self.fragments = None
+        return self.whole_message(message, self.is_text)
+
+    cdef int receive_close(self, WSFrame frame) except -1:
+        """The peer closes: answer with its code, behind what it is still to get (RFC 6455 §5.5.1)."""
+        cdef int code = 1000
+        cdef const uint8_t* payload = <const uint8_t*>frame.payload_ptr
+        if frame.payload_size >= 2:
+            code = payload[0] << 8 | payload[1]
+            if not close_codes.valid_on_wire(code):
+                return self.fail(1002)
+            if not wire_is_utf8(payload + 2, frame.payload_size - 2):
+                return self.fail(1007)
+        elif frame.payload_size == 1:
+            return self.fail(1002)
+        self.acceptor.core.close(self.subscriber, code)
+        return self.begin_close()
+
+    cdef int whole_message(self, bytes message, bint is_text) except -1:
+        if self.acceptor.echoes:
+            return self.acceptor.echo(self, message, is_text)
+        if not is_text:
+            return self.fail(1003)
+        if not self.is_lines:
+            return self.deliver(message)
+        for line in split(message):
+            if self.phase >= PHASE_CLOSING:
+                break
+            self.deliver(line)
+        return 0
+
+    # ---- messages, strictly one after the other
+
+    cdef int deliver(self, bytes message) except -1:
+        if self.task is not None:
+            return self.hold(message)
+        return self.dispatch(message)
+
+    cdef int dispatch(self, bytes message) except -1:
+        if self.client is not None:
+            awaitable = self.acceptor.hub_receive(self.client, message)
+            if awaitable is not None:
+                self.task = self.acceptor.loop.create_task(self.handle(awaitable))
+            return 0
+        result = self.acceptor.hub_login(self, message)
+        if hasattr(result, "__await__"):
+            self.task = self.acceptor.loop.create_task(self.handle_login(result))
+        else:
+            self.on_login(result)
+        return 0
+
+    def on_login(self, client):
+        """The login was accepted; it may be over already if a handler closed the connection meanwhile."""
+        if self.phase >= PHASE_CLOSING:
+            self.acceptor.hub.disconnect(client)
+            return
+        self.client = client
+        self.phase = PHASE_OPEN
+        self.set_deadline(<uint64_t>(self.acceptor.ping_interval_ms * random.uniform(0.5, 1.0)))
+
+    async def handle(self, awaitable):
+        """Run an async handler, then what waited for it."""
+        try:
+            await awaitable
+        except CloseConnection as close:
+            self.close(close.code, close.reason)
+        except Exception:
+            log.exception("a handler's reply could not be sent")
+            self.close(1011)
+        self.on_handled()
+
+    async def handle_login(self, awaitable):
+        """Run an async login, then what waited for it."""
+        try:
+            self.on_login(await awaitable)
+        except CloseConnection as close:
+            self.close(close.code, close.reason)
+        except Exception:
+            log.exception("a login could not be handled")
+            self.close(1011)
+        self.on_handled()
+
+    def on_handled(self):
+        """Go on with the messages that were held, until one needs a task again."""
+        self.task = None
+        try:
+            while self.queue and self.task is None and self.phase < PHASE_CLOSING:
+                message = self.queue.popleft()
+                self.queued_bytes -= len(message)
+                self.dispatch(message)
+        except CloseConnection as close:
+            self.close(close.code, close.reason)
+        except Exception:
+            log.exception("a message could not be handled")
+            self.close(1011)
+        if self.phase >= PHASE_CLOSING:
+            self.queue = None
+            return
+        if self.is_paused and len(self.queue) <= HOLD_MESSAGES // 2 and self.queued_bytes <= HOLD_BYTES // 2:
+            self.is_paused = False
+            self.transport.resume_reading()
+
+    cdef int hold(self, bytes message) except -1:
+        """Keep a message for later; reading stops when enough of them wait."""
+        if self.queue is None:
+            self.queue = deque()
+        self.queue.append(message)
+        self.queued_bytes += len(message)
+        if not self.is_paused and (len(self.queue) >= HOLD_MESSAGES or self.queued_bytes >= HOLD_BYTES):
+            self.is_paused = True
+            self.transport.pause_reading()
+        return 0
+
+    # ---- the ways to end
+
+    def close(self, int code, str reason=None, retry_ms=None):
+        """End in good order: what is in the outbox, a `bye`, the close frame, then up to 1 s for the peer.
+
+        code: a close code of the protocol. reason: ASCII of at most 123 bytes; None: the code's constant one.
+        retry_ms: when the client may come back, told in the `bye`. Does nothing on a connection that is closing.
+        """
+        if self.phase == PHASE_HANDSHAKE or self.phase >= PHASE_CLOSING:
+            return
+        text = close_codes.reason(code) if reason is None else reason
+        if code not in NO_BYE:
+            self.acceptor.core.send(self.subscriber, bye(code, text, retry_ms))
+        self.acceptor.core.close(self.subscriber, code, text.encode("ascii", "replace"))
+        self.acceptor.count_close(code)
+        self.begin_close()
+
+    cdef int fail(self, int code) except -1:
+        """The peer broke the protocol."""
+        self.close(code)
+        return 0
+
+    cdef int begin_close(self) except -1:
+        self.phase = PHASE_CLOSING
+        self.fragments = None
+        self.leave_hub()
+        self.set_deadline(LINGER_MS)
+        self.transport.set_protocol(Discard(self, self.transport.get_protocol()))
+        self.transport.resume_reading()                  # to see the EOF, whatever had stopped it
+        self.is_paused = False
+        return 0
+
+    cdef int leave_hub(self) except -1:
+        client, self.client = self.client, None
+        if client is not None:
+            try:
+                self.acceptor.hub.disconnect(client)
+            except Exception:
+                log.exception("the hub failed to disconnect a client")
+        return 0
+
+    def on_evicted(self, int code):
+        """The core evicted it: out of the hub now; the torn frame's rest and the close frame have 1 s."""
+        if self.phase >= PHASE_GONE:
+            return
+        self.is_evicted = True
+        self.acceptor.count_close(code)
+        self.begin_close()
+
+    def on_close_sent(self):
+        """The close frame is with the kernel: say EOF, and wait for the peer's."""
+        if self.fd >= 0:
+            sys_shutdown(self.fd, SHUT_WR)
+        elif self.transport is not None:
+            self.transport.close()                       # TLS: flushes, says close_notify and closes
+
+    def on_broken(self):
+        """The socket is gone."""
+        self.abort()
+
+    def abort(self):
+        """Close the socket now; an evicted one with a reset, so that no orphan holds kernel memory."""
+        if self.transport is None:
+            return
+        if self.is_evicted:
+            sock = self.transport.get_extra_info("socket")
+            if sock is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        self.transport.abort()
+
+    # ---- deadlines
+
+    cdef int set_deadline(self, uint64_t after_ms) except -1:
+        deadline_set(&self.acceptor.wheel, &self.deadline, self.acceptor.core.now_ms() + after_ms)
+        return 0
+
+    cdef int due(self) except -1:
+        """The one deadline has come: what it means depends on the phase."""
+        cdef Acceptor acceptor = self.acceptor
+        if self.phase == PHASE_LOGIN:
+            if self.task is None:
+                self.close(close_codes.LOGIN_TIMEOUT)
+            else:
+                self.set_deadline(acceptor.login_timeout_ms)     # the application is checking it
+        elif self.phase == PHASE_HANDSHAKE:
+            self.abort()
+        elif self.phase == PHASE_CLOSING:
+            self.is_evicted = self.is_evicted or self.subscriber.outbox_bytes > 0
+            self.abort()
+        elif not self.awaits_pong:
+            acceptor.core.ping(self.subscriber)
+            self.awaits_pong = True
+            self.set_deadline(acceptor.pong_timeout_ms)
+        elif self.is_paused:
+            self.set_deadline(acceptor.pong_timeout_ms)          # its pong may be among what we don't read
+        else:
+            self.close(close_codes.NO_PONG)
+        return 0
+
+
+cdef disarm(WSTransport transport):
+    """Leave picows nothing but the parser: it writes nothing and closes nothing from here on."""
+    transport.is_close_frame_sent = True                 # its send and send_close now return at once
+    transport.underlying_transport = DISARMED
+    transport.request = None
+    transport.response = None
+    transport._write_buffer = NO_WRITE_BUFFER
+
+
+# ---- the acceptor ----------------------------------------------------------------------------------------------------
+
+cdef class Acceptor:
+    """What the connections of one node share: core, hub, limits, the wheel of deadlines.
+
+    core: bound to the running loop. hub: see `starlight.hub.Hub`. settings: see `starlight.config.Settings`.
+    echoes: send every message back to its sender instead (the conformance server; no login, no hub).
+    fragments_limit: frames of one message.
+    """
+
+    def __init__(self, Core core not None, hub, settings, *, echoes=False, fragments_limit=FRAGMENTS_LIMIT):
+        self.core = core
+        self.hub = hub
+        self.hub_login = getattr(hub, "login", None)
+        self.hub_receive = getattr(hub, "receive", None)
+        self.echoes = echoes
+        self.fragments_limit = fragments_limit
+        self.path = settings.path.encode()
+        self.max_connections = settings.max_connections
+        self.send_buffer_bytes = settings.send_buffer_bytes
+        self.read_limit_bytes = settings.read_limit_bytes
+        self.handshake_timeout_ms = <uint64_t>(settings.handshake_timeout_s * 1000)
+        self.login_timeout_ms = <uint64_t>(settings.login_timeout_s * 1000)
+        self.ping_interval_ms = <uint64_t>(settings.ping_interval_s * 1000)
+        self.pong_timeout_ms = <uint64_t>(settings.pong_timeout_s * 1000)
+        self.counts = {}
+        wheel_init(&self.wheel, core.now_ms())
+
+    def protocol(self):
+        """A protocol for the next socket: the factory for `loop.create_server` (TLS: `aiofastnet.create_server`)."""
+        cdef Connection connection = Connection(self)
+        protocol = Protocol(None, None, False, connection.on_upgrade, connection, True, None,
+                            False, 20, 20, PING_WHEN_IDLE, False, self.read_limit_bytes, None, READ_BUFFER_BYTES)
+        protocol.connection = connection
+        return protocol
+
+    def start(self):
+        """Start the sweeper on the running loop."""
+        self.loop = asyncio.get_running_loop()
+        self.tick()
+
+    def stop(self):
+        """Stop the sweeper."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def tick(self):
+        """Every 50 ms: whoever's deadline has come, and the core's own sweep."""
+        cdef deadline_t due
+        cdef Connection connection
+        self.timer = self.loop.call_later(WHEEL_TICK_MS / 1000, self.tick)
+        list_init(&due)
+        wheel_collect(&self.wheel, self.core.now_ms(), &due)
+        while due.next != &due:
+            connection = <Connection>due.next.owner
+            deadline_clear(&connection.deadline)
+            try:
+                connection.due()
+            except Exception:
+                log.exception("a deadline could not be handled")
+        self.core.sweep()
+        self.tell_failed_handshakes()
+
+    cdef int tell_failed_handshakes(self) except -1:
+        """One line a second at most, whatever clients do."""
+        cdef uint64_t now_ms = self.core.now_ms()
+        if self.n_failed_handshakes and now_ms - self.told_ms >= 1000:
+            log.info("%d handshakes failed", self.n_failed_handshakes)
+            self.n_failed_handshakes = 0
+            self.told_ms = now_ms
+        return 0
+
+    def close_all(self, int code, str reason=None, retry_ms=None):
+        """Close every connection in good order. retry_ms: a number, or a function that gives one for each connection."""
+        for connection in self.core.owners():
+            connection.close(code, reason, retry_ms() if callable(retry_ms) else retry_ms)
+
+    def echo(self, Connection connection not None, bytes message, bint is_text):
+        """Send a message back as it came (conformance)."""
+        self.core.send(connection.subscriber, b"", message, b"", is_text)
+        return 0
+
+    def count(self, str name):
+        """Count something that happened, by name."""
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def count_close(self, int code):
+        """Count a close by its code."""
+        self.count(f"closed_{code}")

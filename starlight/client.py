@@ -1,0 +1,680 @@
+"""The client library: ``starlight.connect(url, user=…)`` logs in, sends, receives, and comes back after a loss.
+
+::
+
+    async with starlight.connect("ws://127.0.0.1:8765/ws", user="ada") as client:
+        async with client.join("news") as news:
+            await client.publish("news", {"title": "hi"})
+            async for publication in news:
+                print(publication.from_user, publication.data)
+
+How it works: a `Link` is one WebSocket connection. Its messages are dispatched as they are read and nothing waits
+there: replies go to the request with their id, publications to the inbox of their channel, the rest to the inbox of the
+client. A supervisor task waits for the link to end and, where the close code allows it, opens the next one.
+
+Law: no request is ever sent twice. What was under way when a link ended raises `ConnectionClosed`, and its fate is
+unknown; what is asked while there is no connection waits for the next one, within its own timeout. All is bounded.
+
+Works on asyncio's own loop and on uvloop. A client belongs to the loop it was opened on and is not thread-safe.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import random
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from types import TracebackType
+from typing import Any, Final, Literal, NamedTuple, Self
+
+import msgspec
+
+from starlight import close_codes
+from starlight._client_inbox import Inbox
+from starlight._client_link import Closed, Link
+from starlight._client_requests import Requests
+from starlight.errors import ClientError, ConnectFailed, ConnectionClosed, LoginRefused, RequestFailed
+from starlight.protocol import client as wire
+from starlight.protocol.client import (
+    NO_DATA,
+    Broadcast,
+    Direct,
+    Expiring,
+    Gap,
+    Joined,
+    Left,
+    Message,
+    Publication,
+    Server,
+)
+from starlight.protocol.lines import SUBPROTOCOLS, V1
+
+__all__ = [
+    "Broadcast",
+    "Client",
+    "Direct",
+    "Expiring",
+    "Gap",
+    "Joined",
+    "JoinedChannel",
+    "Left",
+    "Message",
+    "Presence",
+    "Publication",
+    "Receipt",
+    "Server",
+    "State",
+    "Token",
+    "connect",
+]
+
+STABLE_AFTER_S: Final = 10.0
+"""Only a connection that lasted longer resets the backoff, so that an evict-reconnect loop slows down."""
+
+BACKOFF_HEAD_START: Final = 2
+"""Doublings ahead for close codes with the policy ``backoff``: everybody was sent away, so everybody spreads."""
+
+log = logging.getLogger("starlight.client")
+
+State = Literal["connected", "reconnecting", "closed"]
+"""What `on_state` is told."""
+
+Token = str | Callable[[], str | Awaitable[str]]
+"""A token, or a function that returns a fresh one at each login, possibly a coroutine function."""
+
+
+class Receipt(NamedTuple):
+    """What an acknowledged publish comes back with."""
+
+    subscribers: int
+    """How many subscribers it went to."""
+    scope: str
+    """Where they were counted: ``node``, this node alone."""
+    offset: int | None
+    """Its place in the channel; None in a channel without history."""
+
+
+class Presence(NamedTuple):
+    """Who is in a channel."""
+
+    users: list[str]
+    """At most `limit` of them."""
+    clients: int
+    """All their clients, counted."""
+
+
+class _Options(NamedTuple):
+    """The arguments of `connect`, which documents them."""
+
+    user: str | None
+    token: Token | None
+    subprotocol: str
+    reconnect: bool
+    timeout_s: float
+    backoff_s: float
+    backoff_max_s: float
+    keepalive_s: float
+    max_message_bytes: int
+    inbox_messages: int
+    inbox_bytes: int
+    max_requests: int
+    tls: ssl.SSLContext | None
+    on_message: Callable[[Message], None] | None
+    on_state: Callable[[State, int | None], None] | None
+
+
+class connect:  # in lower case, as it is used like a function
+    """Connect and log in: ``client = await connect(url, …)`` or ``async with connect(url, …) as client:``.
+
+    Args:
+        url: such as ``ws://127.0.0.1:8765/ws`` or ``wss://…``.
+        user: who to log in as, for a server with ``--auth none``.
+        token: what to log in with, for any other; a function is called anew at each login, also after 4014.
+        subprotocol: ``starlight.v1``, or ``starlight.v1.lines``, where the server merges what it coalesces.
+        reconnect: whether to come back after a close whose code allows it (`close_codes.reconnect_policy`; never on
+            4500-4999). The first connection is never tried twice.
+        timeout_s: for opening a connection and logging in, and for the reply to a request. 10: the server's own
+            patience with a write.
+        backoff_s: the first delay before a reconnect is between 0 and this, doubling with each attempt. 0.25.
+        backoff_max_s: the upper limit of that doubling. 30: a node that is away for long finds its clients within it.
+        keepalive_s: after this long without anything from the server the client pings, and without a pong within 10 s
+            the connection counts as lost. 30: a little more than the server's own ping interval, so it rarely happens.
+        max_message_bytes: a longer message ends the connection with 1009. 16 MiB: more than any default server sends.
+        inbox_messages: how many messages wait for a slow reader, per joined channel and for the client itself, before
+            the oldest are dropped (and counted in ``missed`` of the next one). 1,024: four times the server's outbox.
+        inbox_bytes: the same in bytes. 4 MiB, likewise.
+        max_requests: requests under way at once; more wait their turn. 1,024.
+        tls: for ``wss://``, instead of the default context.
+        on_message: called with each direct, broadcast, server push and so on, at once and in order; they then don't
+            go to the client's iterator. It must not block; an exception is logged.
+        on_state: called with ``connected``, ``reconnecting`` and ``closed``, and the close code that led there or None.
+
+    Raises (when awaited):
+        ConnectFailed: no connection, or no Starlight server.
+        LoginRefused: the server closed it instead of welcoming the login.
+        TimeoutError: neither happened in time.
+        ValueError: an argument is not allowed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        user: str | None = None,
+        token: Token | None = None,
+        subprotocol: str = V1,
+        reconnect: bool = True,
+        timeout_s: float = 10.0,
+        backoff_s: float = 0.25,
+        backoff_max_s: float = 30.0,
+        keepalive_s: float = 30.0,
+        max_message_bytes: int = 16 << 20,
+        inbox_messages: int = 1024,
+        inbox_bytes: int = 4 << 20,
+        max_requests: int = 1024,
+        tls: ssl.SSLContext | None = None,
+        on_message: Callable[[Message], None] | None = None,
+        on_state: Callable[[State, int | None], None] | None = None,
+    ) -> None:
+        if (user is None) == (token is None):
+            raise ValueError("connect() needs either user or token")
+        if subprotocol not in SUBPROTOCOLS:
+            raise ValueError(f"subprotocol={subprotocol!r}: expected one of {', '.join(SUBPROTOCOLS)}")
+        self._url = url
+        self._options = _Options(
+            user=user,
+            token=token,
+            subprotocol=subprotocol,
+            reconnect=reconnect,
+            timeout_s=timeout_s,
+            backoff_s=backoff_s,
+            backoff_max_s=backoff_max_s,
+            keepalive_s=keepalive_s,
+            max_message_bytes=max_message_bytes,
+            inbox_messages=inbox_messages,
+            inbox_bytes=inbox_bytes,
+            max_requests=max_requests,
+            tls=tls,
+            on_message=on_message,
+            on_state=on_state,
+        )
+        self._client: Client | None = None
+
+    def __await__(self) -> Generator[Any, None, "Client"]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> "Client":
+        self._client = await self._open()
+        return self._client
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    async def _open(self) -> "Client":
+        client = Client(self._url, self._options)
+        await client._start()
+        return client
+
+
+class Client:
+    """A logged-in client; made by `connect`. Iterate over it for what is sent to this user, outside of channels.
+
+    The iteration ends when the client is closed, and raises `ConnectionClosed` if the server ended it for good.
+
+    Attributes:
+        user: who the server says this is.
+        name: the server's name for this connection; another one after a reconnect.
+        node: the name of the node.
+    """
+
+    def __init__(self, url: str, options: _Options) -> None:
+        self.user = options.user or ""
+        self.name = ""
+        self.node = ""
+        self._url = url
+        self._options = options
+        self._link: Link | None = None
+        self._sendable = asyncio.Event()  # connected and the kernel takes more; or closed, to wake who waits
+        self._is_ready = False
+        self._is_writable = True
+        self._closed: ConnectionClosed | None = None
+        self._is_closing = False
+        self._requests: Requests[Link, wire.Ok] = Requests()
+        self._slots = asyncio.Semaphore(options.max_requests)
+        self._channels: dict[str, JoinedChannel] = {}
+        self._inbox: Inbox[Message] = self._new_inbox()
+        self._attempt = 0
+        self._opened_s = 0.0
+        self._retry_s = 0.0  # what the server asked for in its `bye`
+        self._supervisor: asyncio.Task[None] | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a logged-in connection at this moment."""
+        return self._is_ready
+
+    @property
+    def dropped_messages(self) -> int:
+        """How many messages to this client, channels aside, were dropped because nobody read them in time."""
+        return self._inbox.dropped_messages
+
+    async def publish(self, channel: str, data: object, *, ack: bool = True) -> Receipt | None:
+        """Send `data` to every subscriber of a channel.
+
+        Args:
+            channel: 1-255 bytes of ``A-Z a-z 0-9 _ - . : / @ #``.
+            data: anything orjson can encode; ``bytes`` are JSON already and are sent as they are.
+            ack: wait for the server's reply. Without it the call returns once the message was handed over, None, and
+                a refusal is only logged.
+
+        Raises:
+            RequestFailed: the server refused it.
+            ConnectionClosed: the connection ended before the reply; whether it was published is unknown.
+            TimeoutError: no connection, or no reply, in time.
+        """
+        if not ack:
+            await self._tell(wire.encode("publish", channel=channel, data=data))
+            return None
+        reply = await self._ask("publish", channel=channel, data=data)
+        return Receipt(reply.subscribers, reply.scope, reply.offset)
+
+    async def direct(self, user: str, data: object, *, ack: bool = True) -> int | None:
+        """Send `data` to every client of a user; returns how many they are, or None without `ack`.
+
+        Raises: as `publish`; RequestFailed 120 ``not_connected`` if nobody of that user is there.
+        """
+        if not ack:
+            await self._tell(wire.encode("direct", to=user, data=data))
+            return None
+        return (await self._ask("direct", to=user, data=data)).clients
+
+    async def broadcast(self, data: object, *, ack: bool = True) -> int | None:
+        """Send `data` to every client of the node, this one included; returns how many, or None without `ack`.
+
+        Raises: as `publish`.
+        """
+        if not ack:
+            await self._tell(wire.encode("broadcast", data=data))
+            return None
+        return (await self._ask("broadcast", data=data)).clients
+
+    async def request(self, type: str, data: object = None, *, timeout_s: float | None = None) -> Any:
+        """Ask the application's handler of `type`; returns what it returned.
+
+        Raises: as `publish`; RequestFailed 104 ``unknown_type`` if there is no such handler.
+        """
+        return (await self._ask(type, data=data, timeout_s=timeout_s)).data
+
+    async def presence(self, channel: str, *, limit: int | None = None) -> Presence:
+        """Who is in a channel: at most `limit` users (100 if None, at most 1,000), and the number of all clients.
+
+        Raises: as `publish`.
+        """
+        reply = await self._ask("presence", channel=channel, limit=limit)
+        return Presence(reply.users, reply.clients)
+
+    async def ping(self) -> float:
+        """Ask for a pong through the whole server; returns the round trip in seconds.
+
+        Raises: as `publish`.
+        """
+        start_s = time.perf_counter()
+        await self._ask("ping")
+        return time.perf_counter() - start_s
+
+    def join(self, channel: str, *, inbox_messages: int | None = None) -> "JoinedChannel":
+        """Join a channel: await it, enter it with ``async with`` (which leaves at the end), or iterate over it.
+
+        Args:
+            channel: its name.
+            inbox_messages: instead of the client's own limit.
+
+        Raises (when awaited): as `publish`; RequestFailed 105 ``already_joined``.
+        """
+        return JoinedChannel(self, channel, self._new_inbox(inbox_messages))
+
+    async def leave(self, channel: str) -> None:
+        """Leave a channel; its iteration ends after what had come. Leaving one that was not joined is no error.
+
+        Raises: as `publish`.
+        """
+        joined = self._channels.pop(channel, None)  # at once: nothing more of it is wanted, nor joining it again
+        if joined is not None:
+            joined.inbox.end()
+        if self._is_ready:
+            await self._ask("leave", channel=channel)
+
+    async def close(self) -> None:
+        """Close the connection and stop; iterations end. May be called more than once."""
+        self._is_closing = True
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        if self._link is not None:
+            await self._link.close(timeout_s=min(2.0, self._options.timeout_s))
+        self._finish(Closed(close_codes.NORMAL, "closed by the caller"))
+
+    async def wait_closed(self) -> None:
+        """Return when the client has ended for good, by `close` or by the server."""
+        if self._supervisor is not None:
+            await asyncio.wait([self._supervisor])
+
+    def __aiter__(self) -> AsyncIterator[Message]:
+        return self
+
+    async def __anext__(self) -> Message:
+        return await self._inbox.get()
+
+    # Opening and reopening.
+
+    async def _start(self) -> None:
+        await self._open()
+        self._supervisor = asyncio.create_task(self._supervise(), name=f"starlight client {self.user}")
+
+    async def _open(self) -> None:
+        """One attempt: connect, log in, join again."""
+        options = self._options
+        link = Link(self._receive, self._set_writable, self._lost, options.max_message_bytes)
+        try:
+            async with asyncio.timeout(options.timeout_s):
+                await link.open(self._url, options.subprotocol, options.keepalive_s, options.tls)
+                self._link = link
+                await self._login(link)
+                await self._join_again(link)
+        except TimeoutError:
+            link.abort()
+            raise TimeoutError(f"{self._url}: not connected and logged in within {options.timeout_s:g} s") from None
+        except BaseException:
+            link.abort()
+            raise
+        if link.closed.done():
+            raise ConnectFailed(f"{self._url}: closed with {link.closed.result().code} after the login")
+        self._opened_s = time.monotonic()
+        self._is_ready = True
+        self._update_sendable()
+        self._tell_state("connected", None)
+
+    async def _login(self, link: Link) -> None:
+        token = self._options.token
+        if callable(token):
+            fresh = token()
+            token = await fresh if inspect.isawaitable(fresh) else fresh
+        try:
+            await self._exchange(link, "login", user=self._options.user, token=token)
+        except ConnectionClosed as error:
+            if error.code == close_codes.ABNORMAL:
+                raise ConnectFailed(f"{self._url}: the connection was lost during the login") from error
+            raise LoginRefused(error.code, error.reason) from error
+
+    async def _join_again(self, link: Link) -> None:
+        """Join what was joined, before anything the application asks; a channel that is refused ends alone."""
+        names = list(self._channels)
+        if not names:
+            return
+        replies = await asyncio.gather(
+            *(self._exchange(link, "join", channel=name) for name in names), return_exceptions=True
+        )
+        for name, reply in zip(names, replies, strict=True):
+            if isinstance(reply, RequestFailed):
+                joined = self._channels.pop(name, None)
+                if joined is not None:
+                    joined.inbox.end(reply)
+            elif isinstance(reply, BaseException):
+                raise reply
+            elif name not in self._channels:
+                link.send(wire.encode("leave", channel=name))  # left in the meantime
+
+    async def _supervise(self) -> None:
+        """Until the end: wait for the link to be lost, and open another one where the close code allows it."""
+        closed = Closed(close_codes.INTERNAL, "the client failed")
+        try:
+            while self._link is not None:
+                closed = await asyncio.shield(self._link.closed)
+                while not self._is_ready:
+                    policy = close_codes.reconnect_policy(closed.code)
+                    if policy == "never" or not self._options.reconnect:
+                        return
+                    self._tell_state("reconnecting", closed.code)
+                    await asyncio.sleep(self._backoff_s(policy))
+                    closed = await self._reopen(closed)
+        finally:
+            if not self._is_closing:  # otherwise `close` has the last word
+                self._finish(closed)
+
+    async def _reopen(self, closed: Closed) -> Closed:
+        """One attempt; returns what the next decision is based on."""
+        try:
+            await self._open()
+        except LoginRefused as error:
+            return Closed(error.code, error.reason)
+        except (ClientError, TimeoutError) as error:
+            log.info("reconnecting failed: %s", error)
+        except Exception:  # a token function that raised: the application's fault, and it may recover
+            log.exception("reconnecting failed")
+        return closed
+
+    def _backoff_s(self, policy: close_codes.Policy) -> float:
+        """Full jitter: anywhere between the time the server asked for and that time plus the doubling limit."""
+        doublings = min(self._attempt + (BACKOFF_HEAD_START if policy == "backoff" else 0), 32)
+        self._attempt += 1
+        limit_s = min(self._options.backoff_max_s, self._options.backoff_s * 2**doublings)
+        asked_s, self._retry_s = self._retry_s, 0.0
+        return asked_s + random.uniform(0, limit_s)
+
+    def _lost(self, link: Link, closed: Closed) -> None:
+        """A link has ended: what was under way on it fails."""
+        self._requests.fail_all(link, ConnectionClosed(closed.code, closed.reason))
+        if link is not self._link:
+            return  # an attempt that was given up before
+        if self._is_ready and time.monotonic() - self._opened_s > STABLE_AFTER_S:
+            self._attempt = 0
+        self._is_ready = False
+        self._is_writable = True
+        self._update_sendable()
+
+    def _finish(self, closed: Closed) -> None:
+        """The end, for everyone who waits."""
+        if self._closed is not None:
+            return
+        self._closed = ConnectionClosed(closed.code, closed.reason)
+        self._is_ready = False
+        self._sendable.set()
+        error = None if closed.code == close_codes.NORMAL else self._closed
+        self._inbox.end(error)
+        for joined in self._channels.values():
+            joined.inbox.end(error)
+        self._channels.clear()
+        self._tell_state("closed", closed.code)
+
+    # Sending.
+
+    async def _ask(
+        self,
+        type: str,
+        *,
+        data: object = NO_DATA,
+        timeout_s: float | None = None,
+        on_ok: Callable[[], None] | None = None,
+        **fields: Any,
+    ) -> wire.Ok:
+        """Send a request on the current connection, or on the next one, and wait for its reply."""
+        timeout_s = self._options.timeout_s if timeout_s is None else timeout_s
+        try:
+            async with asyncio.timeout(timeout_s), self._slots:
+                link = await self._usable_link()
+                return await self._exchange(link, type, data=data, on_ok=on_ok, **fields)
+        except TimeoutError:
+            raise TimeoutError(f"{type}: no reply within {timeout_s:g} s") from None
+
+    async def _tell(self, message: bytes) -> None:
+        """Send a message that asks for no reply."""
+        if self._sendable.is_set() and self._link is not None and self._closed is None:
+            return self._link.send(message)  # the usual case, without a timer
+        try:
+            async with asyncio.timeout(self._options.timeout_s):
+                return (await self._usable_link()).send(message)
+        except TimeoutError:
+            raise TimeoutError(f"not connected within {self._options.timeout_s:g} s") from None
+
+    def _undo_join(self, channel: str) -> None:
+        """Nobody waits for this join any more, but the server may still carry it out."""
+        if self._is_ready and self._link is not None and channel not in self._channels:
+            self._link.send(wire.encode("leave", channel=channel))
+
+    async def _exchange(
+        self,
+        link: Link,
+        type: str,
+        *,
+        data: object = NO_DATA,
+        on_ok: Callable[[], None] | None = None,
+        **fields: Any,
+    ) -> wire.Ok:
+        """One request and its reply, on this link."""
+        if link.closed.done():
+            raise ConnectionClosed(*link.closed.result())
+        request = self._requests.add(link, on_ok)
+        try:
+            link.send(wire.encode(type, request.id, data=data, **fields))
+            return await request.reply
+        finally:
+            self._requests.remove(request)
+
+    async def _usable_link(self) -> Link:
+        """The current link, as soon as it is logged in and takes more bytes."""
+        while True:
+            if self._closed is not None:
+                raise ConnectionClosed(self._closed.code, self._closed.reason)
+            if self._sendable.is_set() and self._link is not None:
+                return self._link
+            await self._sendable.wait()
+
+    def _set_writable(self, is_writable: bool) -> None:
+        self._is_writable = is_writable
+        self._update_sendable()
+
+    def _update_sendable(self) -> None:
+        if (self._is_ready and self._is_writable) or self._closed is not None:
+            self._sendable.set()
+        else:
+            self._sendable.clear()
+
+    # Receiving; called by the link, must not raise.
+
+    def _receive(self, raw: bytes) -> None:
+        try:
+            message = wire.decode(raw)
+        except msgspec.DecodeError as error:
+            log.warning("the server sent a message that cannot be read: %s", error)
+            return
+        match message:
+            case Publication():
+                joined = self._channels.get(message.channel)
+                if joined is not None:
+                    joined.inbox.put(message, len(raw))
+            case wire.Ok() | wire.Pong() | wire.Welcome() | wire.Error():
+                self._receive_reply(message)
+            case wire.Bye():
+                self._retry_s = (message.retry_ms or 0) / 1000
+            case None:
+                log.debug("ignored a message of an unknown type")
+            case _:
+                self._receive_message(message, len(raw))
+
+    def _receive_reply(self, reply: wire.Ok | wire.Pong | wire.Welcome | wire.Error) -> None:
+        request = self._requests.get(reply.id)
+        if request is None:  # an error without id, or a reply that came after its timeout
+            if isinstance(reply, wire.Error):
+                log.warning("the server refused a message: %d %s: %s", reply.code, reply.name, reply.message)
+        elif isinstance(reply, wire.Error):
+            request.fail(RequestFailed(reply.code, reply.name, reply.message))
+        else:
+            if isinstance(reply, wire.Welcome):
+                self.user, self.name, self.node = reply.user, reply.client, reply.node
+            request.succeed(reply if isinstance(reply, wire.Ok) else wire.Ok())
+
+    def _receive_message(self, message: Message, size_bytes: int) -> None:
+        callback = self._options.on_message
+        if callback is None:
+            self._inbox.put(message, size_bytes)
+            return
+        try:
+            callback(message)
+        except Exception:
+            log.exception("on_message failed")
+
+    def _tell_state(self, state: State, code: int | None) -> None:
+        if self._options.on_state is None:
+            return
+        try:
+            self._options.on_state(state, code)
+        except Exception:
+            log.exception("on_state failed")
+
+    def _new_inbox(self, limit_messages: int | None = None) -> Inbox[Any]:
+        return Inbox(limit_messages or self._options.inbox_messages, self._options.inbox_bytes)
+
+
+class JoinedChannel:
+    """A channel as this client joined it; made by `Client.join`. Iterate over it for its publications.
+
+    After a reconnect it is joined again and the iteration goes on; what was published in between is not seen (a channel
+    without history). If joining again is refused, the iteration raises that `RequestFailed`.
+
+    Attributes:
+        channel: its name.
+    """
+
+    def __init__(self, client: Client, channel: str, inbox: Inbox[Publication]) -> None:
+        self.channel = channel
+        self.inbox = inbox
+        self._client = client
+        self._has_joined = False
+
+    @property
+    def dropped_messages(self) -> int:
+        """How many publications were dropped because nobody read them in time."""
+        return self.inbox.dropped_messages
+
+    async def leave(self) -> None:
+        """Leave the channel; the iteration ends after what had come."""
+        self.inbox.end()
+        if self._client._channels.get(self.channel) is self:
+            await self._client.leave(self.channel)
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self._join().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self._join()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(ConnectionClosed, TimeoutError):  # gone is gone: there is nothing left to leave
+            await self.leave()
+
+    def __aiter__(self) -> AsyncIterator[Publication]:
+        return self
+
+    async def __anext__(self) -> Publication:
+        if not self._has_joined:
+            await self._join()
+        return await self.inbox.get()
+
+    async def _join(self) -> Self:
+        try:
+            await self._client._ask("join", channel=self.channel, on_ok=self._enter)
+        except (TimeoutError, asyncio.CancelledError):
+            self._client._undo_join(self.channel)
+            raise
+        return self
+
+    def _enter(self) -> None:
+        """With the reply, before the next message is read: no publication is missed, none comes too early."""
+        self._has_joined = True
+        self._client._channels[self.channel] = self

@@ -1,0 +1,353 @@
+"""The application's own logic: what its decorators register, and how it is called.
+
+The law: a failing handler costs its caller an error reply and the log a traceback, nothing else. No exception of a
+handler ends a connection, except one that says so (`CloseConnection`) and except at login, where a check that
+failed must not let anybody in.
+
+A handler is a function, a coroutine function, or (`thread=True`) a function that runs in a pool of threads. A call
+returns either the result or an awaitable of it; the hub hands awaitables on to the connection, which holds back later
+messages until they are done. Nothing here does I/O; asyncio is used for the pool and for tasks that nobody awaits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
+
+from starlight import close_codes
+from starlight.close_codes import ErrorCode
+from starlight.errors import CloseConnection, LoginRefused, RequestError
+from starlight.protocol import commands
+
+if TYPE_CHECKING:
+    from starlight.hub import Client
+
+__all__ = ["BUILT_IN_TYPES", "SLOW_HANDLER_MS", "Handler", "Handlers", "Timer", "call_logged", "is_awaitable"]
+
+log = logging.getLogger(__name__)
+
+SLOW_HANDLER_MS: Final = 50
+"""A function that holds the loop longer than this is logged by name: every client of the node waited that long, and at
+50 ms a person begins to notice."""
+
+THREADS: Final = 16
+"""Threads for `thread=True` handlers, started as they are needed. Such handlers wait (a database, a file, another
+service); more of them at once mostly move the queue elsewhere."""
+
+BUILT_IN_TYPES: Final = frozenset(
+    str(command.__struct_config__.tag) for command in get_args(commands.Command) if command is not commands.Custom
+)
+"""Message types of the protocol, for which no application handler can be registered."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Handler:
+    """One registered function, with all that a call needs to know about it."""
+
+    __slots__ = ("_clock_ns", "_pool", "function", "name")
+
+    def __init__(self, function: Callable[..., Any], clock_ns: Callable[[], int], pool: _Pool | None = None) -> None:
+        self.function = function
+        self.name = f"{function.__module__}.{getattr(function, '__qualname__', repr(function))}"
+        self._clock_ns = clock_ns
+        self._pool = pool
+
+    def call(self, *args: object) -> Any:
+        """The function's result, or an awaitable of it. Raises what the function raises."""
+        if self._pool is not None:
+            return self._pool.run(self.function, args)
+        started_ns = self._clock_ns()
+        try:
+            return self.function(*args)
+        finally:
+            elapsed_ms = (self._clock_ns() - started_ns) / 1e6
+            if elapsed_ms > SLOW_HANDLER_MS:
+                log.warning(
+                    "handler %s held the loop for %.0f ms (limit %d): make it async or use thread=True",
+                    self.name,
+                    elapsed_ms,
+                    SLOW_HANDLER_MS,
+                )
+
+    async def outcome(self, result: Awaitable[Any]) -> Any:
+        """What an awaitable from `call` comes to. Raises `RequestError` or `CloseConnection`, see `failure`."""
+        try:
+            return await result
+        except asyncio.CancelledError as error:
+            if cancelled_by_others():
+                raise
+            raise self.failure(error) from None
+        except Exception as error:
+            raise self.failure(error) from None
+
+    def failure(self, error: BaseException) -> RequestError | CloseConnection:
+        """What an exception of this handler means for its caller: itself if it says so, else a logged `internal`."""
+        if isinstance(error, (RequestError, CloseConnection)):
+            return error
+        self.log_failure(error)
+        return RequestError(ErrorCode.INTERNAL, "internal error")
+
+    def log_failure(self, error: BaseException) -> None:
+        """Log an exception of this handler with its traceback."""
+        log.error("handler %s failed", self.name, exc_info=error)
+
+
+class Timer:
+    """A handler without arguments to be called every `seconds`; the node runs it while it serves."""
+
+    __slots__ = ("handler", "seconds")
+
+    def __init__(self, handler: Handler, seconds: float) -> None:
+        self.handler = handler
+        self.seconds = seconds
+
+
+class Handlers:
+    """The registry of one application.
+
+    Args:
+        clock_ns: monotonic clock in nanoseconds, for finding handlers that hold the loop.
+        threads: most threads for `thread=True` handlers.
+    """
+
+    def __init__(self, *, clock_ns: Callable[[], int] = time.perf_counter_ns, threads: int = THREADS) -> None:
+        self._clock_ns = clock_ns
+        self._pool = _Pool(threads)
+        self._by_type: dict[str, Handler] = {}
+        self._login: list[Handler] = []
+        self._connect: list[Handler] = []
+        self._disconnect: list[Handler] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.timers: list[Timer] = []
+        """What `every` registered."""
+
+    # --- registration: the decorators of `Starlight` -------------------------------------------------------------
+
+    def on_login(self, function: Function) -> Function:
+        """Decorator: `function(client, login)` runs before a login is accepted; sync or async.
+
+        `client.user` is who wants to log in, `login` the whole login message as a dict (so an application may ask for
+        fields of its own, a password say). The client can't be reached yet. To refuse, return False or raise
+        `LoginRefused(4500)` (or `CloseConnection`) with the close code of your choice; False is 4500. Any other
+        exception refuses too, with 1011, and is logged: a check that failed lets nobody in. Several are run in order.
+        """
+        self._login.append(self._handler(function))
+        return function
+
+    def on_connect(self, function: Function) -> Function:
+        """Decorator: `function(client)` runs when a client has been welcomed, before its first message is handled."""
+        self._connect.append(self._handler(function))
+        return function
+
+    def on_disconnect(self, function: Function) -> Function:
+        """Decorator: `function(client)` runs once for each client that was welcomed, after it has left its channels.
+
+        It runs after whatever handler of that client is still under way. Nothing can be sent to the client any more.
+        """
+        self._disconnect.append(self._handler(function))
+        return function
+
+    def on(self, type: str, *, thread: bool = False) -> Callable[[Function], Function]:
+        """Decorator: `function(client, data)` handles messages of `type`; its return value is the reply's `data`.
+
+        Args:
+            type: a type that the protocol doesn't use itself.
+            thread: run it in a pool of threads, for functions that wait without asyncio. Such a function must not
+                touch the hub; `publish_threadsafe` exists for it.
+
+        `data` is the message's `data` as Python objects, None if it has none. An exception becomes the error reply 100
+        `internal` and a logged traceback; a `RequestError` becomes the reply it describes. Raises ValueError for a
+        type of the protocol or one that has a handler, TypeError for an async function with `thread=True`.
+        """
+
+        def register(function: Function) -> Function:
+            if not type or type in BUILT_IN_TYPES:
+                raise ValueError(f"{type!r} is not a message type an application can handle")
+            if type in self._by_type:
+                raise ValueError(f"{type!r} already has the handler {self._by_type[type].name}")
+            if thread and iscoroutinefunction(function):
+                raise TypeError("thread=True is for plain functions; an async one doesn't need it")
+            self._by_type[type] = self._handler(function, self._pool if thread else None)
+            return function
+
+        return register
+
+    def every(self, seconds: float) -> Callable[[Function], Function]:
+        """Decorator: `function()`, sync or async, is called every `seconds` while the node serves.
+
+        The first call comes after that time. One that takes longer than the interval skips the ticks it missed.
+        Exceptions are logged, and the timer goes on. Raises ValueError unless `seconds` is positive.
+        """
+        if not seconds > 0:
+            raise ValueError(f"every({seconds!r}): expected a positive number of seconds")
+
+        def register(function: Function) -> Function:
+            self.timers.append(Timer(self._handler(function), seconds))
+            return function
+
+        return register
+
+    def _handler(self, function: Callable[..., Any], pool: _Pool | None = None) -> Handler:
+        return Handler(function, self._clock_ns, pool)
+
+    # --- calls: by the hub ---------------------------------------------------------------------------------------
+
+    def get(self, type: str) -> Handler | None:
+        """The handler for messages of `type`, or None."""
+        return self._by_type.get(type)
+
+    @property
+    def checks_logins(self) -> bool:
+        """Whether there is any `on_login` handler."""
+        return bool(self._login)
+
+    def login(self, client: Client, login: object) -> Awaitable[None] | None:
+        """Run the `on_login` handlers; None if all is done, else an awaitable. Raises `CloseConnection` to refuse."""
+        return _in_order(iter(self._login), _check_login, (client, login))
+
+    def connect(self, client: Client) -> Awaitable[None] | None:
+        """Run the `on_connect` handlers; exceptions are logged."""
+        return _in_order(iter(self._connect), call_logged, (client,))
+
+    def disconnect(self, client: Client) -> None:
+        """Run the `on_disconnect` handlers; async ones go on in a task of their own, which `settle` waits for."""
+        pending = _in_order(iter(self._disconnect), call_logged, (client,))
+        if pending is not None:
+            task = asyncio.get_running_loop().create_task(pending)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def settle(self, timeout_s: float) -> None:
+        """Wait for what `disconnect` left running, `timeout_s` at most; what is late is cancelled."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+
+    def close(self) -> bool:
+        """Let go of the threads: calls that wait for one are cancelled. True if some are still under way."""
+        return self._pool.close()
+
+
+class _Pool:
+    """Threads for handlers that wait without asyncio, started at the first call."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._executor: ThreadPoolExecutor | None = None
+        self._under_way: set[Future[Any]] = set()
+
+    def run(self, function: Callable[..., Any], args: tuple[object, ...]) -> Awaitable[Any]:
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="starlight-handler")
+        future = self._executor.submit(function, *args)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return asyncio.wrap_future(future)
+
+    def close(self) -> bool:
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor = None
+        return any(future.running() for future in tuple(self._under_way))
+
+
+def is_awaitable(result: object) -> bool:
+    """Whether a handler's result has to be awaited (a coroutine, a future, a task)."""
+    return hasattr(result, "__await__")
+
+
+def cancelled_by_others() -> bool:
+    """Whether the running task is being cancelled, as opposed to a CancelledError that came out of a handler."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+_Step = Callable[[Handler, Sequence[object]], Coroutine[Any, Any, None] | None]
+
+
+def _in_order(handlers: Iterator[Handler], step: _Step, args: Sequence[object]) -> Coroutine[Any, Any, None] | None:
+    """Run `step` for each handler; at the first that has to be awaited, return a coroutine that does the rest."""
+    for handler in handlers:
+        pending = step(handler, args)
+        if pending is not None:
+            return _rest_in_order(pending, handlers, step, args)
+    return None
+
+
+async def _rest_in_order(
+    pending: Coroutine[Any, Any, None], handlers: Iterator[Handler], step: _Step, args: Sequence[object]
+) -> None:
+    await pending
+    for handler in handlers:
+        following = step(handler, args)
+        if following is not None:
+            await following
+
+
+def call_logged(handler: Handler, args: Sequence[object]) -> Coroutine[Any, Any, None] | None:
+    """Call a handler whose exceptions are logged and nothing else; None if it is done, or a coroutine of the rest."""
+    try:
+        result = handler.call(*args)
+    except Exception as error:
+        handler.log_failure(error)
+        return None
+    return _await_logged(handler, result) if is_awaitable(result) else None
+
+
+async def _await_logged(handler: Handler, result: Awaitable[object]) -> None:
+    try:
+        await result
+    except asyncio.CancelledError as error:
+        if cancelled_by_others():
+            raise
+        handler.log_failure(error)
+    except Exception as error:
+        handler.log_failure(error)
+
+
+def _check_login(handler: Handler, args: Sequence[object]) -> Coroutine[Any, Any, None] | None:
+    """Call an `on_login` handler; whatever is not a plain return refuses the login."""
+    try:
+        result = handler.call(*args)
+    except Exception as error:
+        raise _refusal(handler, error) from None
+    if is_awaitable(result):
+        return _await_login(handler, result)
+    _refuse_false(result)
+    return None
+
+
+async def _await_login(handler: Handler, result: Awaitable[object]) -> None:
+    try:
+        accepted = await result
+    except asyncio.CancelledError as error:
+        if cancelled_by_others():
+            raise
+        raise _refusal(handler, error) from None
+    except Exception as error:
+        raise _refusal(handler, error) from None
+    _refuse_false(accepted)
+
+
+def _refuse_false(result: object) -> None:
+    if result is False:
+        raise CloseConnection(close_codes.INVALID_TOKEN)
+
+
+def _refusal(handler: Handler, error: BaseException) -> CloseConnection:
+    """What an exception of an `on_login` handler means for the connection."""
+    if isinstance(error, CloseConnection):
+        return error
+    if isinstance(error, LoginRefused):
+        return CloseConnection(error.code, error.reason or None)
+    if isinstance(error, RequestError):
+        return CloseConnection(close_codes.INVALID_TOKEN)
+    log.error("handler %s failed; the login is refused", handler.name, exc_info=error)
+    return CloseConnection(close_codes.INTERNAL)

@@ -1,0 +1,546 @@
+"""A node's registry of users, clients and channels: who may do what, and to whom it goes.
+
+The way of a command: `receive` decodes it, finds its method by its class in one dict, executes it and sends the reply
+through the core. Everything is synchronous and on the loop's thread, so a command is complete before the next begins;
+only an application's async handler makes `receive` return an awaitable, and then the connection holds back what
+that client sent later.
+
+The law: what a user can name lives in a dict here (users, channels), what has to be walked per message lives in the
+core. A channel exists from its first join until its last leave; nothing is kept for a channel without subscribers, so
+a million channels joined and left give all their memory back. No I/O and no clock of its own: bytes in, calls of the
+core out.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from orjson import JSONDecodeError, dumps, loads
+
+from starlight import close_codes
+from starlight.auth import Action, Authenticator, Identity, NoAuth, Permissions
+from starlight.close_codes import ErrorCode
+from starlight.errors import CloseConnection, RequestError
+from starlight.handlers import Handlers, is_awaitable
+from starlight.presence import Presence
+from starlight.protocol import commands, pushes, replies
+from starlight.protocol.commands import decode
+from starlight.protocol.pushes import TAIL
+
+if TYPE_CHECKING:
+    from starlight._fanout import Channel, Core, Subscriber
+
+__all__ = ["CHANNELS_LIMIT", "FAULTS_LIMIT", "FAULTS_WINDOW_S", "Client", "Connection", "Hub"]
+
+log = logging.getLogger(__name__)
+
+CHANNELS_LIMIT: Final = 1_000
+"""Channels one client may have joined. A membership takes about 250 bytes here and in the core together, so one client
+can make the node hold 250 KB and not more; people use tens of channels, programs that want all messages rarely
+hundreds."""
+
+FAULTS_LIMIT: Final = 20
+"""So many errors of a broken or hostile client are answered in `FAULTS_WINDOW_S`; one more ends it (4509)."""
+
+FAULTS_WINDOW_S: Final = 10.0
+"""The window for `FAULTS_LIMIT` in seconds (protocol.md)."""
+
+_FAULTS: Final = frozenset(
+    (ErrorCode.UNAUTHORIZED, ErrorCode.PERMISSION_DENIED, ErrorCode.UNKNOWN_TYPE, ErrorCode.BAD_REQUEST)
+)
+
+_HEADS_LIMIT: Final = 32
+"""Publication heads a client keeps (about 150 bytes each). Whoever publishes to more channels in turn pays half a
+microsecond for building a head anew."""
+
+
+class Connection(Protocol):
+    """What the hub and the handlers see of a connection.
+
+    Attributes:
+        subscriber: the core's record of it.
+        peername: the other end's address; None if the socket has none.
+        subprotocol: the one that was negotiated.
+        is_open: False once it is closing or closed.
+    """
+
+    @property
+    def subscriber(self) -> Subscriber: ...
+    @property
+    def peername(self) -> tuple[Any, ...] | None: ...
+    @property
+    def subprotocol(self) -> str: ...
+    @property
+    def is_open(self) -> bool: ...
+
+    def close(self, code: int, reason: str = "", retry_ms: int | None = None) -> None:
+        """End it in good order: what its outbox holds, a `bye`, the close frame."""
+
+
+class Client:
+    """A logged-in connection, as the hub and the handlers see it.
+
+    Attributes:
+        id: the name of this client, unique among all nodes.
+        user: who it is. A user may have several clients.
+        session: the token to log in again with, None without auth.
+        expires: when the login ends, in Unix seconds; None if it does not.
+        connection: the connection behind it; `connection.close(code)` ends it, `connection.peername` is its address.
+        subscriber: the core's record of it.
+        is_connected: True from the welcome until it is gone.
+    """
+
+    __slots__ = (
+        "_busy",
+        "_channels",
+        "_data",
+        "_direct_head",
+        "_faults",
+        "_heads",
+        "_hub",
+        "connection",
+        "expires",
+        "id",
+        "is_connected",
+        "session",
+        "subscriber",
+        "user",
+    )
+
+    def __init__(self, hub: Hub, connection: Connection, identity: Identity, id: str) -> None:
+        self._hub = hub
+        self.id = id
+        self.user, self.session, self.expires = identity
+        self.connection = connection
+        self.subscriber: Subscriber = connection.subscriber
+        self.is_connected = False
+        self._busy = False  # an async handler (or on_connect) of this client is under way
+        self._channels: dict[str, _ChannelRecord] = {}
+        self._data: dict[str, Any] | None = None
+        self._direct_head = b""  # b"" until first used, as are the heads of publications and broadcasts
+        self._heads: dict[str, bytes] = {}
+        self._faults: deque[float] | None = None
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """A dict for whatever the application wants to remember about this client; empty at first."""
+        if self._data is None:
+            self._data = {}
+        return self._data
+
+    @property
+    def channels(self) -> list[str]:
+        """Names of the channels it has joined, in the order of joining."""
+        return list(self._channels)
+
+    def send(self, data: object) -> None:
+        """Push `server {data}` to this client alone; nothing happens if it is gone. TypeError if it isn't JSON."""
+        self._hub.push_to_client(self, dumps(data))
+
+    def __repr__(self) -> str:
+        return f"<Client {self.id} of {self.user!r}>"
+
+
+class _ChannelRecord:
+    """A channel that has subscribers: the core's side of it and the users in it."""
+
+    __slots__ = ("announces", "channel", "name", "presence")
+
+    def __init__(self, name: str, channel: Channel, announces: bool) -> None:
+        self.name = name
+        self.channel = channel
+        self.presence = Presence()
+        self.announces = announces
+
+
+class Hub:
+    """Users, clients and channels of one node.
+
+    Args:
+        core: the write path; the hub calls it from the thread that bound it.
+        handlers: the application's; none by default.
+        authenticator: who a login is; by default it is believed.
+        permissions: what a client may do; everything by default.
+        node: the node's name for `welcome` and for client ids.
+        ping_interval_s: told in `welcome`.
+        pong_timeout_s: told in `welcome`.
+        channels_limit: channels one client may have joined (106 beyond).
+        announces: which channels (by name) publish `joined` and `left` of their users; none by default, as each
+            costs a message to everyone in the channel.
+        clock: monotonic seconds, for counting errors in a window.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        *,
+        handlers: Handlers | None = None,
+        authenticator: Authenticator | None = None,
+        permissions: Permissions | None = None,
+        node: str = "node",
+        ping_interval_s: float = 25.0,
+        pong_timeout_s: float = 10.0,
+        channels_limit: int = CHANNELS_LIMIT,
+        announces: Callable[[str], bool] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.node = node
+        self._core = core
+        self._core_publish = core.publish
+        self._core_send = core.send
+        self._everyone = core.everyone
+        self._handlers = handlers or Handlers()
+        self._authenticator = authenticator or NoAuth()
+        self._permissions = permissions
+        self._ping_interval_s = ping_interval_s
+        self._pong_timeout_s = pong_timeout_s
+        self._channels_limit = channels_limit
+        self._announces = announces
+        self._clock = clock
+        self._users: dict[str, dict[Client, None]] = {}  # a dict and not a set: clients in order of login
+        self._channels: dict[str, _ChannelRecord] = {}
+        self._client_numbers = count(1)
+        self._methods: dict[type, Callable[[Client, Any], Awaitable[None] | None]] = {
+            commands.Publish: self._publish,
+            commands.Direct: self._direct,
+            commands.Broadcast: self._broadcast,
+            commands.Join: self._join,
+            commands.Leave: self._leave,
+            commands.Presence: self._presence,
+            commands.Ping: self._ping,
+            commands.Custom: self._custom,
+            commands.Login: self._login_again,
+            commands.History: self._not_available,
+            commands.Refresh: self._not_available,
+        }
+
+    # --- the connection's side: login, receive, disconnect -------------------------------------------------------
+
+    def login(self, connection: Connection, message: bytes) -> Client | Awaitable[Client]:
+        """Log a connection in with its first message: check it, welcome it, run `on_connect`.
+
+        Returns the client, or an awaitable of it if the authenticator or a handler is async. Raises `CloseConnection`
+        (also out of the awaitable): 4501 for a message that is no proper login, 4500 or the like for a refused one.
+        """
+        try:
+            login = decode(message)
+        except RequestError:
+            raise CloseConnection(close_codes.BAD_REQUEST) from None
+        if login.__class__ is not commands.Login:
+            raise CloseConnection(close_codes.BAD_REQUEST)
+        identity = self._authenticator.authenticate(login)
+        if not isinstance(identity, Identity):
+            return self._login_later(connection, message, login, identity)
+        client = self._new_client(connection, identity)
+        checking = self._check(client, message)
+        if checking is not None:
+            return self._check_later(client, checking, login)
+        return self._admit(client, login)
+
+    def receive(self, client: Client, message: bytes) -> Awaitable[None] | None:
+        """Execute one message of a client and send its reply, if it wants one.
+
+        Returns None when all is done, or an awaitable if an async handler has it now; later messages of this client
+        must wait for that. Raises `CloseConnection` (also out of the awaitable) when the connection has to end.
+        """
+        try:
+            command = decode(message)
+        except RequestError as error:
+            self._refuse(client, error.id, error)
+            return None
+        try:
+            return self._methods[command.__class__](client, command)
+        except RequestError as error:
+            self._refuse(client, command.id, error)
+            return None
+
+    def disconnect(self, client: Client) -> None:
+        """Take a client out of all channels and off its user, then run `on_disconnect`. A second call does nothing."""
+        if not client.is_connected:
+            return
+        client.is_connected = False
+        for record in client._channels.values():
+            self._depart(client, record)
+        client._channels.clear()
+        self._everyone.leave(client.subscriber)
+        clients = self._users[client.user]
+        del clients[client]
+        if not clients:
+            del self._users[client.user]
+        if not client._busy:
+            self._handlers.disconnect(client)
+
+    # --- what the application does -------------------------------------------------------------------------------
+
+    def push_to_client(self, client: Client, data: bytes) -> None:
+        """Push `server {data}` to one client. `data` is JSON, here and below."""
+        self._core_send(client.subscriber, pushes.server_head(), data, TAIL)
+
+    def push_to_user(self, user: str, data: bytes) -> int:
+        """Push `server {data}` to every client of a user; their number, 0 if the user isn't connected."""
+        return self._send_to(self._users.get(user, {}), pushes.server_head(), data)
+
+    def push_to_channel(self, channel: str, data: bytes) -> int:
+        """Publish to a channel with `from` null; the number of subscribers. ValueError for an impossible name."""
+        if not commands.is_channel(channel):
+            raise ValueError(f"{channel!r} is not a channel name")
+        record = self._channels.get(channel)
+        if record is None:
+            return 0
+        return self._core_publish(record.channel, pushes.publication_head(channel, None), data, TAIL)
+
+    def push_to_everyone(self, data: bytes) -> int:
+        """Broadcast with `from` null to every client; returns their number."""
+        return self._core_publish(self._everyone, pushes.broadcast_head(None), data, TAIL)
+
+    def clients(self) -> Iterator[Client]:
+        """All logged-in clients. Take a list of it before doing anything that may end one of them."""
+        for clients in self._users.values():
+            yield from clients
+
+    def counters(self) -> dict[str, int]:
+        """How much there is now: users, clients, channels (all are zero again when everyone has gone)."""
+        clients = sum(map(len, self._users.values()))
+        return {"users": len(self._users), "clients": clients, "channels": len(self._channels)}
+
+    # --- login ---------------------------------------------------------------------------------------------------
+
+    def _new_client(self, connection: Connection, identity: Identity) -> Client:
+        return Client(self, connection, identity, f"{self.node}-{next(self._client_numbers)}")
+
+    def _check(self, client: Client, message: bytes) -> Awaitable[None] | None:
+        return self._handlers.login(client, loads(message)) if self._handlers.checks_logins else None
+
+    async def _login_later(
+        self, connection: Connection, message: bytes, login: commands.Login, identity: Awaitable[Identity]
+    ) -> Client:
+        client = self._new_client(connection, await identity)
+        checking = self._check(client, message)
+        return await self._check_later(client, checking, login)
+
+    async def _check_later(self, client: Client, checking: Awaitable[None] | None, login: commands.Login) -> Client:
+        if checking is not None:
+            await checking
+        if not client.connection.is_open:  # it may have gone while the check ran
+            raise CloseConnection(close_codes.ABNORMAL)
+        admitted = self._admit(client, login)
+        return admitted if isinstance(admitted, Client) else await admitted
+
+    def _admit(self, client: Client, login: commands.Login) -> Client | Awaitable[Client]:
+        """Register a client that passed all checks, welcome it and run `on_connect`."""
+        self._users.setdefault(client.user, {})[client] = None
+        self._core_send(
+            client.subscriber,
+            replies.welcome(
+                login.id,
+                user=client.user,
+                client=client.id,
+                node=self.node,
+                ping_s=self._ping_interval_s,
+                pong_s=self._pong_timeout_s,
+                session=client.session,
+                expires=client.expires,
+            ),
+        )
+        self._everyone.join(client.subscriber)
+        client.is_connected = True
+        greeting = self._handlers.connect(client)
+        if greeting is None:
+            return client
+        client._busy = True
+        return self._greet(client, greeting)
+
+    async def _greet(self, client: Client, greeting: Awaitable[None]) -> Client:
+        try:
+            await greeting
+        except BaseException:  # cancelled: the connection never gets this client, so nobody else can take it out
+            self.disconnect(client)
+            raise
+        finally:
+            self._no_longer_busy(client)
+        return client
+
+    # --- commands: each sends its own reply or raises RequestError ----------------------------------------------
+
+    def _publish(self, client: Client, command: commands.Publish) -> None:
+        name = command.channel
+        if self._permissions is not None:
+            self._require(client, "publish", name)
+        subscribers = 0
+        record = self._channels.get(name)
+        if record is not None:
+            head = client._heads.get(name) or self._new_head(client, name)
+            subscribers = self._core_publish(record.channel, head, command.data, TAIL)
+        if command.id is not None:
+            self._core_send(client.subscriber, replies.ok_publish(command.id, subscribers))
+
+    def _new_head(self, client: Client, name: str) -> bytes:
+        heads = client._heads
+        if len(heads) >= _HEADS_LIMIT:
+            heads.clear()
+        head = heads[name] = pushes.publication_head(name, client.user)
+        return head
+
+    def _direct(self, client: Client, command: commands.Direct) -> None:
+        user = command.to
+        if self._permissions is not None:
+            self._require(client, "direct", user)
+        clients = self._users.get(user)
+        if clients is None:
+            raise RequestError(ErrorCode.NOT_CONNECTED, "no client of that user is connected")
+        head = client._direct_head
+        if not head:
+            head = client._direct_head = pushes.direct_head(client.user)
+        reached = self._send_to(clients, head, command.data)
+        if command.id is not None:
+            self._core_send(client.subscriber, replies.ok_count(command.id, reached))
+
+    def _send_to(self, clients: dict[Client, None], head: bytes, data: Any) -> int:
+        if len(clients) == 1:
+            self._core_send(next(iter(clients)).subscriber, head, data, TAIL)
+        elif clients:
+            self._core.send_many([receiver.subscriber for receiver in clients], head, data, TAIL)
+        return len(clients)
+
+    def _broadcast(self, client: Client, command: commands.Broadcast) -> None:
+        if self._permissions is not None:
+            self._require(client, "broadcast", "")
+        # "" is no channel name, so the head of broadcasts has its place among the heads of publications
+        head = client._heads.get("")
+        if head is None:
+            head = client._heads[""] = pushes.broadcast_head(client.user)
+        reached = self._core_publish(self._everyone, head, command.data, TAIL)
+        if command.id is not None:
+            self._core_send(client.subscriber, replies.ok_count(command.id, reached))
+
+    def _join(self, client: Client, command: commands.Join) -> None:
+        name = command.channel
+        if self._permissions is not None:
+            self._require(client, "join", name)
+        if name in client._channels:
+            raise RequestError(ErrorCode.ALREADY_JOINED, "already joined")
+        if len(client._channels) >= self._channels_limit:
+            raise RequestError(ErrorCode.LIMIT_EXCEEDED, f"a client may join {self._channels_limit} channels")
+        record = self._channels.get(name)
+        if record is None:
+            announces = self._announces is not None and self._announces(name)
+            record = self._channels[name] = _ChannelRecord(name, self._core.channel(), announces)
+        if command.id is not None:
+            self._core_send(client.subscriber, replies.ok_join(command.id, name))
+        if record.presence.add(client.user) and record.announces:
+            self._core_publish(record.channel, pushes.joined(name, client.user), b"", b"")
+        record.channel.join(client.subscriber)
+        client._channels[name] = record
+
+    def _leave(self, client: Client, command: commands.Leave) -> None:
+        record = client._channels.pop(command.channel, None)
+        if record is not None:
+            self._depart(client, record)
+        if command.id is not None:
+            self._core_send(client.subscriber, replies.ok_id(command.id))
+
+    def _depart(self, client: Client, record: _ChannelRecord) -> None:
+        """Take a client out of a channel, and the channel out of the hub if that was the last one."""
+        record.channel.leave(client.subscriber)
+        last_of_user = record.presence.remove(client.user)
+        if not record.presence.clients:
+            del self._channels[record.name]
+        elif last_of_user and record.announces:
+            self._core_publish(record.channel, pushes.left(record.name, client.user), b"", b"")
+
+    def _presence(self, client: Client, command: commands.Presence) -> None:
+        if command.id is None:
+            raise RequestError(ErrorCode.BAD_REQUEST, "id: missing")
+        if self._permissions is not None:
+            self._require(client, "presence", command.channel)
+        record = self._channels.get(command.channel)
+        users = record.presence.users(command.limit) if record is not None else []
+        clients = record.presence.clients if record is not None else 0
+        self._core_send(client.subscriber, replies.ok_presence(command.id, users, clients))
+
+    def _ping(self, client: Client, command: commands.Ping) -> None:
+        self._core_send(client.subscriber, replies.pong(command.id))
+
+    def _login_again(self, client: Client, command: commands.Login) -> None:
+        raise CloseConnection(close_codes.BAD_REQUEST)
+
+    def _not_available(self, client: Client, command: commands.History | commands.Refresh) -> None:
+        raise RequestError(ErrorCode.NOT_AVAILABLE, "not available")
+
+    # --- messages for the application ----------------------------------------------------------------------------
+
+    def _custom(self, client: Client, command: commands.Custom) -> Awaitable[None] | None:
+        handler = self._handlers.get(command.type)
+        if handler is None:
+            raise RequestError(ErrorCode.UNKNOWN_TYPE, "unknown type")
+        data = _parse(command.data)
+        try:
+            result = handler.call(client, data)
+        except Exception as error:
+            raise handler.failure(error) from None
+        if is_awaitable(result):
+            client._busy = True
+            return self._finish(client, command.id, handler.outcome(result), handler.name)
+        self._reply_data(client, command.id, result, handler.name)
+        return None
+
+    async def _finish(self, client: Client, id: int | str | None, outcome: Awaitable[Any], name: str) -> None:
+        try:
+            self._reply_data(client, id, await outcome, name)
+        except RequestError as error:
+            self._refuse(client, id, error)
+        finally:
+            self._no_longer_busy(client)
+
+    def _reply_data(self, client: Client, id: int | str | None, result: object, name: str) -> None:
+        if id is None:
+            return
+        try:
+            reply = replies.ok_data(id, result)
+        except TypeError:
+            log.exception("handler %s returned what JSON cannot express", name)
+            raise RequestError(ErrorCode.INTERNAL, "internal error") from None
+        self._core_send(client.subscriber, reply)
+
+    def _no_longer_busy(self, client: Client) -> None:
+        client._busy = False
+        if not client.is_connected:
+            self._handlers.disconnect(client)  # put off by `disconnect`, so that it comes after the handler
+
+    # --- refusals ------------------------------------------------------------------------------------------------
+
+    def _require(self, client: Client, action: Action, name: str) -> None:
+        assert self._permissions is not None
+        if not self._permissions.allows(client, action, name):
+            raise RequestError(ErrorCode.PERMISSION_DENIED, "permission denied")
+
+    def _refuse(self, client: Client, id: int | str | None, error: RequestError) -> None:
+        """Send an error reply. Raises `CloseConnection` after one fault too many."""
+        self._core_send(client.subscriber, replies.error(id, error.code, error.message))
+        if error.code in _FAULTS:
+            self._count_fault(client)
+
+    def _count_fault(self, client: Client) -> None:
+        """Remember the times of the last `FAULTS_LIMIT` faults; one more while the oldest is young ends it all."""
+        now_s = self._clock()
+        faults = client._faults
+        if faults is None:
+            faults = client._faults = deque(maxlen=FAULTS_LIMIT)
+        if len(faults) == FAULTS_LIMIT and now_s - faults[0] < FAULTS_WINDOW_S:
+            raise CloseConnection(close_codes.TOO_MANY_ERRORS)
+        faults.append(now_s)
+
+
+def _parse(data: Any) -> Any:
+    """A message's `data` as Python objects, None if there is none."""
+    if data is None:
+        return None
+    try:
+        return loads(memoryview(data))
+    except JSONDecodeError:  # valid JSON to the decoder of commands, and yet not to orjson: a number out of range
+        raise RequestError(ErrorCode.BAD_REQUEST, "data: not readable as JSON") from None

@@ -1,0 +1,349 @@
+"""One process that serves: core, hub and acceptor put together, listening, timers, signals and the drain.
+
+The order at start: open files, core, hub, acceptor, and the listening socket last, so that nothing is accepted that
+can't be served. The order at the end (the drain) is the same backwards: the socket is closed, every client is told when
+to come back, outboxes empty, and what is left after `drain_timeout_s` is cut off. A second signal leaves at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import math
+import os
+import random
+import resource
+import secrets
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final
+
+import uvloop
+
+from starlight import close_codes
+from starlight._connection import Acceptor
+from starlight._fanout import Core
+from starlight._version import __version__
+from starlight.auth import Authenticator, Permissions, make_authenticator
+from starlight.config import Settings, format_duration, format_size
+from starlight.errors import ListenFailed, NotServing
+from starlight.handlers import Handlers, Timer, call_logged
+from starlight.hub import Hub
+
+__all__ = ["Node", "raise_open_files_limit"]
+
+log = logging.getLogger(__name__)
+
+LISTEN_BACKLOG: Final = 4_096
+"""Connections the kernel completes before we accept them: thousands of clients that come back at once after a restart
+wait here instead of retrying their SYN a second later. The kernel lowers it to net.core.somaxconn."""
+
+RESERVED_FILES: Final = 64
+"""Open files kept for all but clients: listening socket, loop, standard streams, logs, what the application opens."""
+
+RETRY_MIN_MS: Final = 500
+RETRY_MAX_MS: Final = 5_500
+"""A drained client is told to come back after a random time between these two. Accepting and logging in costs some
+200 µs, so 10,000 clients over 5 s keep the next node less than half busy."""
+
+_DRAIN_POLL_S: Final = 0.02
+"""How often the drain looks whether all connections are gone: often enough not to be noticed, nothing if it is not."""
+
+
+class Node:
+    """A node: made from settings, started once, drained once.
+
+    Args:
+        settings: addresses and limits; from the environment by default.
+        handlers: the application's.
+        authenticator: by default what `settings.auth` names.
+        permissions: what a client may do; everything by default.
+        announces: which channels publish `joined` and `left`; none by default.
+        name: the node's name in `welcome`; random by default, so that no two runs share one.
+
+    Raises `ConfigError` for an `auth` that isn't available.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        handlers: Handlers | None = None,
+        authenticator: Authenticator | None = None,
+        permissions: Permissions | None = None,
+        announces: Callable[[str], bool] | None = None,
+        name: str | None = None,
+    ) -> None:
+        settings = settings or Settings()
+        self.handlers = handlers or Handlers()
+        self.settings = settings
+        self.name = name or secrets.token_hex(4)
+        self.core = Core(
+            outbox_messages=settings.outbox_messages,
+            outbox_bytes=settings.outbox_bytes,
+            evict_after_ms=round(settings.evict_after_s * 1000),
+            write_timeout_ms=round(settings.write_timeout_s * 1000),
+            memory_budget_bytes=settings.memory_budget_bytes,
+        )
+        self.hub = Hub(
+            self.core,
+            handlers=self.handlers,
+            authenticator=authenticator or make_authenticator(settings.auth),
+            permissions=permissions,
+            announces=announces,
+            node=self.name,
+            ping_interval_s=settings.ping_interval_s,
+            pong_timeout_s=settings.pong_timeout_s,
+        )
+        self.is_serving = False
+        """True from the start until the last connection is gone."""
+        self.is_draining = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._acceptor: Acceptor | None = None
+        self._server: asyncio.Server | None = None
+        self._timers: list[asyncio.Task[None]] = []
+        self._drained: asyncio.Future[None] | None = None
+        self._has_stuck_threads = False
+
+    # --- start ---------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen and serve in the running loop. Raises `ListenFailed`, and RuntimeError if it was started before."""
+        if self._loop is not None:
+            raise RuntimeError("a node is started once")
+        self._loop = asyncio.get_running_loop()
+        self.settings = _within_open_files(self.settings)
+        self.core.bind(self._loop, self.settings.coalesce_delay_s)
+        self._acceptor = Acceptor(self.core, self.hub, self.settings)
+        try:
+            self._server = await self._listen(self._acceptor)
+        except BaseException:
+            self.core.unbind()
+            raise
+        self._acceptor.start()
+        self.is_serving = True
+        self._timers = [self._loop.create_task(_run_timer(timer)) for timer in self.handlers.timers]
+        log.info("%s", self.start_line())
+
+    async def _listen(self, acceptor: Acceptor) -> asyncio.Server:
+        host, port = self.settings.host, self.settings.port
+        try:
+            return await asyncio.get_running_loop().create_server(
+                acceptor.protocol, host, port, backlog=LISTEN_BACKLOG
+            )
+        except socket.gaierror as error:
+            raise ListenFailed(error.errno, f"can't listen on {host}: {error.strerror}") from None
+        except OSError as error:
+            raise ListenFailed(error.errno, f"can't listen on {host}:{port}: {_reason(error)}") from None
+
+    @property
+    def port(self) -> int:
+        """The TCP port it listens on, also if the kernel chose it. Raises RuntimeError unless it listens."""
+        if self._server is None or not self._server.sockets:
+            raise RuntimeError("the node does not listen")
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    @property
+    def url(self) -> str:
+        """Where clients connect, such as ``ws://127.0.0.1:8765/ws``."""
+        host = self.settings.host
+        return f"ws://{f'[{host}]' if ':' in host else host}:{self.port}{self.settings.path}"
+
+    @property
+    def connections(self) -> int:
+        """Connections open now, logged in or not."""
+        return self._acceptor.connections if self._acceptor is not None else 0
+
+    def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
+        """Call a function of the hub from any thread, in the loop's next turn; nothing happens if the node ends first.
+
+        Raises `NotServing` if the loop is closed already.
+        """
+
+        def call_if_serving() -> None:
+            if self.is_serving:
+                function(*args)
+
+        if self._loop is None:
+            raise NotServing("the node has not been started")
+        try:
+            self._loop.call_soon_threadsafe(call_if_serving)
+        except RuntimeError:
+            raise NotServing("the node has stopped") from None
+
+    def start_line(self) -> str:
+        """One line for the log: the address and the limits in force."""
+        limits = self.settings
+        return (
+            f"starlight {__version__} node {self.name} listens on {self.url}"
+            f" auth={limits.auth} max_connections={limits.max_connections}"
+            f" outbox={limits.outbox_messages}/{format_size(limits.outbox_bytes)}"
+            f" evict_after={format_duration(limits.evict_after_s)} read_limit={format_size(limits.read_limit_bytes)}"
+            f" send_buffer={format_size(limits.send_buffer_bytes)}"
+            f" memory_budget={format_size(limits.memory_budget_bytes)}"
+            f" coalesce_delay={format_duration(limits.coalesce_delay_s)}"
+            f" login_timeout={format_duration(limits.login_timeout_s)}"
+            f" ping={format_duration(limits.ping_interval_s)}+{format_duration(limits.pong_timeout_s)}"
+            f" write_timeout={format_duration(limits.write_timeout_s)}"
+            f" drain_timeout={format_duration(limits.drain_timeout_s)}"
+        )
+
+    # --- drain ---------------------------------------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """End in good order: accept no more, send every client a `bye` and 1001, wait until they are gone.
+
+        Takes `drain_timeout_s` at most. Safe to call twice: the second call waits for the first. Does nothing if the
+        node never started.
+        """
+        if self._loop is None or self._server is None:
+            return
+        if self._drained is not None:
+            await asyncio.shield(self._drained)
+            return
+        self._drained = self._loop.create_future()
+        self.is_draining = True
+        try:
+            await self._drain(self._server)
+        finally:
+            self.is_serving = False
+            self._drained.set_result(None)
+
+    async def _drain(self, server: asyncio.Server) -> None:
+        assert self._loop is not None and self._acceptor is not None
+        deadline_s = self._loop.time() + self.settings.drain_timeout_s
+        server.close()
+        for timer in self._timers:
+            timer.cancel()
+        self._send_away(self._acceptor)
+        while self._acceptor.connections and self._loop.time() < deadline_s:
+            await asyncio.sleep(_DRAIN_POLL_S)
+        if self._acceptor.connections:
+            log.warning("drain: %d connections did not end in time and are cut off", self._acceptor.connections)
+        await self.handlers.settle(max(0.0, deadline_s - self._loop.time()))
+        self._acceptor.stop()
+        self._has_stuck_threads = self.handlers.close()
+        self.core.unbind()
+        log.info("drained")
+
+    def _send_away(self, acceptor: Acceptor) -> None:
+        """Close every connection; each client comes back at a time of its own."""
+        log.info("draining %d connections", acceptor.connections)
+        for client in list(self.hub.clients()):
+            retry_ms = random.randint(RETRY_MIN_MS, RETRY_MAX_MS)
+            client.connection.close(close_codes.GOING_AWAY, close_codes.drain_reason(retry_ms), retry_ms)
+        retry_ms = random.randint(RETRY_MIN_MS, RETRY_MAX_MS)  # one for all that did not log in yet: there are few
+        acceptor.close_all(close_codes.GOING_AWAY, close_codes.drain_reason(retry_ms), retry_ms)
+
+    async def __aenter__(self) -> Node:
+        """Start, unless it already runs."""
+        if self._loop is None:
+            await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Drain."""
+        await self.drain()
+
+    # --- a process of its own ------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain and return; blocking, on a uvloop of its own.
+
+        Only for the main thread of a process that does nothing else: it takes the signals, writes the log to stderr
+        unless logging has been set up, and tunes the garbage collector. A second signal ends the process at once
+        with 128 + its number. Raises `ListenFailed`.
+        """
+        logging.basicConfig(level=self.settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+        uvloop.run(self._serve_until_signal())
+        if self._has_stuck_threads:  # the interpreter would wait for them without end
+            log.warning("handlers with thread=True are still under way; leaving without them")
+            _leave(0)
+
+    async def _serve_until_signal(self) -> None:
+        loop = asyncio.get_running_loop()
+        signalled = loop.create_future()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, _on_signal, number, signalled)
+        async with self:
+            _tune_gc()
+            await signalled
+
+
+def _on_signal(number: signal.Signals, signalled: asyncio.Future[None]) -> None:
+    """The first signal begins the drain, the second one ends the process."""
+    if signalled.done():
+        _leave(128 + number)
+    log.info("%s: draining; once more leaves at once", number.name)
+    signalled.set_result(None)
+
+
+def _leave(status: int) -> None:
+    """End the process now: no waiting for threads, tasks or clients."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):  # no stream, its disk is full, or it is closed
+            continue
+    os._exit(status)
+
+
+def _tune_gc() -> None:
+    """Take what start-up left out of the collector's sight.
+
+    The modules loaded so far are some 10^5 objects that never die, and each full collection would walk them in a
+    pause of all clients.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def raise_open_files_limit() -> int:
+    """Raise the soft limit of open files to the hard one; returns the limit then in force."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            return soft
+    return hard
+
+
+def _within_open_files(settings: Settings) -> Settings:
+    """The settings with `max_connections` lowered to what the limit of open files has room for.
+
+    Without descriptors an accept fails and is tried again in a busy loop; so that limit must never be reached.
+    """
+    limit = raise_open_files_limit()
+    room = sys.maxsize if limit == resource.RLIM_INFINITY else max(1, limit - RESERVED_FILES)
+    if settings.max_connections <= room:
+        return settings
+    log.warning("max_connections=%d: only %d files may be open, so it is %d", settings.max_connections, limit, room)
+    return settings.model_copy(update={"max_connections": room})
+
+
+def _reason(error: OSError) -> str:
+    """The system's words for an error; asyncio puts its own around them."""
+    return os.strerror(error.errno).lower() if error.errno else str(error)
+
+
+async def _run_timer(timer: Timer) -> None:
+    """Call a timer's handler at multiples of its interval; ticks that pass during a call are skipped."""
+    loop = asyncio.get_running_loop()
+    due_s = loop.time() + timer.seconds
+    while True:
+        await asyncio.sleep(due_s - loop.time())
+        pending = call_logged(timer.handler, ())
+        if pending is not None:
+            await pending
+        due_s += timer.seconds * max(1, math.ceil((loop.time() - due_s) / timer.seconds))

@@ -1,0 +1,57 @@
+"""Who is in a channel: users, each with the number of its clients that joined.
+
+The compiled core knows subscribers, not users, and offers no walk over them; this is the Python side of the same
+membership, kept in step by the hub at join, leave and disconnect and read only by `presence` requests. Pure: no I/O,
+no clock. Users are kept in the order in which they first joined, so a page of the first `limit` of them is stable
+while nobody leaves.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+
+
+class Presence:
+    """The users of one channel. Every operation but `users` is O(1)."""
+
+    __slots__ = ("_clients_by_user", "clients")
+
+    def __init__(self) -> None:
+        self._clients_by_user: dict[str, int] = {}
+        self.clients = 0
+        """Number of clients in the channel, all users together."""
+
+    def add(self, user: str) -> bool:
+        """Count one more client of `user`. True if it is the user's first in this channel."""
+        count = self._clients_by_user.get(user, 0)
+        self._clients_by_user[user] = count + 1
+        self.clients += 1
+        return count == 0
+
+    def remove(self, user: str) -> bool:
+        """Count one client of `user` less. True if it was the user's last in this channel.
+
+        Raises KeyError for a user who isn't there: that is a bug of the caller, never input.
+        """
+        count = self._clients_by_user[user]
+        self.clients -= 1
+        if count > 1:
+            self._clients_by_user[user] = count - 1
+            return False
+        del self._clients_by_user[user]
+        return True
+
+    def users(self, limit: int) -> list[str]:
+        """The first `limit` users in the order they joined; O(limit), however many there are."""
+        return list(islice(self._clients_by_user, limit))
+
+    def count_of(self, user: str) -> int:
+        """Number of clients of `user` in the channel; 0 if there is none."""
+        return self._clients_by_user.get(user, 0)
+
+    def __contains__(self, user: object) -> bool:
+        return user in self._clients_by_user
+
+    def __len__(self) -> int:
+        """Number of different users."""
+        return len(self._clients_by_user)

@@ -1,0 +1,81 @@
+"""Layer 1: bytes to commands, replies and pushes to bytes. Pure functions; no I/O, no clock, no state.
+
+``commands`` is what clients say, ``replies`` what they are answered, ``pushes`` what they are told unasked, and
+``lines`` how a frame holds one message or several. The public names of all four are here.
+"""
+
+from starlight.protocol.commands import (
+    MAX_DEPTH,
+    Broadcast,
+    Command,
+    Custom,
+    Direct,
+    History,
+    Join,
+    Leave,
+    Login,
+    Ping,
+    Presence,
+    Publish,
+    Refresh,
+    decode,
+    is_channel,
+    is_user,
+)
+from starlight.protocol.lines import LINES, SUBPROTOCOLS, V1, select_subprotocol, split
+from starlight.protocol.pushes import TAIL, broadcast_head, direct_head, joined, left, publication_head, server_head
+from starlight.protocol.replies import (
+    bye,
+    error,
+    ok,
+    ok_count,
+    ok_data,
+    ok_id,
+    ok_join,
+    ok_presence,
+    ok_publish,
+    pong,
+    welcome,
+)
+
+__all__ = [
+    "LINES",
+    "MAX_DEPTH",
+    "SUBPROTOCOLS",
+    "TAIL",
+    "V1",
+    "Broadcast",
+    "Command",
+    "Custom",
+    "Direct",
+    "History",
+    "Join",
+    "Leave",
+    "Login",
+    "Ping",
+    "Presence",
+    "Publish",
+    "Refresh",
+    "broadcast_head",
+    "bye",
+    "decode",
+    "direct_head",
+    "error",
+    "is_channel",
+    "is_user",
+    "joined",
+    "left",
+    "ok",
+    "ok_count",
+    "ok_data",
+    "ok_id",
+    "ok_join",
+    "ok_presence",
+    "ok_publish",
+    "pong",
+    "publication_head",
+    "select_subprotocol",
+    "server_head",
+    "split",
+    "welcome",
+]

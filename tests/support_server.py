@@ -1,0 +1,125 @@
+"""A scripted server for the client library, where the point is how a connection ends.
+
+The real node doesn't close with code after code on demand, cut the TCP connection, or stay silent. This one is built on
+the `websockets` library and speaks just enough of the protocol: login, join, leave, publish to who joined, ping.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+
+
+class ScriptedServer:
+    """Listens on a port of the kernel's choice; may stop and listen on the same port again."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.commands: list[dict[str, Any]] = []  # all that was received, over all connections
+        self.opened = 0
+        self.close_logins_with: int | None = None
+        self.refuse_joins_of: set[str] = set()
+        self.is_silent = False
+        self._server: Server | None = None
+        self._channels: dict[ServerConnection, set[str]] = {}
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/ws"
+
+    def seen(self, type: str) -> list[dict[str, Any]]:
+        """The received commands of one type."""
+        return [command for command in self.commands if command["type"] == type]
+
+    async def start(self) -> None:
+        self._server = await serve(
+            self._talk, "127.0.0.1", self.port, subprotocols=["starlight.v1", "starlight.v1.lines"], ping_interval=None
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self, code: int = 1001) -> None:
+        """Close all connections with `code` and listen no more."""
+        if self._server is not None:
+            self._server.close(code=code)
+            await self._server.wait_closed()
+            self._server = None
+
+    async def push(self, *messages: dict[str, Any]) -> None:
+        """Send messages to every client, in one frame if there are several."""
+        frame = "\n".join(json.dumps(message) for message in messages)
+        for connection in list(self._channels):
+            await connection.send(frame)
+
+    async def close_all(self, code: int, reason: str = "", retry_ms: int | None = None) -> None:
+        """Say `bye` and close."""
+        for connection in list(self._channels):
+            await connection.send(json.dumps({"type": "bye", "code": code, "reason": reason, "retry_ms": retry_ms}))
+            await connection.close(code, reason)
+
+    def drop_all(self) -> None:
+        """Cut the TCP connections: no close frame."""
+        for connection in list(self._channels):
+            connection.transport.abort()
+
+    async def _talk(self, connection: ServerConnection) -> None:
+        self.opened += 1
+        try:
+            async for frame in connection:
+                for line in str(frame).split("\n"):
+                    await self._handle(connection, json.loads(line))
+        except ConnectionClosed:
+            pass
+        finally:
+            self._channels.pop(connection, None)
+
+    async def _handle(self, connection: ServerConnection, command: dict[str, Any]) -> None:
+        self.commands.append(command)
+        kind, channel, reply = command["type"], command.get("channel", ""), {"type": "ok", "id": command.get("id")}
+        if self.is_silent:
+            return None
+        if kind == "login":
+            if self.close_logins_with is not None:
+                return await connection.close(self.close_logins_with, "as scripted")
+            self._channels[connection] = set()
+            reply |= {"type": "welcome", "user": command.get("user") or "token", "client": f"c{self.opened}"}
+        elif kind == "join" and channel in self.refuse_joins_of:
+            reply |= {"type": "error", "code": 103, "name": "permission_denied", "message": "not here"}
+        elif kind == "join":
+            self._channels[connection].add(channel)
+        elif kind == "leave":
+            self._channels[connection].discard(channel)
+        elif kind == "publish":
+            publication = {"type": "publication", "channel": channel, "from": "someone", "data": command["data"]}
+            for other, channels in list(self._channels.items()):
+                if channel in channels:
+                    await other.send(json.dumps(publication))
+        elif kind == "ping":
+            reply["type"] = "pong"
+        if "id" in command:
+            await connection.send(json.dumps(reply))
+        return None
+
+
+@asynccontextmanager
+async def scripted_server() -> AsyncIterator[ScriptedServer]:
+    """A running `ScriptedServer`, stopped at the end."""
+    server = ScriptedServer()
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+async def until(condition: Any, what: str, timeout_s: float = 10.0) -> None:
+    """Wait until `condition()` is true."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"not within {timeout_s:g} s: {what}") from None
