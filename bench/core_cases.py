@@ -8,6 +8,7 @@ everything, so that only then kernel time is included.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -220,6 +221,37 @@ def evict(world: World) -> None:
     assert evicted == 100, evicted
 
 
+class PushbackWorld(World):
+    """100 socket pairs with small buffers on a loop, which wakes them when they may be written to again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.open.callback(self.loop.close)
+        self.core.bind(self.loop)
+        self.open.callback(self.core.unbind)
+        self.add_pairs(100, send_buffer_bytes=4096)
+
+    def turn(self) -> None:
+        """Poll once, as the loop does between two turns."""
+        self.loop.call_soon(self.loop.stop)
+        self.loop.run_forever()
+
+
+def push_back(world: World) -> None:
+    """Each subscriber fills up, is noticed, waits, is read from, is woken and gets the rest: one pushback each."""
+    assert isinstance(world, PushbackWorld)
+    publish(world.core, world.core.everyone, 128)
+    world.core.flush()
+    for _ in range(64):
+        if world.core.counters()["full"] == 0:
+            return
+        world.read_all()
+        world.turn()
+        world.turn()
+    raise AssertionError("the socket pairs are still full")
+
+
 def churn(world: World) -> None:
     """Everyone leaves a channel and joins it again."""
     everyone = world.core.everyone
@@ -244,6 +276,7 @@ def cases() -> list[Case]:
         Case("direct-n1000", "delivery", 1000, null_world(1000), direct),
         Case("socket-pairs-n100-w16", "delivery", 1600, pairs_world, broadcast(16), World.read_all),
         Case("mixed-channels", "delivery", 640 * 50 + 64, ChannelsWorld, mixed),
+        Case("pushback-n100", "pushback", 100, PushbackWorld, push_back, World.read_all),
         Case("evict-100-of-1000", "eviction", 100, full_world, evict, is_once=True),
         Case("leave-and-join-n1000", "member", 1000, null_world(1000), churn),
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib.util
+import importlib
 import os
 import re
 import shutil
@@ -54,9 +54,9 @@ CHANNELS = "channels"
 class Server:
     """One server of the comparison.
 
-    ``talks`` is the load generator's dialect for broadcasts: ``native`` (Starlight's JSON messages), ``lines`` (the same,
-    and a frame may hold several, separated by newlines), ``raw`` (any text comes back to all verbatim), ``socketio``,
-    ``nats``. ``works`` says which kinds of work it can do, ``send_buffer`` whether SO_SNDBUF can be set.
+    ``talks`` is the load generator's dialect for broadcasts: ``native`` (Starlight's JSON messages), ``lines`` (the
+    same, and a frame may hold several, separated by newlines), ``raw`` (any text comes back to all verbatim),
+    ``socketio``, ``nats``. ``works`` says which kinds of work it can do, ``send_buffer`` whether SO_SNDBUF can be set.
     """
 
     name: str
@@ -184,8 +184,10 @@ def prepare_python(name: str) -> Callable[[], str | None]:
 
 def prepare_starlight() -> str | None:
     """Check that the package under test is importable: it must be built beforehand, as its README says."""
-    if importlib.util.find_spec("starlight.cli") is None:
-        return "starlight.cli can't be imported: pip install -e . first"
+    try:
+        importlib.import_module("starlight.app")
+    except ImportError as error:
+        return f"{error}: pip install -e . first, in the repository"
     return None
 
 
