@@ -46,11 +46,12 @@ def cells_table(result: RowResult) -> str:
     row, repetitions = result.row, result.repetitions
     figures = {cell.key: [summary(cell.key, metric, repetitions) for metric, _ in COLUMNS] for cell in row.cells}
     used = [at for at in range(len(COLUMNS)) if any(line[at] for line in figures.values())]
-    lines = [["server", *(COLUMNS[at][1] for at in used), "runs", "faults"]]
+    lines = [["server", *(COLUMNS[at][1] for at in used), "runs", "faults", "cut off"]]
     for key, line in figures.items():
         samples = [repetition[key] for repetition in repetitions if key in repetition]
         values = [number(found.median) if (found := line[at]) else "–" for at in used]
-        lines.append([key, *values, str(len(samples)), str(sum(sample.faults for sample in samples))])
+        totals = [sum(sample.faults for sample in samples), sum(sample.disconnects for sample in samples)]
+        lines.append([key, *values, str(len(samples)), *map(str, totals)])
     return table(lines)
 
 

@@ -205,7 +205,7 @@ def payload_rows() -> list[Row]:
 
 
 def slow_row() -> Row:
-    """The slow ones read twice a second what came meanwhile: more than the buffers hold, less than evicts them."""
+    """The slow ones read four times a second what came meanwhile: more than the buffers hold, less than evicts them."""
     fine = Work("broadcast", 1000, None, rate_per_s=100, payload_bytes=2048, lifted=("--send-buffer", "16KiB"))
     works = {"fine": fine, "stalled": replace(fine, stalled_share=0.1), "slow": replace(fine, slow_share=0.1)}
     cells = tuple(Cell(f"{SUBJECT}-{name}", SUBJECT, work) for name, work in works.items())

@@ -33,6 +33,8 @@ class Sample:
     connect_us: float | None = None
     deliveries: int = 0
     faults: int = 0
+    checked_share: float = 1.0
+    disconnects: int = 0
     noise: Noise = field(default_factory=lambda: Noise(0.0, 0.0))
 
     @property
