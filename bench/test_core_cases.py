@@ -28,17 +28,19 @@ def test_core(case: Case, benchmark: BenchmarkFixture) -> None:
         return (world,), {}
 
     warm_up = 0 if case.is_once else WARM_UP_ROUNDS
-    benchmark.pedantic(case.run, setup=setup, rounds=ROUNDS, warmup_rounds=warm_up)
-    note(case, world, benchmark)
+    benchmark.pedantic(case.run, setup=setup, rounds=ROUNDS, warmup_rounds=warm_up)  # type: ignore[no-untyped-call]
+    note(case, world, benchmark, 1 if case.is_once else ROUNDS + warm_up)
     world.close()
 
 
-def note(case: Case, world: World, benchmark: BenchmarkFixture) -> None:
+def note(case: Case, world: World, benchmark: BenchmarkFixture, runs: int) -> None:
+    """Put the figures of one unit, and what one send carried, beside the times."""
     counters = world.core.counters()
     sends = counters["sends_total"] or 1
     benchmark.extra_info |= {
         "sink": "null" if has_null_sinks() else "udp",
         f"ns_per_{case.unit}": benchmark.stats.stats.median / case.units * 1e9 if benchmark.stats else None,
+        f"sends_per_{case.unit}": round(counters["sends_total"] / (case.units * runs), 4),
         "spans_per_send": round(counters["sent_spans_total"] / sends, 2),
         "deliveries_per_send": round(counters["deliveries_total"] / sends, 2),
         "bytes_per_send": round(counters["sent_bytes_total"] / sends),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from harness import chart, rows
 from harness.campaign import RowResult
-from harness.quiet import Noise, Ticks, noise_between
+from harness.quiet import Ticks, noise_between
 from harness.report import number, row_record, row_text
 from harness.rows import CPU, MEMORY, RATE, Bar, Cell, Row, Work
 from harness.sample import Sample, judge, ratio, summary
@@ -79,6 +79,7 @@ class TestJudge:
         found = judge(Bar(RATE, "starlight", ("floor",), at_least=0.9), repetitions)
         assert found is not None
         assert (found.metric, found.value.median, found.value.count) == ("1/server_us", 0.5, 5)
+        assert found.by_cpu == found.value
 
     def test_plain_figure(self) -> None:
         repetitions = [{"starlight": Sample(memory_kib=9.0)}] * 5
@@ -108,7 +109,7 @@ class TestRows:
 
 def test_noise_is_what_is_neither_ours_nor_idle() -> None:
     noise = noise_between(Ticks(10.0, 100.0, 50.0, 1.0), Ticks(12.0, 103.0, 52.8, 1.02))
-    assert noise == Noise(pytest.approx(0.1), pytest.approx(0.01))
+    assert (noise.foreign, noise.steal) == (pytest.approx(0.1), pytest.approx(0.01))
     assert noise.is_too_much
 
 

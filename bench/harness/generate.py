@@ -1,7 +1,7 @@
-"""The generator's process: does one scenario, given as JSON on stdin, and writes the harness's result as JSON to stdout.
+"""The generator's process: does one scenario, given as JSON on stdin, and writes the harness's result to stdout.
 
-A process of its own for each run, pinned to the generator's core: whatever a run leaves behind in memory can't disturb the
-next one, and a run that hangs can be ended.
+A process of its own for each run, pinned to the generator's core: whatever a run leaves behind in memory can't disturb
+the next one, and a run that hangs can be ended.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 import sys
 
 import msgspec
-
 from starlight.loadtest import LoadTestError, Scenario, Target, run_scenario
 
 

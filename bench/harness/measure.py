@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 GENERATE = Path(__file__).with_name("generate.py")
 WARM_UP_S = 0.7
-GRACE_S = 120.0
-"""Beyond its own seconds a run has this long to connect (15,000 clients of a slow peer), to settle and to close."""
+SETTLE_S = 20.0
+"""How long to wait for what is under way at the end: python-socketio needs 5 s for 64 broadcasts to 1,000."""
+RAMP_TIMEOUT_S = 90.0
+"""How long all clients together may take to connect and log in: 15,000 of them, or 5,000 of a slow peer."""
+GRACE_S = RAMP_TIMEOUT_S + SETTLE_S + 20.0
+"""A run that takes so much longer than its own seconds hangs."""
 
 SLOW_TICK_MS = 250.0
 SLOW_HEADROOM = 1.2
@@ -61,6 +65,8 @@ def scenario_of(work: Work, seconds: float) -> Scenario:
         acks=work.kind == "publish",
         warmup_s=WARM_UP_S,
         duration_s=seconds,
+        settle_s=SETTLE_S,
+        ramp_timeout_s=RAMP_TIMEOUT_S,
         slow_share=work.stalled_share or work.slow_share,
         slow_kind="rate" if work.slow_share else "stall",
         slow_bytes_per_s=max(1, int(flow_bytes_per_s * SLOW_HEADROOM)),

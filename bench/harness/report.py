@@ -57,12 +57,13 @@ def cells_table(result: RowResult) -> str:
 
 def bars_table(verdicts: Sequence[Verdict]) -> str:
     """Each bar with its median, interval and whether it was met."""
-    lines = [["cell", "metric", "bar", "median", "90% interval", "pairs", "met"]]
+    lines = [["cell", "metric", "bar", "median", "90% interval", "by CPU", "pairs", "met"]]
     for verdict in verdicts:
         value = verdict.value
         interval = f"{value.low:.3g} – {value.high:.3g}"
-        lines.append([verdict.bar.key, verdict.metric, str(verdict.bar), f"{value.median:.3g}", interval,
-                      str(value.count), "yes" if verdict.is_met else "NO"])  # fmt: skip
+        by_cpu = f"{verdict.by_cpu.median:.3g}" if verdict.by_cpu else "–"
+        figures = [f"{value.median:.3g}", interval, by_cpu, str(value.count)]
+        lines.append([verdict.bar.key, verdict.metric, str(verdict.bar), *figures, "yes" if verdict.is_met else "NO"])
     return table(lines)
 
 
@@ -161,7 +162,8 @@ def row_record(result: RowResult) -> dict[str, Any]:
                   for cell in result.row.cells},
         "repetitions": [{key: asdict(sample) for key, sample in rep.items()} for rep in result.repetitions],
         "bars": [{"bar": str(verdict.bar), "cell": verdict.bar.key, "metric": verdict.metric, "is_met": verdict.is_met,
-                  **asdict(verdict.value)} for verdict in row_verdicts(result)],
+                  "by_cpu": asdict(verdict.by_cpu) if verdict.by_cpu else None,
+                **asdict(verdict.value)} for verdict in row_verdicts(result)],
         "discarded": result.discarded,
         "skipped": result.skipped,
         "failures": result.failures,

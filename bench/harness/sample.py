@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.quiet import Noise
-from harness.rows import RATE, Bar
+from harness.rows import CPU, RATE, Bar
 from harness.stats import Estimate, estimate
 
 SATURATED_SHARE = 0.9
@@ -52,12 +52,16 @@ Repetition = Mapping[str, Sample]
 
 @dataclass(frozen=True)
 class Verdict:
-    """A bar with its measured value: a ratio, or the figure itself if the bar has a number only."""
+    """A bar with its measured value: a ratio, or the figure itself if the bar has a number only.
+
+    by_cpu: the same ratio in deliveries per second of server CPU, which the generator's own speed does not touch.
+    """
 
     bar: Bar
     value: Estimate
     metric: str
     is_met: bool
+    by_cpu: Estimate | None = None
 
 
 def ratio(bar: Bar, repetition: Repetition) -> tuple[float, str] | None:
@@ -90,15 +94,21 @@ def judge(bar: Bar, repetitions: Sequence[Repetition]) -> Verdict | None:
 
     If the generator was saturated in some repetitions only, all are compared by CPU, so that like goes with like.
     """
-    found = [value for repetition in repetitions if (value := ratio(bar, repetition)) is not None]
+    found = [pair for repetition in repetitions if (pair := ratio(bar, repetition)) is not None]
     if not found:
         return None
-    metrics = {metric for _, metric in found}
-    if len(metrics) > 1:
-        by_cpu = Bar("server_us", bar.key, bar.against, at_most=1.0)
-        found = [(1 / value[0], "1/server_us") for rep in repetitions if (value := ratio(by_cpu, rep)) is not None]
-    value = estimate([value for value, _ in found])
-    return Verdict(bar, value, found[0][1], bar.is_met(value.low, value.high))
+    metric = found[0][1]
+    by_cpu = _by_cpu(bar, repetitions) if bar.metric == RATE else []
+    if len({name for _, name in found}) > 1 and by_cpu:
+        metric, found = "1/server_us", [(value, "1/server_us") for value in by_cpu]
+    value = estimate([pair[0] for pair in found])
+    return Verdict(bar, value, metric, bar.is_met(value.low, value.high), estimate(by_cpu) if by_cpu else None)
+
+
+def _by_cpu(bar: Bar, repetitions: Sequence[Repetition]) -> list[float]:
+    """The bar's ratios turned into CPU: what the others' cheapest delivery costs, over what the bar's cell pays."""
+    cheap = Bar(CPU, bar.key, bar.against, at_most=1.0)
+    return [1 / pair[0] for repetition in repetitions if (pair := ratio(cheap, repetition)) is not None]
 
 
 def summary(key: str, metric: str, repetitions: Sequence[Repetition]) -> Estimate | None:

@@ -43,7 +43,7 @@ async def main() -> None:
     app.add_routes([web.get("/{path:.*}", handle)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.SockSite(runner, sock).start()
+    await web.SockSite(runner, sock, backlog=4096).start()
     announce(sock.getsockname()[1])
     await asyncio.get_running_loop().create_future()
 

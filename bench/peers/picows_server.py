@@ -75,7 +75,7 @@ def send_to(receivers: set[WSTransport], payload: bytes) -> None:
 
 async def main() -> None:
     sock = listener(arguments())
-    server = await ws_create_server(lambda request: Client(), sock=sock)
+    server = await ws_create_server(lambda request: Client(), sock=sock, backlog=4096)
     announce(sock.getsockname()[1])
     await server.serve_forever()
 

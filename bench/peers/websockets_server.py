@@ -28,7 +28,7 @@ async def handle(connection: ServerConnection) -> None:
 
 async def main() -> None:
     sock = listener(arguments())
-    async with serve(handle, sock=sock):
+    async with serve(handle, sock=sock, backlog=4096):
         announce(sock.getsockname()[1])
         await asyncio.get_running_loop().create_future()
 
