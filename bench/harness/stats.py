@@ -25,7 +25,7 @@ class Estimate:
 
 def coverage(count: int, rank: int) -> float:
     """How sure it is that the true median lies between the ``rank``-th smallest and the ``rank``-th largest value."""
-    return 1 - 2 * sum(math.comb(count, below) for below in range(rank)) / 2**count
+    return 1 - 2.0 * sum(math.comb(count, below) for below in range(rank)) / float(2**count)
 
 
 def estimate(values: Sequence[float]) -> Estimate:
