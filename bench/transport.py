@@ -1,4 +1,4 @@
-"""Which transport below picows: uvloop's own or aiofastnet's? Memory of an idle, logged-in connection, and CPU of connect + login.
+"""Which transport below picows, uvloop's own or aiofastnet's? Memory of an idle client, and CPU of connect + login.
 
     python bench/transport.py [--connections 5000] [--repetitions 3]
 

@@ -1,8 +1,9 @@
-"""The core against a slow, obvious model: random joins, publications, stalls, closes and torn writes; byte-exact streams.
+"""The core against a slow, obvious model: random joins, publications, stalls, closes, torn writes; byte-exact streams.
 
-The model is a list per subscriber: every message it must get, in the order of the calls. What arrives at the other end of
-its socket pair must be exactly those, whatever the kernel took of each write: all of them for a subscriber that stayed,
-all before the close for one that was closed, the first so many (then the close, or nothing) for one that was evicted.
+The model is a list per subscriber: every message it must get, in the order of the calls. What arrives at the other end
+of its socket pair must be exactly those, whatever the kernel took of each write: all of them for a subscriber that
+stayed, all before the close for one that was closed, the first so many (then the close, or nothing) for one that was
+evicted.
 """
 
 from __future__ import annotations
