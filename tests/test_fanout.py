@@ -1,4 +1,4 @@
-"""The core, case by case, over socket pairs: torn writes, both wire forms, limits, the control lane, memory, threads."""
+"""The core, case by case, over socket pairs: torn writes, both forms, limits, the control lane, memory, threads."""
 
 from __future__ import annotations
 
