@@ -387,7 +387,7 @@ cdef class Core:
         return 0
 
     cdef int pong(self, Subscriber subscriber, const char* payload, Py_ssize_t size) except -1:
-        """Answer a ping; only the latest one's pong waits (RFC 6455 §5.5.3)."""
+        """Answer a ping; see `queue_pong` for which one's pong waits (RFC 6455 §5.5.3)."""
         cdef subscriber_t* sub = subscriber.s
         if sub == NULL or sub.state >= STATE_CLOSED or size > WIRE_MAX_CONTROL:
             return 0

@@ -42,8 +42,8 @@ ctypedef struct span_t:
     uint32_t first               # frames [first, end)
     uint32_t end
 
-ctypedef struct control_t:       # the lane of control frames: at most one of each kind waits
-    uint8_t pong_size            # bytes of the whole wire frame; 0: none waits
+ctypedef struct control_t:       # the lane of control frames: one ping, one close, and pongs in the room of one
+    uint8_t pong_size            # bytes of whole wire frames; 0: none waits
     uint8_t ping_size
     uint8_t close_size
     uint16_t tx_size             # what is going out: complete control frames, filled only between data frames
@@ -311,11 +311,14 @@ cdef inline control_t* control_of(subscriber_t* sub) noexcept nogil:
 
 
 cdef inline void queue_pong(subscriber_t* sub, const char* payload, uint8_t size) noexcept nogil:
-    """`size` is at most 125; the pong that waits is replaced."""
+    """`size` is at most 125. Pongs of one turn go out together if they fit; otherwise, or on a full socket, the latest
+    replaces what waits (RFC 6455 §5.5.3 asks for no more), so that a flood of pings costs one small write a turn."""
     cdef control_t* control = control_of(sub)
-    wire_write_header(control.pong, WIRE_PONG, size)
-    memcpy(control.pong + 2, payload, size)
-    control.pong_size = 2 + size
+    if sub.is_full or sub.transport_busy or control.pong_size + 2 + size > CONTROL_FRAME:
+        control.pong_size = 0
+    wire_write_header(control.pong + control.pong_size, WIRE_PONG, size)
+    memcpy(control.pong + control.pong_size + 2, payload, size)
+    control.pong_size += 2 + size
 
 
 cdef inline void queue_ping(subscriber_t* sub) noexcept nogil:
