@@ -70,6 +70,8 @@ cdef inline bint pump_closed(Eng *e) noexcept nogil:
                 sl_add32(&s.done, under_way)
                 s.progress_ns = e.now_ns
             continue
+        if under_way <= 0:
+            s.progress_ns = e.now_ns
         while under_way < <int32_t>e.window:
             if publish(e, s, e.now_ns) <= 0:
                 break
