@@ -61,6 +61,7 @@ def read_data(bytes message not None) -> tuple[int, int, bool] | None:
     cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(message)
     cdef const uint8_t *mark = stamp_find(p, PyBytes_GET_SIZE(message))
     cdef uint32_t stream, number, checksum
+    cdef Py_ssize_t start
     if mark == NULL:
         return None
     sl_get(mark + 1, &stream, &number, &checksum)

@@ -19,7 +19,8 @@ SATURATED_SHARE = 0.9
 
 
 class Latency(msgspec.Struct, kw_only=True, frozen=True):
-    """Milliseconds; `curve` is (percentile, ms) for the plot."""
+    """Milliseconds. `curve` is (percentile, ms) for the plot, `hdr` the whole histogram (ns) in HdrHistogram's own
+    encoding, for merging."""
 
     count: int = 0
     mean_ms: float = 0.0
@@ -30,25 +31,44 @@ class Latency(msgspec.Struct, kw_only=True, frozen=True):
     p99_99_ms: float = 0.0
     max_ms: float = 0.0
     curve: list[tuple[float, float]] = []
+    hdr: str = ""
 
     @classmethod
     def of(cls, slots: list[tuple[int, int]]) -> Latency:
         """From an engine histogram (`Arena.histogram`)."""
-        histogram = histogram_of(slots)
-        if not histogram.get_total_count():
+        total = sum(count for _, count in slots)
+        if not total:
             return cls()
-        values = {q: histogram.get_value_at_percentile(q) / 1e6 for q in PERCENTILES}
+        histogram = histogram_of(slots)
+        curve = _curve_percentiles(total)
+        values = _percentiles(slots, histogram, sorted({*PERCENTILES, *curve}))
         return cls(
-            count=histogram.get_total_count(),
-            mean_ms=histogram.get_mean_value() / 1e6,
+            count=total,
+            mean_ms=sum(histogram.get_value_from_index(slot) * count for slot, count in slots) / total / 1e6,
             p50_ms=values[50.0],
             p90_ms=values[90.0],
             p99_ms=values[99.0],
             p99_9_ms=values[99.9],
             p99_99_ms=values[99.99],
-            max_ms=histogram.get_max_value() / 1e6,
-            curve=_curve(histogram),
+            max_ms=values[100.0],
+            curve=[(percentile, values[percentile]) for percentile in curve],
+            hdr=histogram.encode().decode(),
         )
+
+
+def _percentiles(slots: list[tuple[int, int]], histogram: HdrHistogram, asked: list[float]) -> dict[float, float]:
+    """The values in ms at ascending percentiles, by HdrHistogram's rules, in one pass over the used slots."""
+    total = sum(count for _, count in slots)
+    values: dict[float, float] = {}
+    place, seen = -1, 0
+    for percentile in asked:
+        wanted = max(int(percentile * total / 100 + 0.5), 1)
+        while seen < wanted:
+            place += 1
+            seen += slots[place][1]
+        lowest = histogram.get_value_from_index(slots[place][0])
+        values[percentile] = (histogram.get_highest_equivalent_value(lowest) if percentile else lowest) / 1e6
+    return values
 
 
 def histogram_of(slots: list[tuple[int, int]]) -> HdrHistogram:
@@ -59,17 +79,14 @@ def histogram_of(slots: list[tuple[int, int]]) -> HdrHistogram:
     return histogram
 
 
-def _curve(histogram: HdrHistogram) -> list[tuple[float, float]]:
-    """Points at even steps of log(1 / (1 - percentile)), as far as the count of values carries."""
-    points: list[tuple[float, float]] = []
+def _curve_percentiles(total: int) -> list[float]:
+    """Ten a decade of 1 / (1 - percentile), as far as the count of values carries, and 100."""
+    points: list[float] = []
     share = 1.0
-    total = histogram.get_total_count()
-    while share * total >= 1 or not points:
-        percentile = 100 * (1 - share)
-        points.append((round(percentile, 6), histogram.get_value_at_percentile(percentile) / 1e6))
+    while share * total >= 1 and len(points) < 80:
+        points.append(round(100 * (1 - share), 6))
         share /= 10**0.1
-    points.append((100.0, histogram.get_max_value() / 1e6))
-    return points
+    return [*points, 100.0]
 
 
 class Check(msgspec.Struct, kw_only=True, frozen=True):

@@ -35,6 +35,8 @@ from starlight.loadtest.workers import Fleet, fleet
 PADDING_PERIOD = 4096
 PROBE_S = 2.0
 STEP_S = 0.25
+CALM_S = 0.2
+"""After the ramp, before the server's memory is read: time for it to finish what the last logins started."""
 GIVE_UP_S = 2.0
 """Closed model: a sender none of whose messages got done for so long goes on without them."""
 CHECK_LIMIT_SHARE = 0.8
@@ -230,13 +232,14 @@ class _Run:
         self.server_pids = server_pids
         self.on_progress, self.stop = on_progress, stop
         self.interrupted = False
+        self.ramp_s = 0.0
         self.series: list[Point] = []
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
 
     def all(self) -> Result:
         before = self.moment()
         self.ramp()
-        self.workers.call("run", _engine.IDLE, 0.2)
+        self.workers.call("run", _engine.IDLE, CALM_S if self.server_pids else CALM_S / 4)
         ramped = self.moment()
         try:
             self.probe()
@@ -281,10 +284,11 @@ class _Run:
     def ramp(self) -> None:
         """Connect and log in. Raises BadTarget with what the first connection that failed said."""
         self.on_progress("connecting", None)
-        limit = self.scenario.ramp_timeout_s
+        limit, began = self.scenario.ramp_timeout_s, time.monotonic()
         futures = [worker.call("run", _engine.RAMP, limit) for worker in self.workers.workers]
         self.workers.wait(futures, STEP_S, lambda: self.on_progress("connecting", None))
         failures = [text for text in self.workers.call("failure") if text]
+        self.ramp_s = max(time.monotonic() - began, 1e-9)
         ready = self.arena.counters()["ready"]
         if failures:
             text = " ".join(failures[0].split())
@@ -431,7 +435,7 @@ class _Run:
             latency_actual=latency_actual,
             connect=Latency.of(self.arena.histogram(2)),
             connects=ramped.counters["connects"] + connects,
-            connects_per_s=connects / duration or ramped.counters["connects"] / (ramped.time_s - before.time_s - 0.2),
+            connects_per_s=connects / duration or ramped.counters["connects"] / self.ramp_s,
             ack=Latency.of(self.arena.histogram(3)),
             acks=total["acks"],
             errors=total["errors"],

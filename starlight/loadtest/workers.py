@@ -7,17 +7,19 @@ steps, so that Ctrl-C and progress get their turn.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from starlight.loadtest._engine import Arena, Engine
 from starlight.loadtest.errors import LoadTestError
 
+STOP_GRACE_S = 2.0
 REPLY_GRACE_S = 15.0
 """A forked worker that is this late with an answer is given up."""
 
@@ -76,6 +78,8 @@ class ProcessWorker:
     def close(self) -> None:
         if self._executor is not None:
             self._executor.shutdown()
+        with contextlib.suppress(OSError):
+            self._pipe.send(None)  # closing alone is no end of file: later forks hold copies of our end
         self._pipe.close()
         self._process.join(2)
         if self._process.is_alive():
@@ -91,9 +95,12 @@ def _serve(pipe: Any, make: Callable[[int], Engine], process: int) -> None:
     engine = make(process)
     while True:
         try:
-            method, arguments = pipe.recv()
+            asked = pipe.recv()
         except (EOFError, OSError):
+            asked = None
+        if asked is None:
             os._exit(0)
+        method, arguments = asked
         try:
             answer = (True, getattr(engine, method)(*arguments))
         except Exception as error:  # whatever it is, the parent has to hear of it
@@ -132,6 +139,7 @@ class Fleet:
                             on_step()
         except BaseException:
             self.arena.stop()
+            wait(futures, timeout=STOP_GRACE_S)  # so that a later resume() doesn't come before they have seen it
             raise
         return [future.result() for future in futures]
 
