@@ -7,8 +7,7 @@
 // unknown, and never sent twice; what is asked while there is no connection waits for one, for timeoutMs at most.
 const MAX_REQUESTS = 1024; // under way at once: a program that asks faster than it is answered should notice
 const STABLE_MS = 10_000; // only a connection that lasted longer resets the backoff: evict-reconnect loops slow down
-const SILENT = 4000; // the code we close with when the server is silent, from the range that reconnects
-const mayReconnect = (code) => [1001, 1006, 1011, 1012, 1013].includes(code) || (code >= 4000 && code < 4500);
+const mayReconnect = (code) => !([1000, 1002, 1003, 1007, 1008, 1009].includes(code) || code >= 4500);
 const failure = (name, message, code) => Object.assign(new Error(message), { name, code });
 const deferred = (one = {}) => { // a promise with its resolve and reject
   one.promise = new Promise((resolve, reject) => Object.assign(one, { resolve, reject }));
@@ -21,7 +20,7 @@ export const connect = (url, options) => new Client(url, options).open();
 
 export class Client {
   #waiting = new Map(); #channels = new Map(); // id -> request, channel -> callback: joined again after a reconnect
-  #url; #options; #socket; #ready = deferred(); #id = 1; #attempt = 0; #waitMs = 0; #wasReady = false; #isClosed = false;
+  #url; #options; #socket; #wasReady; #isClosed; #ready = deferred(); #id = 1; #attempt = 0; #waitMs = 0;
   constructor(url, options = {}) {
     this.#url = url;
     this.#options = { lines: false, reconnect: true, timeoutMs: 10_000, pingMs: 25_000, backoffMs: 250,
@@ -40,7 +39,8 @@ export class Client {
   open() {
     const { lines, reconnect, backoffMs, backoffMaxMs, onState } = this.#options;
     const socket = (this.#socket = new WebSocket(this.#url, [lines ? "starlight.v1.lines" : "starlight.v1"]));
-    const giveUp = () => socket.close(SILENT);
+    const split = (text) => (lines ? text.split("\n").filter(Boolean) : [text]);
+    const giveUp = () => socket.close(4000); // the server is silent: a code of ours, from the range that reconnects
     let openedAt = Infinity, beat, timer = setTimeout(giveUp, this.#options.timeoutMs);
     socket.onopen = () => this.#login().then(() => {
       clearTimeout(timer);
@@ -50,7 +50,7 @@ export class Client {
       this.#ready.resolve(this);
       onState("connected");
     }).catch(giveUp);
-    socket.onmessage = ({ data }) => data.split("\n").forEach((line) => line && this.#receive(JSON.parse(line)));
+    socket.onmessage = ({ data }) => split(data).forEach((message) => this.#receive(JSON.parse(message)));
     socket.onclose = ({ code, reason }) => {
       [timer, beat].forEach(clearTimeout); // clears an interval, too
       const error = failure("ConnectionLost", `closed with ${code} ${reason}`.trim(), code);

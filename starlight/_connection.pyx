@@ -643,7 +643,7 @@ cdef class Acceptor:
         """Every 50 ms: whoever's deadline has come, and the core's own sweep."""
         cdef deadline_t due
         cdef Connection connection
-        self.timer = self.loop.call_later(WHEEL_TICK_MS / 1000, self.tick)
+        self.timer = self.loop.call_later(WHEEL_TICK_MS / 1000.0, self.tick)
         list_init(&due)
         wheel_collect(&self.wheel, self.core.now_ms(), &due)
         while due.next != &due:

@@ -109,7 +109,7 @@ ctypedef struct core_t:
     vector_t full
     vector_t transports          # popped in this slice, written with the GIL
     uint64_t turn_bytes          # appended since the last flush
-    uint32_t rotation
+    uint32_t round_start         # where in `flushing` the round began
     uint32_t n_channels
     uint32_t n_memberships
     int epoll_fd
@@ -369,20 +369,18 @@ cdef inline void visit(core_t* c, subscriber_t* sub) noexcept nogil:
 
 
 cdef inline void start_round(core_t* c) noexcept nogil:
-    """Take the marked subscribers private; each round begins elsewhere, so that nobody is always last."""
-    cdef vector_t empty = c.flushing
-    cdef uint32_t i, n = c.marked.n
-    cdef void* kept
+    """Take the marked subscribers private; each round begins a slice further on, so that nobody is always last."""
+    cdef vector_t emptied = c.flushing
     c.flushing = c.marked
-    c.marked = empty
+    c.marked = emptied
     c.marked.n = 0
     c.flush_next = 0
-    if n > SLICE_SENDS:                                  # rotate by whole slices; smaller rounds are over before it matters
-        c.rotation = (c.rotation + SLICE_SENDS) % n
-        for i in range(n - c.rotation if c.rotation > n // 2 else c.rotation):
-            kept = c.flushing.items[i]
-            c.flushing.items[i] = c.flushing.items[n - 1 - i]
-            c.flushing.items[n - 1 - i] = kept
+    c.round_start = (c.round_start + SLICE_SENDS) % c.flushing.n if c.flushing.n > SLICE_SENDS else 0
+
+
+cdef inline subscriber_t* in_round(core_t* c, uint32_t i) noexcept nogil:
+    i += c.round_start
+    return <subscriber_t*>c.flushing.items[i if i < c.flushing.n else i - c.flushing.n]
 
 
 cdef inline bint flush_slice(core_t* c) noexcept nogil:
@@ -402,8 +400,8 @@ cdef inline bint flush_slice(core_t* c) noexcept nogil:
     stop = min(c.flushing.n, c.flush_next + SLICE_SENDS)
     while c.flush_next < stop:
         if c.flush_next + PREFETCH < stop:
-            starlight_prefetch(c.flushing.items[c.flush_next + PREFETCH])
-        sub = <subscriber_t*>c.flushing.items[c.flush_next]
+            starlight_prefetch(in_round(c, c.flush_next + PREFETCH))
+        sub = in_round(c, c.flush_next)
         c.flush_next += 1
         sub.is_marked = False
         visit(c, sub)
@@ -518,6 +516,24 @@ cdef inline int check_subscriber(core_t* c, subscriber_t* sub) except -1:
     return 0
 
 
+cdef inline uint32_t occurrences(vector_t* vector, uint32_t start, void* item) noexcept nogil:
+    cdef uint32_t i, n = 0
+    for i in range(start, vector.n):
+        n += vector.items[i] == item
+    return n
+
+
+cdef inline int check_pins(core_t* c, subscriber_t* sub) except -1:
+    """Each list that may outlive a detach holds exactly one pin on what is in it. (During `act` its list is private.)"""
+    cdef uint32_t i, n = occurrences(&c.marked, 0, sub) + occurrences(&c.first, 0, sub)
+    for i in range(c.flush_next, c.flushing.n):
+        n += in_round(c, i) == sub
+    n += occurrences(&c.transports, 0, sub) + occurrences(&c.flusher.newly_full, 0, sub)
+    n += sub.events != 0
+    assert n == sub.pins, "pins don't match the lists"
+    return 0
+
+
 cdef inline int check_core(core_t* c) except -1:
     cdef uint32_t i, n_memberships = 0
     cdef subscriber_t* sub
@@ -526,6 +542,8 @@ cdef inline int check_core(core_t* c) except -1:
         assert sub.index == <int32_t>i and sub.state != STATE_DEAD
         n_memberships += sub.n_memberships
         check_subscriber(c, sub)
+        if c.all.n <= 32:                                # quadratic
+            check_pins(c, sub)
     assert n_memberships == c.n_memberships, "memberships were lost"
     assert c.run.channel == NULL or c.run.channel.n_members > 0, "a run without members"
     assert c.arena.n_free <= c.arena.n_chunks

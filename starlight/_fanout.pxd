@@ -51,11 +51,11 @@ cdef class Core:
     cdef int after_append(self) except -1
     cdef int trim(self) except -1
     cdef int leave_all(self, subscriber_t* sub) except -1
-    cdef int queue_close(self, subscriber_t* sub, int code, bytes reason) except -1
     cdef bint flush_some(self) except -1
     cdef int write_transports(self) except -1
     cdef int write_transport(self, subscriber_t* sub, Subscriber handle) except -1
     cdef int act(self) except -1
     cdef int act_on(self, Subscriber subscriber, unsigned char events) except -1
+    cdef int drop(self, subscriber_t* sub) except -1
     cdef int report(self, str message, error) except -1
     cdef int keep_budget(self) except -1

@@ -12,7 +12,7 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -23,9 +23,9 @@ from starlight._core cimport (EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYT
                               run_append, send_one, settle, settle_member, unpin)
 from starlight._flush cimport STAGE_BYTES, flush_one, flusher_t, raise_event
 from starlight._outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, EVENT_EVICT_BUDGET, EVENT_EVICT_SLOW, EVENT_EVICT_TIMEOUT,
-                                FORM_FRAMES, FORM_LINES, INLINE_SPANS, N_FORMS, STATE_CLOSED, STATE_CLOSING, STATE_DEAD,
-                                STATE_EVICTED, STATE_OPEN, control_t, merged_t, outbox_truncate, releases_apply, span_t,
-                                subscriber_t, torn_bytes)
+                                FORM_FRAMES, FORM_LINES, N_FORMS, STATE_CLOSED, STATE_CLOSING, STATE_DEAD,
+                                STATE_EVICTED, STATE_OPEN, clear_frames, free_parts, outbox_truncate, queue_close, queue_ping, queue_pong, releases_apply, span_t,
+                                subscriber_new, subscriber_t, torn_bytes)
 from starlight._wire cimport (WIRE_BINARY, WIRE_CLOSE, WIRE_MAX_CONTROL, WIRE_PING, WIRE_PONG, WIRE_TEXT,
                               wire_write_header)
 
@@ -155,14 +155,6 @@ cdef inline bint fill(message_t* m, bytes head, object data, bytes tail, Py_buff
     return is_view
 
 
-cdef control_t* control_of(subscriber_t* sub) except NULL:
-    if sub.control == NULL:
-        sub.control = <control_t*>calloc(1, sizeof(control_t))
-        if sub.control == NULL:
-            raise MemoryError()
-    return sub.control
-
-
 cdef class Core:
     """One node's fan-out: arena, outboxes, flush. Belongs to the thread that calls `bind()`.
 
@@ -276,19 +268,9 @@ cdef class Core:
         if form not in (FORM_FRAMES, FORM_LINES) or (fd < 0 and transport is None):
             raise ValueError(f"form {form}, fd {fd}, transport {transport!r}")
         cdef Subscriber handle = Subscriber.__new__(Subscriber)
-        cdef subscriber_t* sub = <subscriber_t*>calloc(1, sizeof(subscriber_t))
+        cdef subscriber_t* sub = subscriber_new(fd, form)
         if sub == NULL:
             raise MemoryError()
-        if form == FORM_LINES:
-            sub.merged = <merged_t*>calloc(1, sizeof(merged_t))
-            if sub.merged == NULL:
-                free(sub)
-                raise MemoryError()
-        sub.spans = sub.inline_spans
-        sub.span_capacity = INLINE_SPANS
-        sub.form = form
-        sub.fd = fd
-        sub.full_index = -1
         sub.index = <int32_t>self.c.all.n
         sub.transport_busy = transport is not None and transport.get_write_buffer_size() > 0
         vector_push(&self.c.all, sub)
@@ -307,19 +289,10 @@ cdef class Core:
         cdef subscriber_t* moved
         if sub == NULL:
             return
-        self.leave_all(sub)
-        full_remove(c, sub)
+        self.drop(sub)
         if sub.in_epoll:
             epoll_ctl(c.epoll_fd, EPOLL_CTL_DEL, sub.fd, NULL)
-        outbox_truncate(sub, 0, &c.flusher.releases)
-        releases_apply(&c.flusher.releases, &c.arena)
-        if sub.spans != sub.inline_spans:
-            free(sub.spans)
-        free(sub.control)
-        free(sub.merged)
-        free(sub.memberships)
-        sub.control = NULL
-        sub.merged = NULL
+        free_parts(sub)
         sub.state = STATE_DEAD
         sub.fd = -1
         c.all.n -= 1
@@ -416,13 +389,9 @@ cdef class Core:
     cdef int pong(self, Subscriber subscriber, const char* payload, Py_ssize_t size) except -1:
         """Answer a ping; only the latest one's pong waits (RFC 6455 §5.5.3)."""
         cdef subscriber_t* sub = subscriber.s
-        cdef control_t* control
         if sub == NULL or sub.state >= STATE_CLOSED or size > WIRE_MAX_CONTROL:
             return 0
-        control = control_of(sub)
-        wire_write_header(control.pong, WIRE_PONG, size)
-        memcpy(control.pong + 2, payload, size)
-        control.pong_size = <uint8_t>(2 + size)
+        queue_pong(sub, payload, <uint8_t>size)
         mark_first(&self.c, sub)
         return self.schedule()
 
@@ -430,11 +399,9 @@ cdef class Core:
         """Queue an empty ping, unless one waits already."""
         self.check_thread()
         cdef subscriber_t* sub = subscriber.s
-        cdef control_t* control
         if sub == NULL or sub.state >= STATE_CLOSED:
             return
-        control = control_of(sub)
-        control.ping_size = <uint8_t>wire_write_header(control.ping, WIRE_PING, 0)
+        queue_ping(sub)
         mark_first(&self.c, sub)
         self.schedule()
 
@@ -449,7 +416,7 @@ cdef class Core:
             return
         if self.c.run.channel != NULL and is_member(sub, self.c.run.channel):
             settle_member(&self.c, sub)
-        self.queue_close(sub, code, reason)
+        queue_close(sub, code, PyBytes_AS_STRING(reason), PyBytes_GET_SIZE(reason))
         sub.state = STATE_CLOSING
         mark_first(&self.c, sub)
         self.schedule()
@@ -461,26 +428,13 @@ cdef class Core:
         if sub == NULL or sub.state >= STATE_EVICTED:
             return
         if sub.state == STATE_OPEN:
-            self.queue_close(sub, code, reason)
+            queue_close(sub, code, PyBytes_AS_STRING(reason), PyBytes_GET_SIZE(reason))
         sub.state = STATE_EVICTED
         self.leave_all(sub)
         outbox_truncate(sub, torn_bytes(sub), &self.c.flusher.releases)
         releases_apply(&self.c.flusher.releases, &self.c.arena)
         mark_first(&self.c, sub)
         self.schedule()
-
-    cdef int queue_close(self, subscriber_t* sub, int code, bytes reason) except -1:
-        cdef control_t* control = control_of(sub)
-        cdef Py_ssize_t size = min(len(reason), WIRE_MAX_CONTROL - 2)
-        if code == 0:
-            control.close_size = <uint8_t>wire_write_header(control.close, WIRE_CLOSE, 0)
-            return 0
-        wire_write_header(control.close, WIRE_CLOSE, 2 + size)
-        control.close[2] = <char>(code >> 8)
-        control.close[3] = <char>(code & 0xFF)
-        memcpy(control.close + 4, PyBytes_AS_STRING(reason), size)
-        control.close_size = <uint8_t>(4 + size)
-        return 0
 
     # ---- the turn
 
@@ -604,13 +558,17 @@ cdef class Core:
 
     cdef int act_on(self, Subscriber subscriber, uint8_t events) except -1:
         cdef int code = 0
+        cdef subscriber_t* sub = subscriber.s
         owner = subscriber.owner
         if events & EVENT_BROKEN:
             self.c.totals.broken += 1
+            self.drop(sub)
             owner.on_broken()
             return 0
         if events & EVENT_CLOSE_SENT:
             owner.on_close_sent()
+            return 0
+        if sub.state > STATE_CLOSING:                    # it went another way since it was marked
             return 0
         if events & EVENT_EVICT_TIMEOUT:
             self.c.totals.evicted_timeout += 1
@@ -624,6 +582,16 @@ cdef class Core:
         if code:
             self.evict(subscriber, code, close_reason(code).encode())
             owner.on_evicted(code)
+        return 0
+
+    cdef int drop(self, subscriber_t* sub) except -1:
+        """Nothing can be written any more: out of every channel, the outbox and all control frames gone."""
+        self.leave_all(sub)
+        full_remove(&self.c, sub)
+        outbox_truncate(sub, 0, &self.c.flusher.releases)
+        releases_apply(&self.c.flusher.releases, &self.c.arena)
+        clear_frames(sub)
+        sub.state = STATE_CLOSED
         return 0
 
     cdef int report(self, str message, error) except -1:

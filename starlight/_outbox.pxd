@@ -8,10 +8,10 @@
 # flush touches only its own subscribers' structs.
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove
 from starlight._arena cimport (arena_t, checked_realloc, chunk_new, chunk_t, frame_start, chunk_unref, vector_t)
-from starlight._wire cimport WIRE_MAX_CONTROL
+from starlight._wire cimport WIRE_CLOSE, WIRE_MAX_CONTROL, WIRE_PING, WIRE_PONG, wire_write_header
 
 cdef enum form_t:                # the two wire forms of a message
     FORM_FRAMES = 0              # starlight.v1: one text frame a message, header included in the arena
@@ -95,6 +95,37 @@ ctypedef struct subscriber_t:
     uint32_t membership_capacity
     int32_t index                # place in the core's list of all subscribers
     void* handle                 # PyObject* of the Subscriber; the core holds one reference until detach
+
+
+cdef inline subscriber_t* subscriber_new(int fd, int form) noexcept nogil:
+    """An open subscriber with nothing in its outbox; NULL without memory."""
+    cdef subscriber_t* sub = <subscriber_t*>calloc(1, sizeof(subscriber_t))
+    if sub == NULL:
+        return NULL
+    if form == FORM_LINES:
+        sub.merged = <merged_t*>calloc(1, sizeof(merged_t))
+        if sub.merged == NULL:
+            free(sub)
+            return NULL
+    sub.spans = sub.inline_spans
+    sub.span_capacity = INLINE_SPANS
+    sub.form = form
+    sub.fd = fd
+    sub.full_index = -1
+    return sub
+
+
+cdef inline void free_parts(subscriber_t* sub) noexcept nogil:
+    """All it owns, its outbox being empty; the struct itself may still be in a list of the core."""
+    if sub.spans != sub.inline_spans:
+        free(sub.spans)
+    free(sub.control)
+    free(sub.merged)
+    free(sub.memberships)
+    sub.spans = sub.inline_spans
+    sub.control = NULL
+    sub.merged = NULL
+    sub.memberships = NULL
 
 
 cdef inline span_t* last_span(subscriber_t* sub) noexcept nogil:
@@ -243,6 +274,14 @@ cdef inline void outbox_truncate(subscriber_t* sub, uint64_t keep_bytes, release
         outbox_shrink(sub)
 
 
+cdef inline void clear_frames(subscriber_t* sub) noexcept nogil:
+    """Forget the merged frame under way and all control frames: nothing is written any more."""
+    if sub.merged != NULL:
+        sub.merged.header_size = 0
+    free(sub.control)
+    sub.control = NULL
+
+
 cdef inline bint between_frames(subscriber_t* sub) noexcept nogil:
     """Whether the last byte handed over was a data frame's last one."""
     if sub.merged != NULL:
@@ -259,3 +298,41 @@ cdef inline uint64_t torn_bytes(subscriber_t* sub) noexcept nogil:
         return sub.merged.left_bytes
     span = &sub.spans[sub.first_span]
     return span.chunk.frames[span.first].end - frame_start(span.chunk, span.first) - sub.head_offset
+
+
+# ---- the lane of control frames --------------------------------------------------------------------------------------
+
+cdef inline control_t* control_of(subscriber_t* sub) noexcept nogil:
+    if sub.control == NULL:
+        sub.control = <control_t*>checked_realloc(NULL, sizeof(control_t))
+        sub.control.pong_size = sub.control.ping_size = sub.control.close_size = 0
+        sub.control.tx_size = sub.control.tx_sent = 0
+    return sub.control
+
+
+cdef inline void queue_pong(subscriber_t* sub, const char* payload, uint8_t size) noexcept nogil:
+    """`size` is at most 125; the pong that waits is replaced."""
+    cdef control_t* control = control_of(sub)
+    wire_write_header(control.pong, WIRE_PONG, size)
+    memcpy(control.pong + 2, payload, size)
+    control.pong_size = 2 + size
+
+
+cdef inline void queue_ping(subscriber_t* sub) noexcept nogil:
+    cdef control_t* control = control_of(sub)
+    control.ping_size = <uint8_t>wire_write_header(control.ping, WIRE_PING, 0)
+
+
+cdef inline void queue_close(subscriber_t* sub, int code, const char* reason, Py_ssize_t size) noexcept nogil:
+    """Code 0: without a payload. The reason is cut at 123 bytes."""
+    cdef control_t* control = control_of(sub)
+    if code == 0:
+        control.close_size = <uint8_t>wire_write_header(control.close, WIRE_CLOSE, 0)
+        return
+    if size > WIRE_MAX_CONTROL - 2:
+        size = WIRE_MAX_CONTROL - 2
+    wire_write_header(control.close, WIRE_CLOSE, 2 + size)
+    control.close[2] = <char>(code >> 8)
+    control.close[3] = <char>(code & 0xFF)
+    memcpy(control.close + 4, reason, size)
+    control.close_size = <uint8_t>(4 + size)

@@ -88,9 +88,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(failure.message, failure.code)
     except (typer.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush at exit
-        return EXIT_BROKEN_PIPE
     except Exception as error:
         described = getattr(error, "format_message", None)  # typer's own complaints about the command line
         if described is None:
@@ -306,12 +303,12 @@ TokenWord = Annotated[
     str | None,
     typer.Option("--token", envvar="STARLIGHT_TOKEN", help="Log in by token.", metavar="TOKEN", show_default=False),
 ]
-Data = Annotated[str, typer.Argument(help="JSON, sent as it is; anything else is sent as a string.")]
+Data = Annotated[str, typer.Argument(metavar="DATA", help="JSON, sent as it is; anything else is sent as a string.")]
 
 
 @app.command(short_help="Print what is published in a channel.")
 def sub(
-    channel: Annotated[str, typer.Argument(help="The channel to join.")],
+    channel: Annotated[str, typer.Argument(metavar="CHANNEL", help="The channel to join.")],
     url: Url = DEFAULT_URL,
     user: User = None,
     token: TokenWord = None,
@@ -336,7 +333,7 @@ def sub(
 
 @app.command(short_help="Publish one message in a channel.")
 def pub(
-    channel: Annotated[str, typer.Argument(help="The channel to publish in.")],
+    channel: Annotated[str, typer.Argument(metavar="CHANNEL", help="The channel to publish in.")],
     data: Data,
     url: Url = DEFAULT_URL,
     user: User = None,
@@ -411,7 +408,7 @@ def _as_client(
         _fail("--user and --token: expected one of them")
 
     async def session() -> None:
-        name = None if token is not None else user or DEFAULT_USER
+        name = DEFAULT_USER if user is None and token is None else user
         async with connect(url, user=name, token=token, reconnect=reconnect, on_state=_report_state) as client:
             await act(client)
 
@@ -421,6 +418,9 @@ def _as_client(
         _fail(str(error))
     except (LoginRefused, RequestFailed, ConnectionClosed) as error:
         _fail(str(error), EXIT_REFUSED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing is left to flush at exit
+        return EXIT_BROKEN_PIPE
     return 0
 
 
@@ -459,7 +459,8 @@ def _as_json(message: Publication | Message) -> str:
 
     import msgspec
 
-    return json.dumps(msgspec.to_builtins(message))
+    fields = msgspec.to_builtins(message)
+    return json.dumps({key: value for key, value in fields.items() if key in ("data", "from") or value})
 
 
 def _as_text(message: Publication | Message) -> str:

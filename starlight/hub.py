@@ -78,8 +78,8 @@ class Connection(Protocol):
     @property
     def is_open(self) -> bool: ...
 
-    def close(self, code: int, reason: str = "", retry_ms: int | None = None) -> None:
-        """End it in good order: what its outbox holds, a `bye`, the close frame."""
+    def close(self, code: int, reason: str | None = None, retry_ms: int | None = None) -> None:
+        """End it in good order: what its outbox holds, a `bye`, the close frame. No reason: the code's own."""
 
 
 class Client:

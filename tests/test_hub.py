@@ -8,11 +8,11 @@ from typing import Any, get_args
 
 import orjson
 import pytest
-from support import Member, Stage
 
 from starlight.errors import CloseConnection
 from starlight.hub import FAULTS_LIMIT, Client
 from starlight.protocol import Command
+from tests.support import Member, Stage
 
 
 @pytest.fixture

@@ -1,0 +1,71 @@
+"""starlight.auth: who a login is, by the authenticators there are and by one of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+
+import orjson
+import pytest
+
+from starlight.auth import Identity, NoAuth, make_authenticator
+from starlight.errors import CloseConnection, ConfigError
+from starlight.protocol import Login
+from tests.support import Stage
+
+
+def test_no_auth_believes_the_user():
+    assert NoAuth().authenticate(Login(user="ann")) == Identity("ann", None, None)
+
+
+@pytest.mark.parametrize("user", [None, "", "a\nb", "x" * 256, "ü" * 128])
+def test_no_auth_refuses_impossible_users_with_4501(user: str | None):
+    with pytest.raises(CloseConnection) as end:
+        NoAuth().authenticate(Login(user=user))
+    assert end.value.code == 4501
+
+
+def test_a_token_alone_names_nobody():
+    with pytest.raises(CloseConnection) as end:
+        NoAuth().authenticate(Login(token="abc"))
+    assert end.value.code == 4501
+
+
+def test_the_setting_chooses_and_jwt_is_not_built_yet():
+    assert isinstance(make_authenticator("none"), NoAuth)
+    with pytest.raises(ConfigError, match="not built yet"):
+        make_authenticator("jwt")
+    with pytest.raises(ConfigError):
+        make_authenticator("basic")
+
+
+class Tickets:
+    """An authenticator that has to ask somebody: sync for known tickets, async for others."""
+
+    def authenticate(self, login: Login) -> Identity | asyncio.Future[Identity]:
+        if login.token == "known":
+            return Identity("ann", "session-1", 1_900_000_000)
+        return asyncio.ensure_future(self.ask(login))
+
+    async def ask(self, login: Login) -> Identity:
+        await asyncio.sleep(0)
+        if login.token != "asked":
+            raise CloseConnection(4500)
+        return Identity("bob")
+
+
+@pytest.mark.parametrize("token", ["known", "asked", "wrong"])
+async def test_an_authenticator_of_ones_own_may_be_async(token: str):
+    stage = Stage(authenticator=Tickets())
+    connection = stage.connection()
+    login = stage.hub.login(connection, orjson.dumps({"type": "login", "token": token}))
+    if token == "known":
+        assert connection.messages()[0]["session"] == "session-1"
+        assert (login.user, login.expires) == ("ann", 1_900_000_000)
+    elif token == "asked":
+        assert (await login).user == "bob"
+    else:
+        with pytest.raises(CloseConnection) as end:
+            await login
+        assert end.value.code == 4500
+        assert stage.hub.counters()["clients"] == 0
+    connection.destroy()
