@@ -3,11 +3,11 @@
 Run as a script; it prints `listening <port>`. It speaks some of starlight.v1, plain echo and broadcast. What a
 connection gets depends on its path, so one process serves all tests:
 
-    /NAME?mode=native|broadcast|others|echo&fault=loss|duplicate|swap|wrong|damage&at=N&refuse=login|upgrade&close=N
+    /NAME?mode=native|broadcast|others|echo&fault=loss|duplicate|swap|wrong|damage&at=N&refuse=login|upgrade&close=N&merge=1
 
 Connections with the same path and query are one world with its own users and channels. A fault is planted exactly once,
-at the N-th delivery of its world. `close=N` closes a connection after its N-th message. Everything is written
-synchronously, so a leave holds at once.
+at the N-th delivery of its world. `close=N` closes a connection after its N-th message. `merge=1` collects
+texts for 5 ms and sends them as lines of one frame. All else is written synchronously, so a leave holds at once.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class World:
         self.users: dict[str, ServerConnection] = {}
         self.channels: dict[str, list[ServerConnection]] = {}
         self.deliveries = 0
+        self.merge = bool(options.get("merge"))
+        self.lines: dict[ServerConnection, list[str]] = {}
         self.held: tuple[ServerConnection, str] | None = None
 
     def deliver(self, receivers: list[ServerConnection], text: str) -> int:
@@ -44,11 +46,22 @@ class World:
             if self.fault and self.deliveries == self.at:
                 self.plant(receiver, text, receivers)
                 continue
+            if self.merge:
+                self.collect(receiver, text)
+                continue
             broadcast([receiver], text)
             if self.held and self.held[0] is receiver:
                 broadcast([receiver], self.held[1])
                 self.held = None
         return len(receivers)
+
+    def collect(self, receiver: ServerConnection, text: str) -> None:
+        if receiver not in self.lines:
+            asyncio.get_running_loop().call_later(0.005, self.send_lines, receiver)
+        self.lines.setdefault(receiver, []).append(text)
+
+    def send_lines(self, receiver: ServerConnection) -> None:
+        broadcast([receiver], "\n".join(self.lines.pop(receiver)))
 
     def plant(self, receiver: ServerConnection, text: str, receivers: list[ServerConnection]) -> None:
         if self.fault == "duplicate":

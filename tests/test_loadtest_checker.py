@@ -7,10 +7,10 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loadtest_helpers import Peer, broken, peer, short_run
 
 from starlight.loadtest._engine import Checker, make_data, read_data
 from starlight.loadtest.checker import EVERYONE, Event, check
+from tests.loadtest_helpers import Peer, broken, peer, short_run
 
 __all__ = ["peer"]
 

@@ -10,12 +10,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from loadtest_helpers import Peer, peer
 from typer.testing import CliRunner
 
 from starlight.loadtest.cli import app, seconds
 from starlight.loadtest.errors import BadScenario
 from starlight.loadtest.result import read_json
+from tests.loadtest_helpers import Peer, peer
 
 __all__ = ["peer"]
 

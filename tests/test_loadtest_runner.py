@@ -7,11 +7,11 @@ import threading
 import time
 
 import pytest
-from loadtest_helpers import Peer, broken, peer, short_run
 
 from starlight.loadtest import BadTarget, Target, run_scenario
 from starlight.loadtest.errors import BadScenario
 from starlight.loadtest.scenario import build
+from tests.loadtest_helpers import Peer, broken, peer, short_run
 
 __all__ = ["peer"]
 
@@ -29,6 +29,13 @@ def test_broadcast_is_counted_and_checked(peer: Peer) -> None:
 def test_plain_broadcast_finds_out_whether_the_sender_hears_itself(peer: Peer, mode: str, receivers: int) -> None:
     result = short_run(peer.url("p" + mode, mode=mode), dialect="raw")
     assert result.check.deliveries == result.counters["sent"] * receivers > 0 and broken(result) == {}
+
+
+@pytest.mark.parametrize("mode,dialect", [("broadcast", "raw-lines"), ("native", "lines")])
+def test_several_messages_in_one_frame(peer: Peer, mode: str, dialect: str) -> None:
+    result = short_run(peer.url("l" + mode, mode=mode, merge=1), dialect=dialect, rate=1000.0)
+    frames = result.counters["receives"]
+    assert result.check.deliveries == result.counters["sent"] * 10 > frames and broken(result) == {}
 
 
 def test_plain_echo_closed_model(peer: Peer) -> None:

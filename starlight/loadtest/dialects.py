@@ -93,6 +93,9 @@ class Raw(Dialect):
 
     kinds = ("broadcast", "echo")
 
+    def __init__(self, form: int = FORM_MESSAGE) -> None:
+        self.form = form
+
     def publish(self, group: Group, acks: bool) -> Template:
         return b"", b"", -1, -1
 
@@ -134,6 +137,7 @@ def dialect_of(name: str) -> Dialect:
         "native": Native(),
         "lines": Native(FORM_LINES),
         "raw": Raw(),
+        "raw-lines": Raw(FORM_LINES),
         "nats": Nats(),
         "socketio": SocketIO(),
     }

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from starlight.loadtest.errors import BadScenario, BadTarget
 
 WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-DIALECTS = ("native", "lines", "raw", "nats", "socketio")
+DIALECTS = ("native", "lines", "raw", "raw-lines", "nats", "socketio")
 DEFAULT_URL = "ws://127.0.0.1:8765/ws"
 KEYS = 64
 """Prepared Sec-WebSocket-Keys with their answers; connection i uses number i modulo this."""
@@ -27,8 +27,9 @@ class Target:
     Attributes:
         url: `ws://host[:port][/path]`.
         dialect: `native` (starlight.v1; also simple peers that know some of its commands), `lines`
-            (starlight.v1.lines), `raw` (any text is echoed or broadcast), `nats` (nats-server's websocket), `socketio`
-            (Engine.IO 4 over websocket).
+            (starlight.v1.lines), `raw` (any text is echoed or broadcast), `raw-lines` (the same from servers that merge
+            texts into one frame, separated by newlines, as gorilla's chat example does), `nats` (nats-server's
+            websocket), `socketio` (Engine.IO 4 over websocket).
         sender_receives: whether a broadcast also comes back to its sender; None: find out with one message before the
             run.
         headers: more HTTP headers of the upgrade.
