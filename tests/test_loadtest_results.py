@@ -100,6 +100,9 @@ def test_an_arena_starts_empty() -> None:
     assert arena.interval(0) == (0, 0, 0, 0) and arena.under_way() == 0
     with pytest.raises(ValueError, match="streams"):
         Arena(1, [(0, 0)] * ((1 << 18) + 1), [[0]], [0], 1)
+    for streams, orders in (([(1, 0)], [[0]]), ([(0, 3)], [[0]]), ([(0, 0)], [[1]])):
+        with pytest.raises(ValueError, match="unknown"):
+            Arena(3, streams, orders, [0], 1)
 
 
 # ---- assertions

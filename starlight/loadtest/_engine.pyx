@@ -104,6 +104,10 @@ cdef class Arena:
         cdef uint32_t i, at = 0
         if len(streams) > MAX_STREAMS:
             raise ValueError(f"{len(streams)} streams, at most {MAX_STREAMS} fit into the stamp")
+        if any(not (0 <= sender < len(orders) and 0 <= group < groups) for sender, group in streams):
+            raise ValueError("a stream of an unknown sender or group")
+        if any(not 0 <= stream < len(streams) for order in orders for stream in order):
+            raise ValueError("an unknown stream in an order")
         if not ring:
             ring = 1 << 20
             while ring > 64 and ring * len(streams) > 1 << 21:
@@ -255,6 +259,8 @@ cdef class Engine:
         if not (e.connections and e.members and e.dirty and e.slow and e.senders and e.templates and e.joins and e.leaves and e.buffer):
             raise MemoryError
         for i in range(e.n_connections):
+            e.connections[i].fd = -1           # before anything can raise: __dealloc__ closes what is open
+        for i in range(e.n_connections):
             user_group, channels, login, slow, checked = connections[i]
             self.fill_connection(&e.connections[i], i, user_group, login, slow, checked)
             e.connections[i].members = e.members + at
@@ -270,7 +276,6 @@ cdef class Engine:
         return 0
 
     cdef int fill_connection(self, Connection *c, uint32_t i, user_group, login, slow, checked) except -1:
-        c.fd = -1
         c.number = self.e.first_number + i
         c.user_group = user_group
         c.slow = slow
@@ -357,8 +362,10 @@ cdef class Engine:
             s.done = s.sent
 
     def set_load(self, *, int window, double rate_per_s, bint poisson, list sizes not None, bytes padding not None, bint spin,
-                 double give_up_s) -> None:
+                 double give_up_s, uint64_t seed) -> None:
         cdef int i
+        self.e.random += seed * 0x9E3779B97F4A7C15ULL
+        self.e.random |= 1                     # xorshift never leaves zero
         if len(padding) < max(sizes) + PADDING_PERIOD:
             raise ValueError("padding is too short")
         self.e.window = window

@@ -262,6 +262,7 @@ cdef inline void run_phase(Eng *e, int phase, int64_t until_ns) noexcept nogil:
     cdef int64_t cpu = sl_thread_cpu()
     cdef bint worked
     cdef int i, n
+    sl_exact_timers()
     e.now_ns = swept = sl_now()
     e.ramping = phase == PHASE_RAMP
     e.sending = phase == PHASE_TRAFFIC

@@ -11,7 +11,7 @@ from starlight.loadtest.result import Result
 from starlight.loadtest.summary import figures
 
 WIDTH, HEIGHT = 760, 300
-LEFT, RIGHT, TOP, BOTTOM = 70, 16, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 44
 COLOURS = ("#2563eb", "#d97706", "#059669")
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 800px; padding: 0 1em;
@@ -58,12 +58,12 @@ def page(result: Result, verdicts: Sequence[tuple[str, bool]] = ()) -> str:
 <h1>{escape(title)}</h1>
 {"".join(lines)}
 <table>{rows}</table>
-<h2>Latency by percentile</h2>
+<h2>Latency by percentile, ms</h2>
 {percentile_plot(result)}
 <h2>Deliveries a second over time</h2>
-{time_plot([(point.time_s, point.rate) for point in result.series], "deliveries/s")}
-<h2>p99 latency over time</h2>
-{time_plot([(point.time_s, point.p99_ms) for point in result.series], "ms")}
+{time_plot([(point.time_s, point.rate) for point in result.series])}
+<h2>p99 latency over time, ms</h2>
+{time_plot([(point.time_s, point.p99_ms) for point in result.series])}
 </body></html>
 """
 
@@ -73,27 +73,29 @@ def percentile_plot(result: Result) -> str:
     curves = [("from the intended time", result.latency.curve)]
     if result.scenario.get("model") == "open":
         curves.append(("from the actual time", result.latency_actual.curve))
-    lines = [(name, [(_nines(q), ms) for q, ms in curve]) for name, curve in curves if curve]
+    lines = [(name, _by_nines(curve)) for name, curve in curves if curve]
     end = max((max(x for x, _ in line) for _, line in lines), default=2.0)
     ticks = [(float(n), _percent(n)) for n in range(int(end) + 1)]
-    return _svg(lines, ticks, "percentile", "ms")
+    return _svg(lines, ticks, "percentile")
 
 
-def _nines(percentile: float) -> float:
-    """0 for 0%, 1 for 90%, 2 for 99%; 100% is put at the last point's place by the caller's curve, at most 7."""
-    return min(-math.log10(max(1 - percentile / 100, 1e-7)), 7.0)
+def _by_nines(curve: Points) -> list[tuple[float, float]]:
+    """x is 0 for 0%, 1 for 90%, 2 for 99%; the maximum (100%) stands one step behind the last percentile."""
+    points = [(-math.log10(1 - percentile / 100), ms) for percentile, ms in curve if percentile < 100]
+    last = points[-1][0] if points else 0.0
+    return points + [(last + 0.1, ms) for percentile, ms in curve if percentile == 100]
 
 
 def _percent(nines: int) -> str:
     return f"{100 * (1 - 10**-nines):.{max(nines - 2, 0)}f}%"
 
 
-def time_plot(points: Points, unit: str) -> str:
+def time_plot(points: Points) -> str:
     """A figure over the measured seconds."""
     end = max((x for x, _ in points), default=1.0)
     step = _round_step(end / 8)
     ticks = [(index * step, f"{index * step:g}") for index in range(int(end / step) + 1)]
-    return _svg([("", list(points))] if points else [], ticks, "seconds", unit)
+    return _svg([("", list(points))] if points else [], ticks, "seconds")
 
 
 def _round_step(value: float) -> float:
@@ -102,7 +104,7 @@ def _round_step(value: float) -> float:
     return next((factor * power for factor in (1, 2, 5, 10) if factor * power >= value * 0.999), 10 * power)
 
 
-def _svg(lines: Sequence[tuple[str, Points]], ticks: Sequence[tuple[float, str]], x_name: str, y_name: str) -> str:
+def _svg(lines: Sequence[tuple[str, Points]], ticks: Sequence[tuple[float, str]], x_name: str) -> str:
     """A line chart with a linear y axis from zero."""
     if not lines:
         return "<p>Nothing was measured.</p>"
@@ -121,10 +123,10 @@ def _svg(lines: Sequence[tuple[str, Points]], ticks: Sequence[tuple[float, str]]
         parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_short(index * y_step)}</text>')
     for value, label in ticks:
         x, y = place(min(value, x_end), 0)
-        parts.append(f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">{escape(label)}</text>')
+        anchor = "end" if x > WIDTH - RIGHT - 20 else "middle"
+        parts.append(f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="{anchor}">{escape(label)}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_name)}</text>')
-    parts.append(f'<text x="6" y="{TOP + 4}">{escape(y_name)}</text>')
     for index, (name, points) in enumerate(lines):
         colour = COLOURS[index % len(COLOURS)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))

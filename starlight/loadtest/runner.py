@@ -187,6 +187,7 @@ def _set_load(engine: Engine, scenario: Scenario, plan: Plan, mine: range) -> No
         padding=padding,
         spin=scenario.spin,
         give_up_s=GIVE_UP_S,
+        seed=scenario.seed,
     )
     share = len(mine) / scenario.connections
     slow_bytes = max(1, round(scenario.slow_bytes_per_s * scenario.slow_tick_ms / 1000))

@@ -55,7 +55,7 @@ class Scenario(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
             all and falls back to a share if the generator would be the bottleneck.
         spin: poll without sleeping, so that the server isn't charged for waking the generator.
         processes: generator processes.
-        seed: of payload sizes and choices.
+        seed: of payload sizes, Poisson distances and of who is churned how.
     """
 
     name: str = "custom"
@@ -96,7 +96,16 @@ class Scenario(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
         self._check_traffic()
         for name in ("connections", "window", "channel_publishers", "targets", "connecting", "processes"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("publishers", "channels", "members", "churn_window", "slow_bytes_per_s", "warmup_s", "settle_s"):
+        for name in (
+            "publishers",
+            "channels",
+            "members",
+            "churn_window",
+            "slow_bytes_per_s",
+            "warmup_s",
+            "settle_s",
+            "seed",
+        ):
             _at_least(name, getattr(self, name), 0)
         for name in ("churn_per_s", "rejoins_per_s", "ramp_per_s", "rate"):
             _at_least(name, getattr(self, name), 0)
