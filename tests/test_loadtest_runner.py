@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from starlight.loadtest import BadTarget, Target, run_scenario
+from starlight.loadtest import BadTarget, Target, run_scenario, runner
 from starlight.loadtest.errors import BadScenario
 from starlight.loadtest.scenario import build
 from tests.loadtest_helpers import Peer, broken, peer, short_run
@@ -172,3 +172,14 @@ def test_what_cannot_be_done_is_said_before_anything_is_opened() -> None:
         run_scenario(build("broadcast", {}), nowhere, server_pids=[1 << 30])
     with pytest.raises(BadScenario, match="no TLS"):
         Target("wss://127.0.0.1/")
+
+
+@pytest.mark.parametrize("model", ["open", "closed"])
+def test_a_generator_at_its_limit_checks_fewer_receivers(
+    peer: Peer, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "CHECK_LIMIT_SHARE", 0.0)
+    monkeypatch.setattr(runner, "SAMPLED_RECEIVERS", 2)
+    result = short_run(peer.url("few" + model), model=model, window=3, warmup_s=0.1)
+    assert result.check.share < 0.9 and broken(result) == {} and result.latency.count > 0
+    assert f"{result.check.share:.1%} checked one by one" in str(result.check)
