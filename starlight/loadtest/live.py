@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -56,22 +57,23 @@ class LiveTable:
     def _cells(point: Point) -> list[tuple[str, str]]:
         server = "-" if point.server_cpu_share is None else f"{point.server_cpu_share:.0%}"
         return [
-            ("time", f"{point.time_s:.1f} s"),
+            ("time", f"{point.time_s:.1f}s"),
             ("deliveries/s", f"{point.rate:,.0f}"),
             ("sent/s", f"{point.sent_rate:,.0f}"),
             ("p50", milliseconds(point.p50_ms)),
             ("p99", milliseconds(point.p99_ms)),
-            ("connections", f"{point.ready:,}"),
+            ("conns", f"{point.ready:,}"),
             ("errors", f"{point.errors:,}"),
-            ("generator", f"{point.useful_share:.0%}"),
+            ("gen.", f"{point.useful_share:.0%}"),
             ("server", server),
         ]
 
     def _table(self) -> Table:
-        table = Table(title=self._phase or "starting", title_justify="left")
+        # Nine columns of figures fit into 80 characters only without padding on both sides.
+        table = Table(title=self._phase or "starting", title_justify="left", box=SIMPLE, padding=(0, 0, 0, 1))
         names = [name for name, _ in self._cells(_EMPTY)]
         for name in names:
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", no_wrap=True)
         for point in self._points[-ROWS:]:
             table.add_row(*(value for _, value in self._cells(point)))
         return table
