@@ -501,6 +501,7 @@ cdef class Core:
         cdef uint32_t i
         self.c.transports.items = NULL
         self.c.transports.n = self.c.transports.capacity = 0
+        self.c.n_private += 1
         for i in range(mine.n):
             sub = <subscriber_t*>mine.items[i]
             if sub.state != STATE_DEAD:
@@ -511,6 +512,7 @@ cdef class Core:
                     if sub.state != STATE_DEAD:
                         raise_event(&self.c.flusher.eventful, sub, EVENT_BROKEN)
             unpin(sub)
+        self.c.n_private -= 1
         apply_flush(&self.c)
         vector_free(&mine)
         return 0
@@ -543,6 +545,7 @@ cdef class Core:
         cdef uint8_t events
         self.c.flusher.eventful.items = NULL
         self.c.flusher.eventful.n = self.c.flusher.eventful.capacity = 0
+        self.c.n_private += 1
         for i in range(mine.n):
             sub = <subscriber_t*>mine.items[i]
             events = sub.events
@@ -553,6 +556,7 @@ cdef class Core:
                 except Exception as error:
                     self.report("a connection failed to handle an event", error)
             unpin(sub)
+        self.c.n_private -= 1
         vector_free(&mine)
         return 0
 
