@@ -29,19 +29,23 @@ cdef class Acceptor:
     cdef object hub_login
     cdef object hub_receive
     cdef wheel_t wheel
+    cdef deadline_t due                  # list of those whose deadline has come, while they are told
     cdef bytes path
     cdef int max_connections
     cdef int send_buffer_bytes
     cdef int fragments_limit
     cdef Py_ssize_t read_limit_bytes
+    cdef Py_ssize_t login_limit_bytes
     cdef uint64_t handshake_timeout_ms
     cdef uint64_t login_timeout_ms
     cdef uint64_t ping_interval_ms
     cdef uint64_t pong_timeout_ms
+    cdef uint64_t write_timeout_ms       # also: how long an orderly close may take to write what is left
     cdef uint64_t told_ms                # when failed handshakes were last logged
     cdef int n_failed_handshakes         # since then
     cdef readonly bint echoes
 
+    cdef int abort_all(self, phase_t last_phase) except -1
     cdef int tell_failed_handshakes(self) except -1
 
 
@@ -51,25 +55,33 @@ cdef class Connection(WSListener):
     cdef readonly object client          # the hub's Client; None before the login and after the end
     cdef readonly str subprotocol
     cdef object transport                # the asyncio transport; None until the handshake is done and after the end
+    cdef object answering                # between picows and the transport during the handshake, else None
     cdef object queue                    # deque of messages that wait for an async handler; None most of the time
     cdef object task                     # the handler under way
     cdef bytearray fragments             # of the message under way; None most of the time
     cdef Py_ssize_t checked_bytes        # of which so many are known to be UTF-8
     cdef int n_fragments
     cdef Py_ssize_t queued_bytes
+    cdef Py_ssize_t stranger_bytes       # received since the handshake, while nobody has logged in
     cdef int fd
     cdef int parser_error                # close code of an error that picows found, to be acted on behind the frame before it
+    cdef int peer_code                   # of the peer's close frame; 0: none has come. Nothing behind it is delivered
     cdef phase_t phase
     cdef bint is_lines
     cdef bint is_text                    # the fragments' message
     cdef bint awaits_pong
     cdef bint is_paused                  # reading, because too much waits for an async handler
+    cdef bint is_discarding              # reading goes on without the parser
     cdef bint is_evicted                 # the end is an abort with SO_LINGER 0
+    cdef bint is_close_sent              # our close frame is with the kernel
+    cdef bint is_eof                     # the peer has said that it sends no more
     cdef bint is_counted
     cdef deadline_t deadline
 
     cdef int receive(self, WSFrame frame) except -1
     cdef int receive_data(self, WSFrame frame) except -1
+    cdef Py_ssize_t message_limit(self) noexcept
+    cdef int receive_stranger(self, Py_ssize_t n_bytes) except -1
     cdef int receive_fragment(self, WSFrame frame) except -1
     cdef int receive_close(self, WSFrame frame) except -1
     cdef int whole_message(self, bytes message, bint is_text) except -1
@@ -77,7 +89,9 @@ cdef class Connection(WSListener):
     cdef int dispatch(self, bytes message) except -1
     cdef int hold(self, bytes message) except -1
     cdef int fail(self, int code) except -1
-    cdef int begin_close(self) except -1
+    cdef int answer_close(self) except -1
+    cdef int begin_close(self, uint64_t within_ms) except -1
+    cdef int discard(self) except -1
     cdef int leave_hub(self) except -1
     cdef int set_deadline(self, uint64_t after_ms) except -1
-    cdef int due(self) except -1
+    cdef int on_due(self) except -1

@@ -1,15 +1,15 @@
 """A connection's read side and life: picows' frames in, whole messages to the hub, deadlines, and every way it can end.
 
-picows parses the handshake and the frames; from the end of the handshake on it writes and closes nothing: `disarm` takes both
-from it, so that the core is the only writer to the socket (no close frame of picows' can land inside a torn frame) and the end
-is ours to order (a close frame is followed by write_eof and reading until EOF, not by a reset that destroys it). What its
-parser finds wrong it says through the logger it was given, which is the connection itself.
+picows parses the handshake and the frames, and that is all it does (see _handover.py): the core is the only writer to the
+socket, so that no close frame of picows' can land inside a torn frame, and the end is ours to order: a close frame is followed
+by EOF and reading until the peer's, not by a reset that destroys it.
 
 picows looks one frame ahead: it reports an error in frame N+1 before it delivers frame N. The error is therefore kept, frame
 N is handled, and then the connection fails; reading stops meanwhile, so that nothing behind the error is ever delivered.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import socket
@@ -17,11 +17,12 @@ import struct
 from collections import deque
 from http import HTTPStatus
 
+cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint64_t
 from picows.picows cimport MemoryBuffer, WSFrame, WSListener, WSMsgType, WSTransport
-from starlight._deadlines cimport (WHEEL_TICK_MS, deadline_clear, deadline_set, deadline_t, list_init, wheel_collect,
-                                   wheel_init)
+from starlight._deadlines cimport (WHEEL_SLOTS, WHEEL_TICK_MS, deadline_clear, deadline_set, deadline_t, list_init,
+                                   wheel_collect, wheel_init)
 from starlight._fanout cimport Core, Subscriber
 from starlight._wire cimport wire_is_utf8, wire_utf8_prefix
 
@@ -30,6 +31,8 @@ from picows.picows import WSProtocol
 
 from starlight import close_codes
 from starlight._fanout import FRAMES, LINES
+from starlight._handover import DISARMED, Answering, Discard, ParserLog
+from starlight._upgrade import check_upgrade, refuse, tokens
 from starlight.errors import CloseConnection
 from starlight.protocol.lines import LINES as LINES_SUBPROTOCOL
 from starlight.protocol.lines import select_subprotocol, split
@@ -42,64 +45,21 @@ cdef extern from "<sys/socket.h>" nogil:
     int sys_shutdown "shutdown"(int fd, int how)
 
 cdef enum:
-    LINGER_MS = 1000             # after our close frame: time for the peer to read it and to close
+    LINGER_MS = 1000             # after our last byte: time for the peer to read it and to close
     HOLD_MESSAGES = 64           # that wait for an async handler before reading stops
     HOLD_BYTES = 256 * 1024
     FRAGMENTS_LIMIT = 64         # of one message; a client that sends more plays with us
+    LOGIN_BYTES = 16 * 1024      # the first message: a token has 8 KiB at most
+    STRANGER_BYTES = 24 * 1024   # all that may come before the login, so that a stranger costs less than 64 KiB
     READ_BUFFER_BYTES = 2048     # picows' minimum; it grows with what really arrives
+    BURST_BYTES = 16 * 1024      # up to here by any burst, beyond only by a frame that is larger
 
 cdef object RESET_ON_CLOSE = struct.pack("ii", 1, 0)     # struct linger: close(2) drops what the kernel holds
 cdef object PING_WHEN_IDLE = 1
 cdef MemoryBuffer NO_WRITE_BUFFER = MemoryBuffer(16)     # for all connections: picows writes nothing after the handshake
 
-
 # Closes without a `bye`: the peer does not read, or does not speak the protocol.
 cdef frozenset NO_BYE = frozenset((1002, 1003, 1007, 1008, 1009, 4008, 4009))
-
-
-class Disarmed:
-    """What picows takes for the transport once the handshake is done: it can neither close nor abort it."""
-
-    __slots__ = ()
-
-    def close(self):
-        """Ignored: the connection closes."""
-
-    def abort(self):
-        """Ignored: the connection closes."""
-
-
-cdef object DISARMED = Disarmed()
-
-
-class Discard(asyncio.BufferedProtocol):
-    """What reads a closing connection: picows' parser would keep, and grow its buffer for, what comes behind an error."""
-
-    __slots__ = ("connection", "protocol")
-    buffer = bytearray(64 * 1024)                        # shared by all: nobody looks at what is in it
-
-    def __init__(self, connection, protocol):
-        self.connection = connection
-        self.protocol = protocol
-
-    def get_buffer(self, size_hint):
-        """Where to put what nobody reads."""
-        return self.buffer
-
-    def buffer_updated(self, n_bytes):
-        """Ignored."""
-
-    def eof_received(self):
-        """Both sides are done: let the transport close."""
-        return False
-
-    def resume_writing(self):
-        """As before."""
-        self.connection.resume_writing()
-
-    def connection_lost(self, exc):
-        """As before."""
-        self.protocol.connection_lost(exc)
 
 
 class Protocol(WSProtocol):
@@ -111,8 +71,22 @@ class Protocol(WSProtocol):
         """Count the socket, or refuse it when there are too many."""
         if self.connection.on_socket(transport):
             super().connection_made(transport)
+            self.connection.arm(self.transport)
         else:
             transport.abort()
+
+    def get_buffer(self, size_hint):
+        """picows doubles its buffer whenever a read fills it, and a flood fills any: see that only a large frame does."""
+        view = WSProtocol.get_buffer(self, size_hint)
+        cdef Py_ssize_t n_bytes = len(view)
+        return view if n_bytes <= BURST_BYTES else view[:n_bytes - n_bytes // 4]
+
+    def buffer_updated(self, n_bytes):
+        """Count what strangers send."""
+        cdef Connection connection = self.connection
+        WSProtocol.buffer_updated(self, n_bytes)
+        if connection.phase == PHASE_LOGIN:
+            connection.receive_stranger(n_bytes)
 
     def connection_lost(self, exc):
         """The socket is about to be closed: forget the fd first of all."""
@@ -122,44 +96,9 @@ class Protocol(WSProtocol):
         self.connection = None
 
 
-# ---- the handshake ---------------------------------------------------------------------------------------------------
-
-def refuse(status, body, headers=None):
-    """An HTTP response that ends the connection; `body` is a constant and never echoes the request."""
-    return WSUpgradeResponseWithListener(WSUpgradeResponse.create_error_response(status, body, headers), None)
-
-
-def tokens(headers, name):
-    """The comma-separated tokens of all headers of a name."""
-    return [token.strip() for value in headers.getall(name, ()) for token in value.split(",")]
-
-
-def check_upgrade(request, bytes path):
-    """None if the request may be upgraded, else the response that refuses it (RFC 6455 §4.2)."""
-    headers = request.headers
-    target, _, query = request.path.partition(b"?")
-    if query:
-        return refuse(HTTPStatus.BAD_REQUEST, b"no query is taken here; credentials belong in the login message")
-    if target != path:
-        return refuse(HTTPStatus.NOT_FOUND, b"not found")
-    if len(headers.getall("host", ())) != 1:
-        return refuse(HTTPStatus.BAD_REQUEST, b"exactly one Host header is required")
-    if "websocket" not in [token.lower() for token in tokens(headers, "upgrade")]:
-        return refuse(HTTPStatus.UPGRADE_REQUIRED, b"this is a WebSocket endpoint", {"Upgrade": "websocket"})
-    if "upgrade" not in [token.lower() for token in tokens(headers, "connection")]:
-        return refuse(HTTPStatus.BAD_REQUEST, b"Connection must name Upgrade")
-    if headers.getall("sec-websocket-version", ()) != ["13"]:
-        return refuse(HTTPStatus.UPGRADE_REQUIRED, b"WebSocket version 13 is spoken here",
-                      {"Sec-WebSocket-Version": "13", "Upgrade": "websocket"})
-    if len(headers.getall("sec-websocket-key", ())) != 1:
-        return refuse(HTTPStatus.BAD_REQUEST, b"exactly one Sec-WebSocket-Key is required")
-    headers["Connection"] = "Upgrade"                    # picows wants nothing else; Firefox says "keep-alive, Upgrade"
-    headers["Upgrade"] = "websocket"
-    return None
-
-
 # ---- the connection --------------------------------------------------------------------------------------------------
 
+@cython.no_gc_clear                                      # __dealloc__ unlinks the deadline from the acceptor's wheel
 cdef class Connection(WSListener):
     """One socket. The hub sees `subscriber`, `peername`, `subprotocol`, `is_open` and `close()`."""
 
@@ -200,6 +139,10 @@ cdef class Connection(WSListener):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, acceptor.send_buffer_bytes)
         return True
 
+    def arm(self, WSTransport transport):
+        """Stand between picows and the transport."""
+        self.answering = transport.underlying_transport = Answering(self, self.transport)
+
     def on_socket_lost(self):
         """The socket is about to be closed."""
         self.end()
@@ -210,34 +153,50 @@ cdef class Connection(WSListener):
     def on_upgrade(self, request):
         """picows' listener factory: this listener with a 101, or a response that refuses."""
         try:
-            refusal = check_upgrade(request, self.acceptor.path)
-            if refusal is not None:
-                return refusal
-            offers = tokens(request.headers, "sec-websocket-protocol")
-            chosen = select_subprotocol(offers)
-            if chosen is None:
-                return refuse(HTTPStatus.BAD_REQUEST, b"no subprotocol in common: starlight.v1, starlight.v1.lines")
-            self.subprotocol = chosen
-            self.is_lines = chosen == LINES_SUBPROTOCOL
-            headers = {"Sec-WebSocket-Protocol": chosen} if offers else None
-            return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(headers), self)
+            response = self.upgrade(request)
         except Exception:
             log.exception("handshake failed")
-            return refuse(HTTPStatus.INTERNAL_SERVER_ERROR, b"internal error")
+            response = refuse(HTTPStatus.INTERNAL_SERVER_ERROR, b"internal error")
+        self.answering.is_ours = True
+        return response
+
+    def upgrade(self, request):
+        """The response to a request that picows could parse."""
+        refusal = check_upgrade(request, self.acceptor.path)
+        if refusal is not None:
+            return refusal
+        offers = tokens(request, "sec-websocket-protocol")
+        chosen = select_subprotocol(offers)
+        if chosen is None:
+            return refuse(HTTPStatus.BAD_REQUEST, b"no subprotocol in common: starlight.v1, starlight.v1.lines")
+        self.subprotocol = chosen
+        self.is_lines = chosen == LINES_SUBPROTOCOL
+        headers = {"Sec-WebSocket-Protocol": chosen} if offers else None
+        return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(headers), self)
+
+    def on_refused(self):
+        """The refusal is written: behind it EOF, and reading until the peer's, since a plain close may destroy it."""
+        self.answering = None
+        if self.transport is None:
+            return
+        self.discard()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.set_deadline(LINGER_MS)
+        else:
+            self.transport.close()
 
     cpdef on_ws_connected(self, WSTransport transport):
         cdef Acceptor acceptor = self.acceptor
         self.fd = -1 if transport.is_secure else transport._socket
         disarm(transport)
-        self.phase = PHASE_LOGIN
-        if transport.is_secure or self.transport.get_write_buffer_size() > 0:
+        self.answering = None
+        if self.fd < 0 or self.transport.get_write_buffer_size() > 0:
             self.transport.set_write_buffer_limits(0)    # so that resume_writing means: all is out
         self.subscriber = acceptor.core.subscriber(self, self.fd, self.transport, LINES if self.is_lines else FRAMES)
         acceptor.count("accepted")
-        if acceptor.echoes:
-            self.phase = PHASE_OPEN
-            return
-        self.set_deadline(acceptor.login_timeout_ms)
+        self.phase = PHASE_OPEN if acceptor.echoes else PHASE_LOGIN
+        self.set_deadline(acceptor.ping_interval_ms if acceptor.echoes else acceptor.login_timeout_ms)
 
     cpdef on_ws_disconnected(self, WSTransport transport):
         self.end()
@@ -253,6 +212,7 @@ cdef class Connection(WSListener):
         deadline_clear(&self.deadline)
         self.queue = None
         self.fragments = None
+        self.answering = None
         if self.subscriber is not None:
             self.leave_hub()
             self.acceptor.core.detach(self.subscriber)
@@ -265,25 +225,12 @@ cdef class Connection(WSListener):
         if self.subscriber is not None and self.transport is not None and self.transport.get_write_buffer_size() == 0:
             self.acceptor.core.writable(self.subscriber)
 
-    # ---- what picows logs
-
-    def isEnabledFor(self, level):
-        """picows asks whether to log; only its errors are wanted."""
-        return False
-
-    def error(self, message, *args):
-        """picows' parser found an error: its first argument is (close code, text)."""
-        cdef int code = 1002
-        if args and isinstance(args[0], tuple) and args[0]:
-            code = int(args[0][0])
-        self.on_parser_error(code)
-
-    def exception(self, message, *args):
-        """picows' parser broke, which counts as the peer's error."""
-        self.on_parser_error(1002)
+    # ---- what picows' parser finds wrong
 
     def on_parser_error(self, int code):
         """Keep the error; the frame before it, if any, is still to come."""
+        if self.phase == PHASE_CLOSING:
+            self.discard()                               # the parser would keep what it can't read
         if self.phase not in (PHASE_LOGIN, PHASE_OPEN) or self.parser_error:
             return
         self.parser_error = code
@@ -295,22 +242,12 @@ cdef class Connection(WSListener):
         if self.phase in (PHASE_LOGIN, PHASE_OPEN):
             self.fail(self.parser_error)
 
-    def debug(self, *args):
-        """Not wanted."""
-
-    def info(self, *args):
-        """Not wanted."""
-
-    def warning(self, *args):
-        """Not wanted."""
-
-    def log(self, *args):
-        """Not wanted."""
-
     # ---- frames
 
     cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
-        if self.phase >= PHASE_CLOSING or self.phase == PHASE_HANDSHAKE:
+        if self.phase == PHASE_CLOSING and frame.msg_type == WSMsgType.CLOSE:
+            self.on_peer_closed()
+        if self.phase >= PHASE_CLOSING or self.phase == PHASE_HANDSHAKE or self.peer_code:
             return
         try:
             self.receive(frame)
@@ -332,6 +269,8 @@ cdef class Connection(WSListener):
             if self.awaits_pong:
                 self.awaits_pong = False
                 self.set_deadline(self.acceptor.ping_interval_ms)
+            else:
+                self.acceptor.count("unsolicited_pongs")
             return 0
         return self.receive_close(frame)
 
@@ -339,10 +278,23 @@ cdef class Connection(WSListener):
         cdef bint is_text
         if frame.msg_type == WSMsgType.CONTINUATION or not frame.fin or self.fragments is not None:
             return self.receive_fragment(frame)
+        if frame.payload_size > self.message_limit():
+            return self.fail(1009)
         is_text = frame.msg_type == WSMsgType.TEXT
         if is_text and not wire_is_utf8(<const uint8_t*>frame.payload_ptr, frame.payload_size):
             return self.fail(1007)
         return self.whole_message(PyBytes_FromStringAndSize(frame.payload_ptr, frame.payload_size), is_text)
+
+    cdef Py_ssize_t message_limit(self) noexcept:
+        """Whoever has not logged in may only say who it is."""
+        return self.acceptor.read_limit_bytes if self.phase == PHASE_OPEN else self.acceptor.login_limit_bytes
+
+    cdef int receive_stranger(self, Py_ssize_t n_bytes) except -1:
+        """picows would read a whole frame of the read limit before it shows it to us."""
+        self.stranger_bytes += n_bytes
+        if self.stranger_bytes > STRANGER_BYTES and self.task is None:
+            return self.fail(1009)
+        return 0
 
     cdef int receive_fragment(self, WSFrame frame) except -1:
         """One frame of a fragmented message (RFC 6455 §5.4); UTF-8 is checked as far as it has come."""
@@ -356,9 +308,9 @@ cdef class Connection(WSListener):
             self.n_fragments = 0
             self.checked_bytes = 0
         self.n_fragments += 1
-        if self.n_fragments > self.acceptor.fragments_limit:
+        if self.n_fragments >= self.acceptor.fragments_limit and not frame.fin:
             return self.fail(1008)
-        if len(self.fragments) + frame.payload_size > self.acceptor.read_limit_bytes:
+        if len(self.fragments) + frame.payload_size > self.message_limit():
             return self.fail(1009)
         self.fragments += frame.payload_ptr[:frame.payload_size]
         if self.is_text:
@@ -385,8 +337,16 @@ cdef class Connection(WSListener):
                 return self.fail(1007)
         elif frame.payload_size == 1:
             return self.fail(1002)
-        self.acceptor.core.close(self.subscriber, code)
-        return self.begin_close()
+        self.peer_code = code
+        if self.task is None:
+            return self.answer_close()
+        self.is_paused = True                            # what it sent before the close is handled first
+        self.transport.pause_reading()
+        return 0
+
+    cdef int answer_close(self) except -1:
+        self.acceptor.core.close(self.subscriber, self.peer_code)
+        return self.begin_close(self.acceptor.write_timeout_ms)
 
     cdef int whole_message(self, bytes message, bint is_text) except -1:
         if self.acceptor.echoes:
@@ -436,6 +396,9 @@ cdef class Connection(WSListener):
             await awaitable
         except CloseConnection as close:
             self.close(close.code, close.reason)
+        except asyncio.CancelledError:                   # by a stranger: what waits behind it has lost its order
+            self.close(1011)
+            raise
         except Exception:
             log.exception("a handler's reply could not be sent")
             self.close(1011)
@@ -447,6 +410,9 @@ cdef class Connection(WSListener):
             self.on_login(await awaitable)
         except CloseConnection as close:
             self.close(close.code, close.reason)
+        except asyncio.CancelledError:
+            self.close(1011)
+            raise
         except Exception:
             log.exception("a login could not be handled")
             self.close(1011)
@@ -468,9 +434,17 @@ cdef class Connection(WSListener):
         if self.phase >= PHASE_CLOSING:
             self.queue = None
             return
-        if self.is_paused and len(self.queue) <= HOLD_MESSAGES // 2 and self.queued_bytes <= HOLD_BYTES // 2:
+        if not self.queue:
+            self.queue = None
+        if self.peer_code:
+            if self.task is None:
+                self.answer_close()
+        elif self.is_paused and (self.queue is None
+                                 or len(self.queue) <= HOLD_MESSAGES // 2 and self.queued_bytes <= HOLD_BYTES // 2):
             self.is_paused = False
             self.transport.resume_reading()
+            if self.awaits_pong:                         # it may be behind all that we didn't read
+                self.set_deadline(self.acceptor.pong_timeout_ms)
 
     cdef int hold(self, bytes message) except -1:
         """Keep a message for later; reading stops when enough of them wait."""
@@ -478,7 +452,8 @@ cdef class Connection(WSListener):
             self.queue = deque()
         self.queue.append(message)
         self.queued_bytes += len(message)
-        if not self.is_paused and (len(self.queue) >= HOLD_MESSAGES or self.queued_bytes >= HOLD_BYTES):
+        if not self.is_paused and (self.phase == PHASE_LOGIN or len(self.queue) >= HOLD_MESSAGES
+                                   or self.queued_bytes >= HOLD_BYTES):
             self.is_paused = True
             self.transport.pause_reading()
         return 0
@@ -497,22 +472,34 @@ cdef class Connection(WSListener):
         if code not in NO_BYE:
             self.acceptor.core.send(self.subscriber, bye(code, text, retry_ms))
         self.acceptor.core.close(self.subscriber, code, text.encode("ascii", "replace"))
-        self.acceptor.count_close(code)
-        self.begin_close()
+        self.acceptor.count(f"closed_{code}")
+        self.begin_close(LINGER_MS if code == close_codes.NO_PONG else self.acceptor.write_timeout_ms)
 
     cdef int fail(self, int code) except -1:
         """The peer broke the protocol."""
         self.close(code)
         return 0
 
-    cdef int begin_close(self) except -1:
+    cdef int begin_close(self, uint64_t within_ms) except -1:
+        """Nothing more from the peer, and so long for what it is still to get."""
         self.phase = PHASE_CLOSING
         self.fragments = None
+        self.queue = None
         self.leave_hub()
-        self.set_deadline(LINGER_MS)
-        self.transport.set_protocol(Discard(self, self.transport.get_protocol()))
-        self.transport.resume_reading()                  # to see the EOF, whatever had stopped it
-        self.is_paused = False
+        self.set_deadline(within_ms)
+        if self.fd >= 0 or self.parser_error:
+            self.discard()
+        else:
+            self.transport.resume_reading()              # TLS has no EOF to wait for: the peer's close frame is its last
+        return 0
+
+    cdef int discard(self) except -1:
+        """Read on to see the EOF, whatever had stopped it, but keep nothing."""
+        if not self.is_discarding:
+            self.is_discarding = True
+            self.is_paused = False
+            self.transport.set_protocol(Discard(self, self.transport.get_protocol()))
+        self.transport.resume_reading()
         return 0
 
     cdef int leave_hub(self) except -1:
@@ -529,15 +516,29 @@ cdef class Connection(WSListener):
         if self.phase >= PHASE_GONE:
             return
         self.is_evicted = True
-        self.acceptor.count_close(code)
-        self.begin_close()
+        self.acceptor.count(f"closed_{code}")
+        self.begin_close(LINGER_MS)
 
     def on_close_sent(self):
-        """The close frame is with the kernel: say EOF, and wait for the peer's."""
+        """The close frame is with the kernel (or the transport): say EOF, and wait for the peer's."""
+        self.is_close_sent = True
+        if not self.is_evicted:
+            self.set_deadline(LINGER_MS)
         if self.fd >= 0:
             sys_shutdown(self.fd, SHUT_WR)
-        elif self.transport is not None:
-            self.transport.close()                       # TLS: flushes, says close_notify and closes
+        if self.transport is not None and (self.is_eof or self.fd < 0 and self.peer_code):
+            self.transport.close()
+
+    def on_peer_closed(self):
+        """The peer has answered our close frame (seen only where there is no EOF to wait for)."""
+        self.peer_code = close_codes.NORMAL
+        if self.is_close_sent:
+            self.transport.close()
+
+    def on_eof(self):
+        """The peer's end of a connection that is closing: True while there is something left to write to it."""
+        self.is_eof = True
+        return self.phase == PHASE_CLOSING and self.fd >= 0 and not self.is_close_sent
 
     def on_broken(self):
         """The socket is gone."""
@@ -549,7 +550,7 @@ cdef class Connection(WSListener):
             return
         if self.is_evicted:
             sock = self.transport.get_extra_info("socket")
-            if sock is not None:
+            with contextlib.suppress(OSError):           # it may be closed already
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         self.transport.abort()
 
@@ -559,7 +560,7 @@ cdef class Connection(WSListener):
         deadline_set(&self.acceptor.wheel, &self.deadline, self.acceptor.core.now_ms() + after_ms)
         return 0
 
-    cdef int due(self) except -1:
+    cdef int on_due(self) except -1:
         """The one deadline has come: what it means depends on the phase."""
         cdef Acceptor acceptor = self.acceptor
         if self.phase == PHASE_LOGIN:
@@ -613,17 +614,20 @@ cdef class Acceptor:
         self.max_connections = settings.max_connections
         self.send_buffer_bytes = settings.send_buffer_bytes
         self.read_limit_bytes = settings.read_limit_bytes
+        self.login_limit_bytes = min(LOGIN_BYTES, settings.read_limit_bytes)
         self.handshake_timeout_ms = <uint64_t>(settings.handshake_timeout_s * 1000)
         self.login_timeout_ms = <uint64_t>(settings.login_timeout_s * 1000)
+        self.write_timeout_ms = <uint64_t>(settings.write_timeout_s * 1000)
         self.ping_interval_ms = <uint64_t>(settings.ping_interval_s * 1000)
         self.pong_timeout_ms = <uint64_t>(settings.pong_timeout_s * 1000)
         self.counts = {}
         wheel_init(&self.wheel, core.now_ms())
+        list_init(&self.due)
 
     def protocol(self):
         """A protocol for the next socket: the factory for `loop.create_server` (TLS: `aiofastnet.create_server`)."""
         cdef Connection connection = Connection(self)
-        protocol = Protocol(None, None, False, connection.on_upgrade, connection, True, None,
+        protocol = Protocol(None, None, False, connection.on_upgrade, ParserLog(connection), True, None,
                             False, 20, 20, PING_WHEN_IDLE, False, self.read_limit_bytes, None, READ_BUFFER_BYTES)
         protocol.connection = connection
         return protocol
@@ -634,23 +638,37 @@ cdef class Acceptor:
         self.tick()
 
     def stop(self):
-        """Stop the sweeper."""
+        """Stop the sweeper, and cut off whoever is still connected: nobody would end them any more."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        self.abort_all(PHASE_CLOSING)
+
+    cdef int abort_all(self, phase_t last_phase) except -1:
+        """Abort every connection up to a phase. Each of them has a deadline."""
+        cdef deadline_t* node
+        cdef list found = []
+        cdef int i
+        for i in range(WHEEL_SLOTS):
+            node = self.wheel.slots[i].next
+            while node != &self.wheel.slots[i]:
+                found.append(<Connection>node.owner)
+                node = node.next
+        for connection in found:
+            if (<Connection>connection).phase <= last_phase:
+                connection.abort()
+        return 0
 
     def tick(self):
         """Every 50 ms: whoever's deadline has come, and the core's own sweep."""
-        cdef deadline_t due
         cdef Connection connection
         self.timer = self.loop.call_later(WHEEL_TICK_MS / 1000.0, self.tick)
-        list_init(&due)
-        wheel_collect(&self.wheel, self.core.now_ms(), &due)
-        while due.next != &due:
-            connection = <Connection>due.next.owner
+        wheel_collect(&self.wheel, self.core.now_ms(), &self.due)
+        while self.due.next != &self.due:
+            connection = <Connection>self.due.next.owner
             deadline_clear(&connection.deadline)
             try:
-                connection.due()
+                connection.on_due()
             except Exception:
                 log.exception("a deadline could not be handled")
         self.core.sweep()
@@ -666,7 +684,8 @@ cdef class Acceptor:
         return 0
 
     def close_all(self, int code, str reason=None, retry_ms=None):
-        """Close every connection in good order. retry_ms: a number, or a function that gives one for each connection."""
+        """Close every connection in good order; those still in the handshake are cut off. retry_ms: a number, or a function that gives one for each connection."""
+        self.abort_all(PHASE_HANDSHAKE)
         for connection in self.core.owners():
             connection.close(code, reason, retry_ms() if callable(retry_ms) else retry_ms)
 
@@ -678,7 +697,3 @@ cdef class Acceptor:
     def count(self, str name):
         """Count something that happened, by name."""
         self.counts[name] = self.counts.get(name, 0) + 1
-
-    def count_close(self, int code):
-        """Count a close by its code."""
-        self.count(f"closed_{code}")

@@ -1,0 +1,130 @@
+"""What stands between picows and a connection's transport, so that picows parses and does nothing else.
+
+In the handshake picows has `Answering` for a transport; from then on `DISARMED`, and the core writes. Its logger is a
+`ParserLog`, which hears of errors first. A connection that closes is read by `Discard`, no longer by picows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, Protocol
+
+from starlight import close_codes
+
+__all__ = ["DISARMED", "Answering", "Discard", "ParserLog"]
+
+BAD_REQUEST: Final = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+"""For what picows can't parse."""
+
+TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+"""For a head of more than 16 KiB or 128 lines, picows' limits."""
+
+DISCARD_BYTES: Final = 64 * 1024
+
+
+class Connection(Protocol):
+    """What the connection is asked here."""
+
+    def on_refused(self) -> None: ...
+    def on_parser_error(self, code: int) -> None: ...
+    def on_eof(self) -> bool: ...
+    def resume_writing(self) -> None: ...
+
+
+class Answering:
+    """What picows takes for the transport during the handshake: a refusal echoes nothing, and arrives."""
+
+    __slots__ = ("connection", "is_answered", "is_ours", "transport")
+
+    def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
+        self.connection = connection
+        self.transport = transport
+        self.is_answered = False
+        self.is_ours = False  # the answer; picows' own refusals quote the request
+
+    def write(self, data: bytes | bytearray) -> None:
+        """The response."""
+        if not self.is_ours:
+            data = TOO_LARGE if b"contains more than" in data else BAD_REQUEST
+        self.is_answered = True
+        self.transport.write(bytes(data))
+
+    def close(self) -> None:
+        """The request was refused; without an answer so far if it was too large to be parsed."""
+        if not self.is_answered:
+            self.transport.write(TOO_LARGE)
+        self.connection.on_refused()
+
+    abort = close
+
+
+class Disarmed:
+    """What picows takes for the transport once the handshake is done: it can neither close nor abort it."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Ignored: the connection closes."""
+
+    def abort(self) -> None:
+        """Ignored: the connection closes."""
+
+
+DISARMED: Final = Disarmed()
+
+
+class ParserLog:
+    """What picows takes for its logger. It tells of an error there before it acts on it; nothing else is wanted."""
+
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def isEnabledFor(self, level: int) -> bool:
+        """No, whatever it is."""
+        return False
+
+    def error(self, message: str, *args: object) -> None:
+        """The parser found an error: the first argument is (close code, text)."""
+        code = args[0][0] if args and isinstance(args[0], tuple) and args[0] else close_codes.PROTOCOL_ERROR
+        self.connection.on_parser_error(int(code))
+
+    def exception(self, message: str, *args: object) -> None:
+        """The parser broke, which counts as the peer's error."""
+        self.connection.on_parser_error(close_codes.PROTOCOL_ERROR)
+
+    def ignore(self, *args: object) -> None:
+        """Everything else."""
+
+    debug = info = warning = log = ignore
+
+
+class Discard(asyncio.BufferedProtocol):
+    """What reads a closing connection: picows' parser would keep, and grow its buffer for, what is behind an error."""
+
+    __slots__ = ("connection", "protocol")
+    buffer = bytearray(DISCARD_BYTES)  # shared by all: nobody looks at what is in it
+
+    def __init__(self, connection: Connection, protocol: asyncio.BaseProtocol) -> None:
+        self.connection = connection
+        self.protocol = protocol
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        """Where to put what nobody reads."""
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Ignored."""
+
+    def eof_received(self) -> bool:
+        """Whether to keep the transport open nevertheless."""
+        return self.connection.on_eof()
+
+    def resume_writing(self) -> None:
+        """As before."""
+        self.connection.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As before."""
+        self.protocol.connection_lost(exc)

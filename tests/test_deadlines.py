@@ -1,0 +1,189 @@
+"""starlight._deadlines through a node with short timeouts: who is silent is pinged, and ended when it stays silent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import uvloop
+
+from starlight.config import Settings
+from starlight.node import Node
+from tests.raw_client import CLOSE, PING, PONG, TEXT, RawClient, frame, header, message, stage
+from tests.support import eventually
+
+LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
+
+
+def now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def test_silence_before_the_login_is_4502():
+    async with stage(login_timeout_s=0.3) as on_stage:
+        client = await on_stage.upgraded()
+        started_s = now_s()
+        await client.send(frame(PING, b"not a login") + frame(PONG) + message("login", user="late")[:12])
+        assert await client.next_frame() == (PONG, b"not a login")
+        assert await client.close_code() == 4502
+        assert 0.2 < now_s() - started_s < 5
+
+
+async def test_a_login_in_time_is_not_closed_by_the_login_timeout():
+    async with stage(login_timeout_s=0.2) as on_stage:
+        client = await on_stage.login()
+        await asyncio.sleep(0.5)
+        assert (await client.ask("ping"))["type"] == "pong"
+
+
+async def test_pings_come_again_and_again_and_a_pong_keeps_it_open():
+    async with stage(ping_interval_s=0.2, pong_timeout_s=0.3) as on_stage:
+        client = await on_stage.login()
+        for _ in range(5):
+            assert await client.next_frame() == (PING, b"")
+            await client.send(frame(PONG))
+        assert (await client.ask("ping"))["type"] == "pong"
+
+
+async def test_60_without_a_pong_it_is_4012_and_out_of_the_hub_at_once():
+    async with stage(ping_interval_s=0.2, pong_timeout_s=0.2) as on_stage:
+        client = await on_stage.login()
+        started_s = now_s()
+        frames, end = await client.to_the_end()
+        assert end == "eof" and now_s() - started_s < 5
+        assert [opcode for opcode, _ in frames] == [PING, TEXT, CLOSE]
+        assert frames[-1][1][:2] == (4012).to_bytes(2, "big")
+        client.close()
+        await on_stage.alone()
+
+
+async def test_other_frames_are_no_pong():
+    async with stage(ping_interval_s=0.2, pong_timeout_s=0.3) as on_stage:
+        client = await on_stage.login()
+
+        async def chatter() -> None:
+            while True:
+                await client.send(frame(PING, b"x") + message("ping"))
+                await asyncio.sleep(0.02)
+
+        chatting = asyncio.create_task(chatter())
+        frames, _ = await client.to_the_end()
+        chatting.cancel()
+        await asyncio.wait([chatting])
+        if not chatting.cancelled():
+            assert isinstance(chatting.exception(), OSError)
+        assert frames[-1] == (CLOSE, (4012).to_bytes(2, "big") + b"no pong")
+
+
+async def test_25_a_frame_that_is_declared_and_never_comes_ends_with_the_pong_timeout():
+    """No pong can come inside of a frame, so ping interval and pong timeout are its read deadline."""
+    async with stage(ping_interval_s=0.3, pong_timeout_s=0.3) as on_stage:
+        stalled, trickling = await on_stage.login("stalled"), await on_stage.login("trickling")
+        await stalled.send(header(TEXT, 64 * 1024 - 1) + b'{"type":"b')
+        await trickling.send(header(TEXT, 64 * 1024 - 1))
+
+        async def trickle() -> None:
+            while True:
+                await trickling.send(frame(PONG))
+                await asyncio.sleep(0.02)
+
+        task = asyncio.create_task(trickle())
+        started_s = now_s()
+        assert await stalled.close_code() == 4012
+        frames, _ = await trickling.to_the_end()
+        assert frames[-1][1][:2] == (4012).to_bytes(2, "big")
+        assert now_s() - started_s < 5
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            assert isinstance(task.exception(), OSError)
+
+
+async def test_25_before_the_login_it_is_the_login_timeout():
+    async with stage(login_timeout_s=0.3) as on_stage:
+        client = await on_stage.upgraded()
+        await client.send(header(TEXT, 10_000) + b'{"type":"l')
+        assert await client.close_code() == 4502
+
+
+async def test_the_pings_of_many_that_come_at_once_are_spread():
+    node = Node(Settings(port=0, ping_interval_s=2, pong_timeout_s=5, drain_timeout_s=2))
+    async with node:
+        clients = [await RawClient.login(node.port, f"u{i}") for i in range(200)]
+        started_s = now_s()
+        pinged_s: list[float] = []
+
+        async def pinged(client: RawClient) -> None:
+            assert await client.next_frame() == (PING, b"")
+            pinged_s.append(now_s() - started_s)
+
+        await asyncio.gather(*map(pinged, clients))
+        ticks = {int(at_s / 0.05) for at_s in pinged_s}
+        assert len(ticks) >= 10  # a second of 50-ms ticks; all at once would be one or two
+        for client in clients:
+            client.close()
+        await eventually(lambda: node.connections == 0)
+
+
+async def test_31_unsolicited_pongs_are_ignored_and_counted():
+    async with stage() as on_stage:
+        client = await on_stage.login()
+        await client.send(frame(PONG, b"x" * 125) * 1_000)
+        assert (await client.ask("ping"))["type"] == "pong"
+        acceptor = on_stage.node._acceptor
+        assert acceptor is not None and acceptor.counts["unsolicited_pongs"] == 1_000
+
+
+SERVE = """
+import asyncio, sys, uvloop
+from starlight.config import Settings
+from starlight.node import Node
+
+async def main():
+    node = Node(Settings(port=0, ping_interval_s=0.3, pong_timeout_s=0.7, login_timeout_s=1, drain_timeout_s=2))
+    async with node:
+        print(node.port, flush=True)
+        await asyncio.sleep(60)
+
+uvloop.run(main())
+"""
+
+
+async def test_68_a_stopped_process_evicts_nobody_when_it_goes_on():
+    """Deadlines are on the monotonic clock, which a stepped wall clock doesn't touch, less the time the process stood."""
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVE, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parent.parent
+    )
+    assert server.stdout is not None
+    try:
+        port = int(await asyncio.wait_for(server.stdout.readline(), 20))
+        clients = [await RawClient.login(port, f"u{i}") for i in range(50)]
+        strangers = [await RawClient.upgraded(port) for _ in range(5)]
+        answering = [asyncio.create_task(answer_pings(client)) for client in clients]
+        await asyncio.sleep(0.5)
+        os.kill(server.pid, signal.SIGSTOP)
+        await asyncio.sleep(2.5)
+        os.kill(server.pid, signal.SIGCONT)
+        for stranger in strangers:
+            await stranger.send(message("login", user="late"))
+            assert (await stranger.hear())["type"] == "welcome"
+        await asyncio.sleep(0.5)
+        assert not any(task.done() for task in answering)
+        for task in answering:
+            task.cancel()
+        await asyncio.wait(answering)
+        for client in clients + strangers:
+            client.close()
+    finally:
+        server.kill()
+        await server.wait()
+
+
+async def answer_pings(client: RawClient) -> None:
+    while True:
+        opcode, _ = await client.next_frame()
+        if opcode == PING:
+            await client.send(frame(PONG))

@@ -1,0 +1,153 @@
+"""Rows 14-32 of the fault table: frames that break RFC 6455, or only annoy. Beside each a witness that misses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import uvloop
+
+from tests.raw_client import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    Stage,
+    close_frame,
+    frame,
+    header,
+    message,
+    request,
+    stage,
+)
+
+
+LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
+
+
+async def code_for(on_stage: Stage, wire: bytes, *, split: bool = False) -> int:
+    """What a logged-in client's bytes are closed with; `split`: sent in packets of one byte."""
+    client = await on_stage.login()
+    if split:
+        for i in range(len(wire)):
+            await client.send(wire[i : i + 1])
+            await asyncio.sleep(0)
+    else:
+        await client.send(wire)
+    code = await client.close_code()
+    client.close()
+    return code
+
+
+BAD_FRAMES = {
+    "14 unmasked": (b"\x81\x02hi", 1002),
+    "14 unmasked, empty": (b"\x81\x00", 1002),
+    "15 rsv1": (frame(TEXT, b"{}", rsv=4), 1002),
+    "15 rsv2": (frame(TEXT, b"{}", rsv=2), 1002),
+    "15 rsv3": (frame(PING, b"", rsv=1), 1002),
+    **{f"16 opcode {opcode:#x}": (frame(opcode, b"{}"), 1002) for opcode in (3, 4, 5, 6, 7, 11, 12, 13, 14, 15)},
+    "17 fragmented ping": (frame(PING, b"", fin=False), 1002),
+    "17 fragmented close": (frame(CLOSE, b"", fin=False), 1002),
+    "17 ping of 126": (frame(PING, bytes(126)), 1002),
+    "17 close of 126": (frame(CLOSE, b"\x03\xe8" + bytes(124)), 1002),
+    "18 stray continuation": (frame(CONTINUATION, b"{}"), 1002),
+    "18 stray continuation, not final": (frame(CONTINUATION, b"{}", fin=False), 1002),
+    "18 text inside text": (frame(TEXT, b"{", fin=False) + frame(TEXT, b"}"), 1002),
+    "18 binary inside text": (frame(TEXT, b"{", fin=False) + frame(BINARY, b"}", fin=False), 1002),
+    "19 125 in 16 bits": (header(TEXT, 125, form=16) + bytes(125), 1002),
+    "19 65535 in 64 bits": (header(TEXT, 65535, form=64), 1002),
+    "20 2^63-1 after a part": (frame(TEXT, b"{", fin=False) + header(CONTINUATION, 2**63 - 1), 1009),
+    "20 2^63-1 at once": (header(TEXT, 2**63 - 1), 1009),
+    "21 2^63": (header(TEXT, 2**63, form=64), 1002),
+    "21 2^64-1": (header(BINARY, 2**64 - 1, form=64), 1002),
+    "22 one byte over in one frame": (header(TEXT, 65537), 1009),
+    "22 over in fragments": (frame(TEXT, b" " * 40_000, fin=False) + frame(CONTINUATION, b" " * 40_000), 1009),
+    "23 empty fragments": (frame(TEXT, b"", fin=False) + frame(CONTINUATION, b"", fin=False) * 9_999, 1008),
+    "23 fragments of a byte": (frame(TEXT, b"{", fin=False) + frame(CONTINUATION, b" ", fin=False) * 9_999, 1008),
+    "26 not UTF-8": (frame(TEXT, b"\xff"), 1007),
+    "26 a surrogate": (frame(TEXT, b"\xed\xa0\x80"), 1007),
+    "26 overlong": (frame(TEXT, b"\xc0\x80"), 1007),
+    "26 cut short": (frame(TEXT, b"\xc3"), 1007),
+    "26 bad in a fragment, before the end": (frame(TEXT, b"\xff", fin=False), 1007),
+    "26 cut short over fragments": (frame(TEXT, b"\xe2", fin=False) + frame(CONTINUATION, b"\x82"), 1007),
+    **{f"27 close {code}": (close_frame(code), 1002) for code in (0, 1, 999, 1004, 1005, 1006, 1015, 5000, 65535)},
+    "27 close of one byte": (frame(CLOSE, b"\x03"), 1002),
+    "27 close with a bad reason": (close_frame(1000, b"\xff"), 1007),
+}
+
+
+async def test_each_broken_frame_is_closed_with_its_code_and_nobody_else_notices():
+    async with stage() as on_stage:
+        for name, (wire, code) in BAD_FRAMES.items():
+            assert await code_for(on_stage, wire) == code, name
+            await on_stage.alone()
+
+
+async def test_the_same_in_packets_of_one_byte():
+    async with stage() as on_stage:
+        for name, (wire, code) in BAD_FRAMES.items():
+            if len(wire) < 200:
+                assert await code_for(on_stage, wire, split=True) == code, name
+        await on_stage.alone()
+
+
+async def test_23_the_64th_fragment_is_one_too_many_unless_it_ends_the_message():
+    async with stage() as on_stage:
+        client = await on_stage.login()
+        text = b'{"type":"ping"}'
+        pieces = [text[:1]] + [b" "] * 62 + [text[1:]]
+        await client.send(frame(TEXT, pieces[0], fin=False))
+        for piece in pieces[1:-1]:
+            await client.send(frame(CONTINUATION, piece, fin=False))
+        await client.send(frame(CONTINUATION, pieces[-1]))
+        assert (await client.hear())["type"] == "pong"
+        await client.send(frame(TEXT, b"", fin=False) + frame(CONTINUATION, b"", fin=False) * 62)
+        await client.send(frame(PING, b"still here"))
+        assert await client.next_frame() == (PONG, b"still here")
+        await client.send(frame(CONTINUATION, b"", fin=False))
+        assert await client.close_code() == 1008
+
+
+async def test_26_a_code_point_may_be_split_over_fragments():
+    async with stage() as on_stage:
+        client = await on_stage.login()
+        text = '{"type":"direct","to":"raw","data":"Zoë 🦊"}'.encode()
+        wire = [frame(TEXT, text[:1], fin=False)]
+        wire += [frame(CONTINUATION, text[i : i + 1], fin=False) for i in range(1, len(text) - 1)]
+        await client.send(b"".join(wire) + frame(CONTINUATION, text[-1:]))
+        assert (await client.hear())["data"] == "Zoë 🦊"
+
+
+async def test_28_a_second_close_and_data_behind_a_close_are_ignored():
+    async with stage() as on_stage:
+        client = await on_stage.login()
+        await client.send(close_frame(1000) + close_frame(1001) + message("broadcast", data=1, id=1) + b"\xff" * 70_000)
+        assert await client.close_code() == 1000
+        empty = await on_stage.login()
+        await empty.send(close_frame() + close_frame())
+        assert await empty.close_code() == 1000
+        empty.close()
+        client.close()
+        await on_stage.alone()
+
+
+@pytest.mark.parametrize("bad", [b"\x81\x00", frame(3, b""), frame(TEXT, b"{}", rsv=4), frame(TEXT, b"\xff")])
+async def test_29_what_stands_behind_a_bad_frame_is_never_delivered_and_what_stands_before_it_is(bad: bytes):
+    async with stage() as on_stage:
+        client = await on_stage.login()
+        await client.send(message("direct", to="raw", data="before") + bad + message("broadcast", data="behind"))
+        frames, _ = await client.to_the_end()
+        assert [opcode for opcode, _ in frames] == [TEXT, CLOSE]
+        assert b"before" in frames[0][1]
+
+
+async def test_32_an_extension_is_declined_and_the_connection_works():
+    async with stage() as on_stage:
+        client = await on_stage.connect()
+        await client.send(request("Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"))
+        head = await client.head()
+        assert head.startswith(b"HTTP/1.1 101 ") and b"xtensions" not in head
+        await client.send(message("login", user="raw"))
+        assert (await client.hear())["type"] == "welcome"
