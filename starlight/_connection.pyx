@@ -654,7 +654,7 @@ cdef class Acceptor:
     def tick(self):
         """Every 50 ms: whoever's deadline has come, and the core's own sweep."""
         cdef Connection connection
-        self.timer = self.loop.call_later(WHEEL_TICK_MS / 1000, self.tick)
+        self.timer = self.loop.call_later(WHEEL_TICK_MS / 1000.0, self.tick)
         wheel_collect(&self.wheel, self.core.now_ms(), &self.due)
         while self.due.next != &self.due:
             connection = <Connection>self.due.next.owner

@@ -18,8 +18,9 @@ from libc.string cimport memcpy
 from starlight._arena cimport (CHUNK_BYTES, arena_t, checked_realloc, chunk_new, chunk_t, chunk_unref, frame_start,
                                lane_commit, lane_reserve, vector_push, vector_t)
 from starlight._flush cimport flush_one, flusher_t, raise_event
-from starlight._outbox cimport (EVENT_BROKEN, EVENT_EVICT_SLOW, FORM_FRAMES, FORM_LINES, N_FORMS, STATE_DEAD, STATE_OPEN,
-                                membership_t, outbox_append, releases_apply, span_bytes, span_t, subscriber_t)
+from starlight._outbox cimport (CACHE_LINE_BYTES, EVENT_BROKEN, EVENT_EVICT_SLOW, FORM_FRAMES, FORM_LINES, N_FORMS,
+                                STATE_DEAD, STATE_OPEN, membership_t, outbox_append, releases_apply, span_bytes, span_t,
+                                subscriber_t)
 from starlight._wire cimport wire_header_size, wire_write_header
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -108,6 +109,7 @@ ctypedef struct core_t:
     vector_t first               # single-receiver work, flushed before the round
     vector_t full
     vector_t transports          # popped in this slice, written with the GIL
+    uint32_t n_private           # lists that `act` and `write_transports` took out and walk now; their pins are still held
     uint64_t turn_bytes          # appended since the last flush
     uint32_t round_start         # where in `flushing` the round began
     uint32_t n_channels
@@ -119,6 +121,11 @@ ctypedef struct message_t:       # borrowed for one call: the parts of a message
     const char* part[3]
     size_t size[3]
     uint8_t opcode
+
+
+cdef inline void prefetch_subscriber(subscriber_t* sub) noexcept nogil:
+    starlight_prefetch(sub)
+    starlight_prefetch(<char*>sub + CACHE_LINE_BYTES)
 
 
 # ---- appending -------------------------------------------------------------------------------------------------------
@@ -204,20 +211,32 @@ cdef inline void settle(core_t* c) noexcept nogil:
     """Deliver the run to all members of its channel, and end it."""
     cdef run_t* run = &c.run
     cdef channel_t* channel = run.channel
+    cdef subscriber_t* sub
+    cdef uint64_t n_bytes[N_FORMS]
     cdef uint32_t i, n
+    cdef int form
     if channel == NULL:
         return
+    for form in range(N_FORMS):
+        n_bytes[form] = 0
+        if run.chunk[form] != NULL:
+            n_bytes[form] = run.chunk[form].frames[run.end[form] - 1].end - frame_start(run.chunk[form], run.first[form])
     n = channel.n_members
     for i in range(n):
         if i + PREFETCH < n:
-            starlight_prefetch(channel.members[i + PREFETCH].sub)
-            starlight_prefetch(<char*>channel.members[i + PREFETCH].sub + 64)
-        settle_member(c, channel.members[i].sub)
+            prefetch_subscriber(channel.members[i + PREFETCH].sub)
+        sub = channel.members[i].sub
+        form = sub.form
+        if sub.run_id == run.id:                         # it joined or was sent something meanwhile
+            settle_member(c, sub)
+        elif sub.state == STATE_OPEN and n_bytes[form]:
+            deliver(c, sub, run.chunk[form], run.first[form], run.end[form], n_bytes[form])
+            mark(c, sub)
     run.channel = NULL
-    for i in range(N_FORMS):
-        if run.chunk[i] != NULL:
-            chunk_unref(&c.arena, run.chunk[i], 1)
-            run.chunk[i] = NULL
+    for form in range(N_FORMS):
+        if run.chunk[form] != NULL:
+            chunk_unref(&c.arena, run.chunk[form], 1)
+            run.chunk[form] = NULL
     c.totals.settles += 1
 
 
@@ -400,7 +419,7 @@ cdef inline bint flush_slice(core_t* c) noexcept nogil:
     stop = min(c.flushing.n, c.flush_next + SLICE_SENDS)
     while c.flush_next < stop:
         if c.flush_next + PREFETCH < stop:
-            starlight_prefetch(in_round(c, c.flush_next + PREFETCH))
+            prefetch_subscriber(in_round(c, c.flush_next + PREFETCH))
         sub = in_round(c, c.flush_next)
         c.flush_next += 1
         sub.is_marked = False
@@ -516,7 +535,25 @@ cdef inline int check_subscriber(core_t* c, subscriber_t* sub) except -1:
     return 0
 
 
-cdef inline int check_core(core_t* c) except -1:
+cdef inline uint32_t occurrences(vector_t* vector, uint32_t start, void* item) noexcept nogil:
+    cdef uint32_t i, n = 0
+    for i in range(start, vector.n):
+        n += vector.items[i] == item
+    return n
+
+
+cdef inline int check_pins(core_t* c, subscriber_t* sub) except -1:
+    """Each list that may outlive a detach holds exactly one pin on what is in it; so does each private one."""
+    cdef uint32_t i, n = occurrences(&c.marked, 0, sub) + occurrences(&c.first, 0, sub)
+    for i in range(c.flush_next, c.flushing.n):
+        n += in_round(c, i) == sub
+    n += occurrences(&c.transports, 0, sub) + occurrences(&c.flusher.newly_full, 0, sub)
+    n += sub.events != 0
+    assert n <= sub.pins <= n + c.n_private, "pins don't match the lists"
+    return 0
+
+
+cdef inline int check_core(core_t* c, bint with_pins) except -1:
     cdef uint32_t i, n_memberships = 0
     cdef subscriber_t* sub
     for i in range(c.all.n):
@@ -524,6 +561,8 @@ cdef inline int check_core(core_t* c) except -1:
         assert sub.index == <int32_t>i and sub.state != STATE_DEAD
         n_memberships += sub.n_memberships
         check_subscriber(c, sub)
+        if with_pins and c.all.n <= 32:                  # quadratic
+            check_pins(c, sub)
     assert n_memberships == c.n_memberships, "memberships were lost"
     assert c.run.channel == NULL or c.run.channel.n_members > 0, "a run without members"
     assert c.arena.n_free <= c.arena.n_chunks

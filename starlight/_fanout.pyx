@@ -383,11 +383,11 @@ cdef class Core:
         if not self.is_scheduled:
             self.schedule()
         if STARLIGHT_CHECKS:
-            self.check()
+            check_core(&self.c, False)                   # this may be within `act`, whose list is private
         return 0
 
     cdef int pong(self, Subscriber subscriber, const char* payload, Py_ssize_t size) except -1:
-        """Answer a ping; only the latest one's pong waits (RFC 6455 §5.5.3)."""
+        """Answer a ping; see `queue_pong` for which one's pong waits (RFC 6455 §5.5.3)."""
         cdef subscriber_t* sub = subscriber.s
         if sub == NULL or sub.state >= STATE_CLOSED or size > WIRE_MAX_CONTROL:
             return 0
@@ -501,6 +501,7 @@ cdef class Core:
         cdef uint32_t i
         self.c.transports.items = NULL
         self.c.transports.n = self.c.transports.capacity = 0
+        self.c.n_private += 1
         for i in range(mine.n):
             sub = <subscriber_t*>mine.items[i]
             if sub.state != STATE_DEAD:
@@ -511,6 +512,7 @@ cdef class Core:
                     if sub.state != STATE_DEAD:
                         raise_event(&self.c.flusher.eventful, sub, EVENT_BROKEN)
             unpin(sub)
+        self.c.n_private -= 1
         apply_flush(&self.c)
         vector_free(&mine)
         return 0
@@ -546,6 +548,7 @@ cdef class Core:
         cdef uint8_t events
         self.c.flusher.eventful.items = NULL
         self.c.flusher.eventful.n = self.c.flusher.eventful.capacity = 0
+        self.c.n_private += 1
         for i in range(mine.n):
             sub = <subscriber_t*>mine.items[i]
             events = sub.events
@@ -556,6 +559,7 @@ cdef class Core:
                 except Exception as error:
                     self.report("a connection failed to handle an event", error)
             unpin(sub)
+        self.c.n_private -= 1
         vector_free(&mine)
         return 0
 
@@ -691,4 +695,4 @@ cdef class Core:
 
     def check(self):
         """Assert the core's invariants (the debug build does so by itself after every step)."""
-        check_core(&self.c)
+        check_core(&self.c, True)

@@ -309,4 +309,5 @@ cdef inline void flush_one(flusher_t* f, subscriber_t* sub) noexcept nogil:
         return
     sub.is_full = True
     sub.full_since_ms = f.now_ms
+    sub.pins += 1
     vector_push(&f.newly_full, sub)

@@ -9,9 +9,12 @@
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcpy, memmove, memset
 from starlight._arena cimport (arena_t, checked_realloc, chunk_new, chunk_t, frame_start, chunk_unref, vector_t)
 from starlight._wire cimport WIRE_CLOSE, WIRE_MAX_CONTROL, WIRE_PING, WIRE_PONG, wire_write_header
+
+cdef extern from "<stdlib.h>" nogil:
+    void* aligned_alloc(size_t alignment, size_t size)
 
 cdef enum form_t:                # the two wire forms of a message
     FORM_FRAMES = 0              # starlight.v1: one text frame a message, header included in the arena
@@ -33,6 +36,7 @@ cdef enum event_t:               # what a flush or fan-out saw; carried out afte
     EVENT_EVICT_BUDGET = 16
 
 cdef enum:
+    CACHE_LINE_BYTES = 64
     INLINE_SPANS = 2
     CONTROL_FRAME = 2 + WIRE_MAX_CONTROL
     LINES_FRAME_BYTES = 64 * 1024   # a merged frame's messages, protocol.md
@@ -42,8 +46,8 @@ ctypedef struct span_t:
     uint32_t first               # frames [first, end)
     uint32_t end
 
-ctypedef struct control_t:       # the lane of control frames: at most one of each kind waits
-    uint8_t pong_size            # bytes of the whole wire frame; 0: none waits
+ctypedef struct control_t:       # the lane of control frames: one ping, one close, and pongs in the room of one
+    uint8_t pong_size            # bytes of whole wire frames; 0: none waits
     uint8_t ping_size
     uint8_t close_size
     uint16_t tx_size             # what is going out: complete control frames, filled only between data frames
@@ -63,45 +67,48 @@ ctypedef struct membership_t:
     void* channel                # channel_t*, borrowed: the channel object is kept alive by one reference per membership
     uint32_t index               # place in the channel's members
 
-ctypedef struct subscriber_t:
-    # The first cache line is all that a fan-out touches.
-    span_t inline_spans[INLINE_SPANS]
+ctypedef struct subscriber_t:    # aligned to cache lines; a turn touches the first two of them and no more
+    # The first: all that a fan-out touches.
     span_t* spans                # inline_spans, or owned
     uint32_t first_span          # the oldest one's index
     uint32_t n_spans
+    uint64_t out_bytes
+    uint32_t out_messages
+    uint32_t run_seen
+    uint64_t run_id              # the run of which this one already has the frames before run_seen
     uint8_t state
     uint8_t form
-    bint is_full                 # the last send was short or EAGAIN, and no writable event has come since
-    bint is_marked               # in the core's marked list
-    uint32_t out_messages
-    uint64_t out_bytes
-    # The second: run bookkeeping and flush.
-    uint64_t run_id              # the run of which this one already has the frames before run_seen
-    uint32_t run_seen
-    uint32_t head_offset
-    int fd                       # borrowed from the transport until detach; -1: write through the transport
-    uint32_t span_capacity
-    uint32_t full_since_ms
-    int32_t full_index           # place in the core's full list; -1: not in it
+    uint8_t is_full              # the last send was short or EAGAIN, and no writable event has come since
+    uint8_t is_marked            # in the core's marked list
+    uint8_t is_first             # in the list that is flushed first (single-receiver frames)
     uint8_t events               # waiting in the core's events list
-    bint is_first                # in the list that is flushed first (single-receiver frames)
-    bint in_epoll
-    bint transport_busy          # the transport below still holds bytes: nothing is sent directly
+    uint8_t transport_busy       # the transport below still holds bytes: nothing is sent directly
     uint8_t pins                 # lists of the core that still point here
+    span_t inline_spans[INLINE_SPANS]    # the first one still in the first line
+    # The second: what a flush needs as well.
+    int fd                       # borrowed from the transport until detach; -1: write through the transport
+    uint32_t head_offset
     control_t* control           # owned; NULL most of the time
     merged_t* merged             # owned; only FORM_LINES
-    membership_t* memberships    # owned
+    uint32_t full_since_ms
+    int32_t full_index           # place in the core's full list; -1: not in it
+    uint32_t span_capacity
+    uint8_t in_epoll
+    # The rest: membership.
     uint32_t n_memberships
     uint32_t membership_capacity
+    membership_t* memberships    # owned
     int32_t index                # place in the core's list of all subscribers
     void* handle                 # PyObject* of the Subscriber; the core holds one reference until detach
 
 
 cdef inline subscriber_t* subscriber_new(int fd, int form) noexcept nogil:
     """An open subscriber with nothing in its outbox; NULL without memory."""
-    cdef subscriber_t* sub = <subscriber_t*>calloc(1, sizeof(subscriber_t))
+    cdef size_t size = (sizeof(subscriber_t) + CACHE_LINE_BYTES - 1) // CACHE_LINE_BYTES * CACHE_LINE_BYTES
+    cdef subscriber_t* sub = <subscriber_t*>aligned_alloc(CACHE_LINE_BYTES, size)
     if sub == NULL:
         return NULL
+    memset(sub, 0, size)
     if form == FORM_LINES:
         sub.merged = <merged_t*>calloc(1, sizeof(merged_t))
         if sub.merged == NULL:
@@ -208,7 +215,13 @@ cdef inline void outbox_consume(subscriber_t* sub, uint64_t n_bytes, releases_t*
     """Count `n_bytes` from the front as handed over."""
     cdef span_t* span
     cdef uint64_t start, size
-    cdef uint32_t low, high, middle
+    cdef uint32_t i, low, high, middle
+    if n_bytes == sub.out_bytes:                          # all of it, as nearly always
+        for i in range(sub.n_spans):
+            release(releases, sub.spans[sub.first_span + i].chunk)
+        sub.out_bytes = sub.out_messages = sub.head_offset = sub.n_spans = 0
+        outbox_shrink(sub)
+        return
     sub.out_bytes -= n_bytes
     while n_bytes:
         span = &sub.spans[sub.first_span]
@@ -234,8 +247,6 @@ cdef inline void outbox_consume(subscriber_t* sub, uint64_t n_bytes, releases_t*
         span.first = low
         sub.head_offset = <uint32_t>(start + n_bytes - frame_start(span.chunk, low))
         n_bytes = 0
-    if sub.n_spans == 0:
-        outbox_shrink(sub)
 
 
 cdef inline void outbox_shrink(subscriber_t* sub) noexcept nogil:
@@ -311,11 +322,14 @@ cdef inline control_t* control_of(subscriber_t* sub) noexcept nogil:
 
 
 cdef inline void queue_pong(subscriber_t* sub, const char* payload, uint8_t size) noexcept nogil:
-    """`size` is at most 125; the pong that waits is replaced."""
+    """`size` is at most 125. Pongs of one turn go out together if they fit; otherwise, or on a full socket, the latest
+    replaces what waits (RFC 6455 §5.5.3 asks for no more), so that a flood of pings costs one small write a turn."""
     cdef control_t* control = control_of(sub)
-    wire_write_header(control.pong, WIRE_PONG, size)
-    memcpy(control.pong + 2, payload, size)
-    control.pong_size = 2 + size
+    if sub.is_full or sub.transport_busy or control.pong_size + 2 + size > CONTROL_FRAME:
+        control.pong_size = 0
+    wire_write_header(control.pong + control.pong_size, WIRE_PONG, size)
+    memcpy(control.pong + control.pong_size + 2, payload, size)
+    control.pong_size += 2 + size
 
 
 cdef inline void queue_ping(subscriber_t* sub) noexcept nogil:

@@ -220,6 +220,21 @@ def serve(
     return _serve(application, {field: word for field, word in words.items() if word is not None})
 
 
+@app.command(short_help="Echo every message, for conformance suites.", hidden=True)
+def conformance(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[str, typer.Option("--port", help="Port to listen on; 0 picks one.", metavar="INTEGER")] = "9001",
+) -> int:
+    """Echo: every message back to its sender, no login, limits of many megabytes; until SIGTERM or Ctrl-C.
+
+    For suites that test the protocol, such as Autobahn. Not for a network that others are on.
+    """
+    from starlight.conformance import EchoNode, conformance_settings
+
+    words = {"host": host, "port": port}
+    return _run(conformance_settings, lambda settings: EchoNode(settings).run(), words)
+
+
 FLAGS: Final = {
     "evict_after_s": "--evict-after",
     "coalesce_delay_s": "--coalesce-delay",
@@ -239,12 +254,18 @@ FLAGS: Final = {
 def _serve(name: str | None, words: dict[str, str]) -> int:
     """Run an application, or one without handlers, with these settings; returns when it has drained."""
     from starlight.app import Starlight
-    from starlight.errors import ConfigError, ListenFailed
 
     application = _load(name) if name else Starlight()
+    return _run(application.settings, lambda _: application.run(**words), words)
+
+
+def _run(make: Callable[..., Settings], run: Callable[[Settings], None], words: dict[str, str]) -> int:
+    """Make settings of words and run a server with them; what is wrong with either is told in terms of the flags."""
+    from starlight.errors import ConfigError, ListenFailed
+
     try:
-        settings = application.settings(**words)
-        application.run(**words)
+        settings = make(**words)
+        run(settings)
     except ConfigError as error:
         _fail(_describe(error, words))
     except ListenFailed as error:

@@ -524,7 +524,7 @@ class Client:
             async with asyncio.timeout(self._options.timeout_s):
                 return (await self._usable_link()).send(message)
         except TimeoutError:
-            raise TimeoutError(f"not connected within {self._options.timeout_s:g} s") from None
+            raise TimeoutError(f"nothing could be sent within {self._options.timeout_s:g} s") from None
 
     def _undo_join(self, channel: str) -> None:
         """Nobody waits for this join any more, but the server may still carry it out."""

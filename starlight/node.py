@@ -119,7 +119,7 @@ class Node:
         self._loop = asyncio.get_running_loop()
         self.settings = _within_open_files(self.settings)
         self.core.bind(self._loop, self.settings.coalesce_delay_s)
-        self._acceptor = Acceptor(self.core, self.hub, self.settings)
+        self._acceptor = self.make_acceptor()
         self._acceptor.start()
         self.is_serving = True
         try:
@@ -131,6 +131,10 @@ class Node:
             raise
         self._timers = [self._loop.create_task(_run_timer(timer)) for timer in self.handlers.timers]
         log.info("%s", self.start_line())
+
+    def make_acceptor(self) -> Acceptor:
+        """What its connections share; `starlight.conformance` has another one."""
+        return Acceptor(self.core, self.hub, self.settings)
 
     async def _listen(self, acceptor: Acceptor) -> asyncio.Server:
         host, port = self.settings.host, self.settings.port

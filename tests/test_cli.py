@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support_server import scripted_server
 
 from starlight import __version__, cli
 from starlight.config import Settings, parse_duration, parse_size
+from tests.support_server import scripted_server
 
 STARLIGHT = [sys.executable, "-m", "starlight"]
 ROOT = Path(__file__).parent.parent
@@ -265,16 +265,18 @@ async def test_sub_prints_json_and_no_control_characters() -> None:
         async with running(*words) as text, running(*words, "--json") as as_json:
             for sub in (text, as_json):
                 await sub.line("stderr", "joined")
+            # One at a time: publications and messages to the user are two streams, in no order between them.
             await server.push({"type": "publication", "channel": "news", "from": "e\x1b[2J", "data": "\x1b[2J\x9b"})
+            assert await text.line("stdout", "") == r'news "e\u001b[2J": "\u001b[2J\u009b"'
+            assert json.loads(await as_json.line("stdout", "")) == {
+                "type": "publication",
+                "channel": "news",
+                "from": "e\x1b[2J",
+                "data": "\x1b[2J\x9b",
+            }
             await server.push({"type": "server", "data": None})
-            assert [await text.line("stdout", "") for _ in range(2)] == [
-                r'news "e\u001b[2J": "\u001b[2J\u009b"',
-                "server server: null",
-            ]
-            assert [json.loads(await as_json.line("stdout", "")) for _ in range(2)] == [
-                {"type": "publication", "channel": "news", "from": "e\x1b[2J", "data": "\x1b[2J\x9b"},
-                {"type": "server", "data": None},
-            ]
+            assert await text.line("stdout", "") == "server server: null"
+            assert json.loads(await as_json.line("stdout", "")) == {"type": "server", "data": None}
 
 
 async def test_sub_ends_with_130_on_ctrl_c_and_quietly() -> None:

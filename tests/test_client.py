@@ -9,14 +9,14 @@ import socket
 from collections.abc import AsyncIterator
 
 import pytest
-from tests import support_server
 import uvloop
-from tests.support_server import ScriptedServer, until
 
 import starlight
 from starlight import close_codes
 from starlight.client import BACKOFF_HEAD_START, STABLE_AFTER_S, Client, Direct, Server, connect
 from starlight.errors import ConnectFailed, ConnectionClosed, LoginRefused, RequestFailed
+from tests import support_server
+from tests.support_server import ScriptedServer, until
 
 FAST = {"backoff_s": 0.01, "backoff_max_s": 0.05}
 
@@ -278,6 +278,23 @@ async def test_a_slow_reader_misses_the_oldest_and_is_told(server: ScriptedServe
         got = [await anext(news) for _ in range(10)]
         assert [one.data for one in got] == list(range(15, 25))
         assert [one.missed for one in got] == [15] + [0] * 9
+
+
+async def test_a_server_that_reads_nothing_holds_the_sender(server: ScriptedServer) -> None:
+    """Without it, `ack=False` would fill the memory of this process."""
+    async with connect(server.url, user="ada", timeout_s=0.2) as client:
+        stalled = list(server._channels)
+        for connection in stalled:
+            connection.transport.pause_reading()
+        data = b'"%b"' % (b"x" * 500_000)
+        with pytest.raises(TimeoutError, match="nothing could be sent within"):
+            for _ in range(100):
+                await client.publish("news", data, ack=False)
+        assert client._link is not None and client._link._transport is not None
+        assert client._link._transport.underlying_transport.get_write_buffer_size() < 2 * len(data)
+        for connection in stalled:
+            connection.transport.resume_reading()
+        assert await client.publish("news", 1) is not None
 
 
 async def test_a_silent_server_is_noticed(server: ScriptedServer) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support_server import scripted_server
 
 import starlight
 from starlight.errors import CloseConnection
+from tests.support_server import scripted_server
 
 CLIENT = Path(__file__).parent.parent / "examples" / "client.js"
 

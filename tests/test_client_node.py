@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from tests.support_server import until
 
 import starlight
 from starlight.client import Broadcast, Direct, Presence, Publication, Receipt, Server, connect
 from starlight.errors import CloseConnection, LoginRefused, RequestFailed
 from starlight.node import Node
+from tests.support_server import until
 
 SUBPROTOCOLS = ["starlight.v1", "starlight.v1.lines"]
 FAST = {"backoff_s": 0.01, "backoff_max_s": 0.05}

@@ -204,7 +204,14 @@ async def test_of_pings_in_one_packet_the_last_one_is_answered():
         pongs = [await client.next_frame()]
         while pongs[-1] != (PONG, b"49"):
             pongs.append(await client.next_frame())
-        assert len(pongs) <= 3  # one for each read of the server's
+        assert sum(2 + len(payload) for _, payload in pongs) <= 3 * 127  # the room of one for each read of the server's
+
+
+async def test_a_few_pings_in_one_packet_are_all_answered_in_order():
+    async with stage() as on_stage:
+        client = await on_stage.login()
+        await client.send(b"".join(frame(PING, b"payload-%d" % i) for i in range(10)))
+        assert [await client.next_frame() for _ in range(10)] == [(PONG, b"payload-%d" % i) for i in range(10)]
 
 
 @on_uvloop

@@ -1,4 +1,4 @@
-"""The core, case by case, over socket pairs: every torn write, both wire forms, limits, the control lane, memory, threads."""
+"""The core, case by case, over socket pairs: torn writes, both forms, limits, the control lane, memory, threads."""
 
 from __future__ import annotations
 
@@ -319,7 +319,8 @@ def test_a_large_round_is_sliced_and_everybody_gets_everything(stage: Stage) -> 
 
     core.publish(core.everyone, b"", b"round", b"")
     stage.loop.call_soon(between_slices)  # behind the end of this turn
-    stage.loop.call_soon(stage.loop.call_soon, lambda: seen.append((core.counters()["sends_total"], peers[0].read())))
+    after = lambda: seen.append((core.counters()["sends_total"], peers[0].read()))  # noqa: E731
+    stage.loop.call_soon(stage.loop.call_soon, after)
     stage.turn(4)
     assert seen[0] == (1_000, b"")
     assert seen[1][0] <= 2_001 and payloads(seen[1][1]) == [b"round", b"single"]
@@ -339,7 +340,7 @@ def test_more_than_a_mebibyte_in_a_turn_is_flushed_at_once(stage: Stage) -> None
 
 
 def test_quiet_stalled_subscribers_do_not_pin_chunks(stage: Stage) -> None:
-    """300 that take nothing, each with a little on a quiet channel between heavy traffic: 256 KiB each would be 75 MiB."""
+    """300 that take nothing, each with a little on a quiet channel between heavy traffic: 256 KiB each were 75 MiB."""
     core = stage.core(memory_budget_bytes=256 << 20)
     reader = stage.peer()
     stalled = []

@@ -406,7 +406,7 @@ def _check_depth(message: bytes, request_id: int | str | None) -> None:
     unescaped = message.replace(b"\\\\", b"").replace(b'\\"', b"")
     outside = b"".join(unescaped.split(b'"')[::2])
     steps = memoryview(outside.translate(_STEPS, _NO_BRACKETS)).cast("b")
-    if max(accumulate(steps)) > MAX_DEPTH:
+    if max(accumulate(steps), default=0) > MAX_DEPTH:
         raise _too_deep(request_id)
 
 

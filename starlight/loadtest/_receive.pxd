@@ -1,0 +1,492 @@
+# What comes in: reads, the HTTP answer, frames, and what a message means.
+#
+#   read_connection -> handshake_answer (once) -> walk (frames) -> take_message -> take_stamped | take_reply
+#                                                             \-> odd_frame (fragments, control frames)
+#
+# Reads are large (1 MiB buffer, one per engine); a torn frame at the end is kept in Connection.input and put before the next read. Only
+# headers are parsed; of a message only its stamp is looked at, at the distance from the end where the last one had it.
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memchr, memcmp, memcpy, memmove
+from starlight.loadtest._arena cimport *
+from starlight.loadtest._check cimport *
+from starlight.loadtest._net cimport *
+from starlight.loadtest._stamp cimport *
+
+cdef extern from *:
+    """
+    #include <strings.h>
+    """
+    int strncasecmp(const char *a, const char *b, size_t n) noexcept nogil
+
+cdef extern from "string.h" nogil:
+    void *memmem(const void *where, size_t n, const void *what, size_t m)
+
+
+cdef inline bint contains(const uint8_t *p, Py_ssize_t n, const char *what, Py_ssize_t size) noexcept nogil:
+    return memmem(p, n, what, size) != NULL
+
+
+# ---- login, joins, replies
+
+cdef inline void become_ready(Eng *e, Connection *c) noexcept nogil:
+    c.state = READY_STATE
+    e.connecting -= 1
+    e.counters[READY] += 1
+    e.counters[CONNECTS] += 1
+    c.present = not e.traffic
+    if e.now_ns >= e.measure_from_ns and e.now_ns < e.measure_until_ns or e.ramping:
+        histogram_record(e.process.slots[CONNECT], e.now_ns - c.started_ns)
+    if c.slow:
+        watch(e, c, wanted(c))
+
+
+cdef inline void begin_joins(Eng *e, Connection *c) noexcept nogil:
+    """Logged in. Ask for all channels at once; where nothing confirms a join, it holds at once."""
+    cdef uint32_t i, group
+    group_joined(&e.shared, &c.receiver, 0)
+    group_joined(&e.shared, &c.receiver, c.user_group)
+    c.state = JOINING
+    c.pending_joins = 0
+    for i in range(c.n_members):
+        group = c.members[i].group
+        group_enter(&e.shared, &c.receiver, group)
+        if e.json:
+            c.members[i].state = MEMBER_ASKED
+            c.pending_joins += 1
+            send_frame(e, c, e.opcode, e.joins[group].bytes, e.joins[group].size)
+        else:
+            c.members[i].state = MEMBER_YES
+            group_joined(&e.shared, &c.receiver, group)
+    if c.pending_joins == 0:
+        become_ready(e, c)
+
+
+cdef inline void upgraded(Eng *e, Connection *c) noexcept nogil:
+    c.state = LOGIN
+    if e.traffic and e.welcome.size == 0:
+        c.receiver.counted = 0             # nothing says when the server has registered it: owed only from its first message on
+    group_enter(&e.shared, &c.receiver, 0)
+    group_enter(&e.shared, &c.receiver, c.user_group)
+    if c.login.size:
+        send_frame(e, c, e.opcode, c.login.bytes, c.login.size)
+    if e.welcome.size == 0:
+        begin_joins(e, c)
+
+
+cdef inline uint64_t reply_id(const uint8_t *p, Py_ssize_t n) noexcept nogil:
+    """The integer `id` of a reply, 0 if it has none."""
+    cdef const uint8_t *at = <const uint8_t *>memmem(p, n, b'"id":', 5)
+    cdef uint64_t value = 0
+    if at == NULL:
+        return 0
+    at += 5
+    while at < p + n and at[0] == 32:
+        at += 1
+    while at < p + n and 48 <= at[0] <= 57:
+        value = value * 10 + at[0] - 48
+        at += 1
+    return value
+
+
+cdef inline void member_changed(Eng *e, Connection *c, uint32_t group, bint joined) noexcept nogil:
+    cdef uint32_t i
+    for i in range(c.n_members):
+        if c.members[i].group != group:
+            continue
+        if joined and c.members[i].state == MEMBER_ASKED:
+            c.members[i].state = MEMBER_YES
+            group_joined(&e.shared, &c.receiver, group)
+            if c.state == JOINING:
+                c.pending_joins -= 1
+                if c.pending_joins == 0:
+                    become_ready(e, c)
+        elif not joined and c.members[i].state == MEMBER_LEAVING:
+            # Left: anything that still comes is misdelivered. Then back in.
+            group_leave(&e.shared, &c.receiver, group, e.counters, PAIR_LEFT)
+            c.members[i].state = MEMBER_ASKED
+            group_enter(&e.shared, &c.receiver, group)
+            send_frame(e, c, e.opcode, e.joins[group].bytes, e.joins[group].size)
+        return
+
+
+cdef inline void take_ok(Eng *e, Connection *c, uint64_t identity) noexcept nogil:
+    if identity >= SL_PUBLISH_ID:
+        identity -= SL_PUBLISH_ID
+        if identity != c.ack_seen or identity >= c.ack_sent:
+            e.counters[UNEXPECTED] += 1                # replies come in request order, each exactly once
+            return
+        c.ack_seen += 1
+        e.counters[ACKS] += 1
+        if c.ack_ring != NULL and c.ack_sent - identity <= ACK_RING and e.now_ns < e.measure_until_ns:
+            histogram_record(e.process.slots[ACK], e.now_ns - c.ack_ring[identity & (ACK_RING - 1)])
+    elif identity >= SL_LEAVE_ID:
+        member_changed(e, c, <uint32_t>(identity - SL_LEAVE_ID), False)
+    elif identity >= SL_JOIN_ID:
+        member_changed(e, c, <uint32_t>(identity - SL_JOIN_ID), True)
+
+
+cdef inline void note_error(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n) noexcept nogil:
+    e.counters[ERRORS] += 1
+    if e.first_error[0] == 0:
+        sl_fail_text(e.first_error, 300, b"", <const char *>p, n)
+
+
+cdef inline void take_reply(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n) noexcept nogil:
+    """A message without a stamp."""
+    cdef const uint8_t *at
+    cdef uint64_t identity
+    e.counters[REPLIES] += 1
+    if c.state == LOGIN:
+        if contains(p, n, <const char *>e.welcome.bytes, e.welcome.size):
+            begin_joins(e, c)
+        elif contains(p, n, b'"error"', 7) or contains(p, n, b'"bye"', 5):
+            connection_lost(e, c, b"the server refused the login: ", <const char *>p, n)
+        return
+    if not e.json:
+        if n == 1 and p[0] == 50:
+            send_frame(e, c, e.opcode, b"3", 1)        # Engine.IO asks whether we are alive
+        elif e.traffic:
+            e.counters[DAMAGED] += 1                   # a plain echo or broadcast server has nothing of its own to say, but a greeting
+        return
+    at = <const uint8_t *>memmem(p, n if n < 200 else 200, b'"type":', 7)
+    if at == NULL or p + n - at < 12:
+        e.counters[DAMAGED] += 1
+        return
+    at += 8 if at[7] == 34 else 9
+    if memcmp(at, b"ok\"", 3) == 0:
+        identity = reply_id(p, n)
+        take_ok(e, c, identity)
+    elif memcmp(at, b"erro", 4) == 0:
+        identity = reply_id(p, n)
+        if identity >= SL_PUBLISH_ID and identity - SL_PUBLISH_ID == c.ack_seen:
+            c.ack_seen += 1
+        note_error(e, c, p, n)
+        if c.state == JOINING:
+            connection_lost(e, c, b"the server refused a join: ", <const char *>p, n)
+    elif memcmp(at, b"publ", 4) == 0 or memcmp(at, b"dire", 4) == 0 or memcmp(at, b"broa", 4) == 0:
+        e.counters[DAMAGED] += 1                       # a delivery whose stamp is destroyed
+
+
+# ---- deliveries
+
+cdef inline void take_stamped(Eng *e, Connection *c, const uint8_t *p, const uint8_t *mark, int64_t now) noexcept nogil:
+    """A delivery. `p` is where the message begins, `mark` where its stamp does."""
+    cdef uint32_t stream, number, checksum, size
+    cdef Stream *s
+    cdef Entry *entry
+    cdef const uint8_t *start
+    if c.state == CLOSING:
+        return                                         # we have left; what was on the way is nobody's concern
+    c.deliveries += 1
+    e.counters[DELIVERIES] += 1
+    if not c.checked and e.window == 0:
+        return
+    if sl_get(mark + 1, &stream, &number, &checksum) or stream >= e.shared.n_streams:
+        e.counters[DAMAGED] += 1
+        return
+    s = &e.shared.streams[stream]
+    entry = &e.shared.entries[s.ring + (number & s.mask)]
+    if not c.checked:
+        settle(&e.shared, stream, number)              # closed model: every delivery completes its message
+        return
+    if sl_likely(entry.number == number):
+        size = entry.size
+    else:
+        start = mark - 1
+        while start > p and start[0] != 34:
+            start -= 1
+        size = <uint32_t>(mark - start) + 15
+    start = mark + 15 - size
+    if start < p or start[0] != 34 or mark[14] not in (34, 92) or sl_checksum(start, size - 6) != checksum:
+        e.counters[DAMAGED] += 1
+        return
+    e.counters[CHECKED] += 1
+    deliver(&e.shared, &c.receiver, stream, number, e.counters)
+    if c.slow:
+        e.counters[SLOW_DELIVERIES] += 1
+        return
+    if sl_unlikely(entry.number != number):
+        e.counters[CLIPPED] += 1                       # older than the ring remembers
+        return
+    if entry.intended_ns >= e.measure_from_ns and entry.intended_ns < e.measure_until_ns:
+        histogram_record(e.process.slots[INTENDED], now - entry.intended_ns)
+        histogram_record(e.process.slots[ACTUAL], now - entry.sent_ns)
+
+
+cdef inline void take_message(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n, int64_t now) noexcept nogil:
+    cdef const uint8_t *mark
+    if sl_likely(n >= <Py_ssize_t>e.stamp_back and p[n - e.stamp_back] == 0x7E and c.state >= LOGIN):
+        take_stamped(e, c, p, p + n - e.stamp_back, now)
+        return
+    mark = stamp_find(p, n)
+    if mark == NULL:
+        take_reply(e, c, p, n)
+        return
+    e.stamp_back = <uint32_t>(p + n - mark)
+    take_stamped(e, c, p, mark, now)
+
+
+cdef inline void take_lines(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n, int64_t now) noexcept nogil:
+    cdef const uint8_t *end = p + n
+    cdef const uint8_t *stop
+    while p < end and c.fd >= 0:
+        stop = <const uint8_t *>memchr(p, 10, end - p)
+        if stop == NULL:
+            stop = end
+        if stop > p:
+            take_message(e, c, p, stop - p, now)
+        p = stop + 1
+
+
+cdef inline Py_ssize_t nats_operations(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n, int64_t now) noexcept nogil:
+    """Take whole NATS operations; returns the bytes taken."""
+    cdef const uint8_t *start = p
+    cdef const uint8_t *end = p + n
+    cdef const uint8_t *line
+    cdef const uint8_t *digit
+    cdef uint32_t size, scale
+    while p < end and c.fd >= 0:
+        line = <const uint8_t *>memchr(p, 10, end - p)
+        if line == NULL:
+            break
+        if p[0] == 77:                                 # MSG <subject> <sid> <size>\r\n<payload>\r\n
+            size = 0
+            scale = 1
+            digit = line - 2
+            while digit > p and 48 <= digit[0] <= 57:
+                size += (digit[0] - 48) * scale
+                scale *= 10
+                digit -= 1
+            if end - line - 1 < <Py_ssize_t>size + 2:
+                break
+            take_message(e, c, line + 1, size, now)
+            p = line + 1 + size + 2
+            continue
+        if line - p >= 4 and memcmp(p, b"PING", 4) == 0:
+            send_frame(e, c, e.opcode, b"PONG\r\n", 6)
+        elif line - p >= 4 and memcmp(p, b"PONG", 4) == 0:
+            if c.state == LOGIN:
+                begin_joins(e, c)
+        elif p[0] == 45:                               # -ERR
+            note_error(e, c, p, line - p)
+            if c.state < READY_STATE:
+                connection_lost(e, c, b"the server refused the login: ", <const char *>p, line - p - 1)
+        p = line + 1
+    return p - start
+
+
+cdef inline void take_nats(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n, int64_t now) noexcept nogil:
+    """Frames are not messages here: an operation may span several."""
+    cdef Py_ssize_t taken
+    if c.pile_size == 0:
+        taken = nats_operations(e, c, p, n, now)
+        p += taken
+        n -= taken
+    if n == 0 or c.fd < 0:
+        return
+    if c.pile_size + n > LARGEST_PILE or not grow(&c.pile, &c.pile_room, c.pile_size + <uint32_t>n):
+        connection_lost(e, c, b"the server sent an operation that is too large", b"", 0)
+        return
+    memcpy(c.pile + c.pile_size, p, n)
+    c.pile_size += <uint32_t>n
+    taken = nats_operations(e, c, c.pile, c.pile_size, now)
+    if c.fd >= 0:
+        c.pile_size -= <uint32_t>taken
+        memmove(c.pile, c.pile + taken, c.pile_size)
+
+
+cdef inline void take_payload(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n, int64_t now) noexcept nogil:
+    if e.form == FORM_MESSAGE:
+        take_message(e, c, p, n, now)
+    elif e.form == FORM_LINES:
+        take_lines(e, c, p, n, now)
+    else:
+        take_nats(e, c, p, n, now)
+
+
+# ---- frames
+
+cdef inline void take_close(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n) noexcept nogil:
+    """The close frame: a reply to ours, or the server's own."""
+    cdef uint32_t code = 1005
+    cdef char text[64]
+    if n >= 2:
+        code = <uint32_t>p[0] << 8 | p[1]
+    if c.state == CLOSING:
+        connection_end(e, c, CLOSED, False)
+        return
+    if code < 5000:
+        e.close_codes[code] += 1
+    sl_fail_text(text, 64, b"the server closed the connection: ", b"", 0)
+    put_digits(<uint8_t *>text + 34, code, 4)
+    text[38] = 32
+    text[39] = 0
+    send_frame(e, c, 8, p, 2 if n >= 2 else 0)
+    flush_connection(e, c)
+    if c.fd >= 0:
+        connection_lost(e, c, text, <const char *>p + 2, n - 2 if n > 2 else 0)
+
+
+cdef inline void odd_frame(Eng *e, Connection *c, uint8_t first, const uint8_t *p, Py_ssize_t n, int64_t now) noexcept nogil:
+    """Everything but an unfragmented data frame of the expected kind."""
+    cdef uint8_t opcode = first & 15
+    cdef uint32_t size
+    if first & 0x70 or 3 <= opcode <= 7 or opcode > 10:
+        connection_lost(e, c, b"the server broke RFC 6455: a frame with reserved bits or opcode", b"", 0)
+    elif opcode == 8:
+        take_close(e, c, p, n)
+    elif opcode == 9:
+        e.counters[PINGS] += 1
+        send_frame(e, c, 10, p, <uint32_t>n)
+    elif opcode == 10:
+        pass
+    elif first & 0x80 and opcode != 0:
+        take_payload(e, c, p, n, now)                  # binary where text was expected, or the other way round
+    else:
+        if (opcode == 0) != (c.in_message != 0):
+            connection_lost(e, c, b"the server broke RFC 6455: fragments out of order", b"", 0)
+            return
+        if e.form == FORM_NATS:
+            take_payload(e, c, p, n, now)
+            c.in_message = not first & 0x80
+            return
+        if c.pile_size + n > LARGEST_PILE or not grow(&c.pile, &c.pile_room, c.pile_size + <uint32_t>n):
+            connection_lost(e, c, b"the server sent a message that is too large", b"", 0)
+            return
+        memcpy(c.pile + c.pile_size, p, n)
+        c.pile_size += <uint32_t>n
+        c.in_message = 1
+        if first & 0x80:
+            size = c.pile_size
+            c.pile_size = 0
+            c.in_message = 0
+            take_payload(e, c, c.pile, size, now)
+
+
+cdef inline Py_ssize_t walk(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n, int64_t now) noexcept nogil:
+    """Take the whole frames of p[0:n]; returns the bytes taken. The caller looks at c.fd and the generation afterwards."""
+    cdef const uint8_t *start = p
+    cdef const uint8_t *end = p + n
+    cdef uint64_t size
+    cdef uint32_t header, i
+    cdef uint32_t generation = c.generation
+    cdef uint8_t expected = 0x80 | e.opcode
+    while end - p >= 2:
+        size = p[1]
+        header = 2
+        if size >= 126:
+            if size == 126:
+                if end - p < 4:
+                    break
+                size = <uint64_t>p[2] << 8 | p[3]
+                header = 4
+            elif size == 127:
+                if end - p < 10:
+                    break
+                size = 0
+                for i in range(8):
+                    size = size << 8 | p[2 + i]
+                header = 10
+            else:
+                connection_lost(e, c, b"the server broke RFC 6455: a masked frame", b"", 0)
+                break
+            if size > LARGEST_FRAME:
+                connection_lost(e, c, b"the server sent a frame over 512 KiB", b"", 0)
+                break
+        if <uint64_t>(end - p) < header + size:
+            break
+        sl_prefetch(p + 512)
+        if sl_likely(p[0] == expected and e.form == FORM_MESSAGE):
+            take_message(e, c, p + header, size, now)
+        elif p[0] == expected:
+            take_payload(e, c, p + header, size, now)
+        else:
+            odd_frame(e, c, p[0], p + header, size, now)
+        p += header + size
+        if c.generation != generation:
+            break
+    return p - start
+
+
+cdef inline Py_ssize_t handshake_answer(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n) noexcept nogil:
+    """The answer to the upgrade: bytes taken, 0 if it isn't whole yet (or was bad: then the connection is gone)."""
+    cdef const uint8_t *end = <const uint8_t *>memmem(p, n, b"\r\n\r\n", 4)
+    cdef const uint8_t *line
+    cdef const uint8_t *stop
+    cdef uint32_t key = c.number % e.n_keys
+    cdef Py_ssize_t size
+    if n >= 5 and memcmp(p, b"HTTP/", 5) != 0:
+        connection_lost(e, c, b"the target does not speak HTTP", b"", 0)
+        return 0
+    if end == NULL:
+        if n > 16384:
+            connection_lost(e, c, b"the target's HTTP answer has no end", b"", 0)
+        return 0
+    if n < 12 or memcmp(p + 8, b" 101", 4) != 0:
+        line = <const uint8_t *>memchr(p, 13, n)
+        connection_lost(e, c, b"the target refused the upgrade: ", <const char *>p, line - p)
+        return 0
+    line = p
+    while line < end:
+        stop = <const uint8_t *>memchr(line, 13, end - line + 1)
+        if strncasecmp(<const char *>line, b"sec-websocket-accept:", 21) == 0:
+            line += 21
+            while line < stop and line[0] == 32:
+                line += 1
+            if stop - line >= 28 and memcmp(line, e.accepts.bytes + 28 * key, 28) == 0:
+                size = end + 4 - p
+                upgraded(e, c)
+                return size
+            break
+        line = stop + 2
+    connection_lost(e, c, b"the target's Sec-WebSocket-Accept is wrong", b"", 0)
+    return 0
+
+
+cdef inline void read_connection(Eng *e, Connection *c, Py_ssize_t limit) noexcept nogil:
+    """One read of at most `limit` bytes (0: as much as fits), then whatever frames are whole."""
+    cdef uint8_t *buffer = e.buffer
+    cdef Py_ssize_t have = c.input_size
+    cdef Py_ssize_t n, taken
+    cdef Py_ssize_t room = BUFFER_BYTES - have
+    cdef uint32_t generation = c.generation
+    cdef int64_t now
+    if have:
+        memcpy(buffer, c.input, have)
+    while True:
+        n = sl_recv(c.fd, buffer + have, limit if 0 < limit < room else room, MSG_DONTWAIT)
+        if n >= 0 or errno != EINTR:
+            break
+    e.counters[RECEIVES] += 1
+    if n <= 0:
+        if n < 0 and errno == EAGAIN:
+            return
+        if c.state == CLOSING:
+            connection_end(e, c, CLOSED, False)
+        elif n < 0:
+            connection_lost_errno(e, c, b"the connection broke: ", errno)
+        elif c.state == UPGRADING and have == 0:
+            connection_lost(e, c, b"the target closed the connection instead of answering the upgrade", b"", 0)
+        else:
+            e.close_codes[1006] += 1
+            connection_lost(e, c, b"the server closed the connection without a close frame", b"", 0)
+        return
+    now = e.now_ns = sl_now()
+    e.counters[BYTES_RECEIVED] += <uint64_t>n
+    n += have
+    taken = 0
+    if c.state == UPGRADING:
+        taken = handshake_answer(e, c, buffer, n)
+    if c.state > UPGRADING and c.generation == generation:
+        taken += walk(e, c, buffer + taken, n - taken, now)
+    if c.generation != generation:
+        return
+    n -= taken
+    if n > 0:
+        if not grow(&c.input, &c.input_room, <uint32_t>n):
+            connection_lost(e, c, b"out of memory", b"", 0)
+            return
+        memcpy(c.input, buffer + taken, n)
+    c.input_size = <uint32_t>n
