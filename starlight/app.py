@@ -17,7 +17,7 @@ thread uses `publish_threadsafe`; whoever forgets gets `WrongThread`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from starlight.config import Settings
 from starlight.errors import NotServing
 from starlight.handlers import Handlers
 from starlight.hub import Hub
+from starlight.logins import REVOKED_S
 from starlight.node import Node
 from starlight.protocol import is_channel
 
@@ -41,7 +42,8 @@ class Starlight:
 
     Args:
         authenticator: who a login is; by default what the setting `auth` names.
-        permissions: what a client may do; everything by default.
+        permissions: what a client may do; by default what its groups allow: see `docs/security.md`.
+        groups: by name, as `Group` or a dict of its arguments; groups in the file `config_file` go before them.
         announces: says for a channel's name whether it publishes `joined` and `left`; none does by default.
         settings: any field of `Settings` by name, such as ``port=0`` or ``outbox_bytes="2MiB"``; they go before the
             environment and are checked when the application starts.
@@ -52,12 +54,14 @@ class Starlight:
         *,
         authenticator: Authenticator | None = None,
         permissions: Permissions | None = None,
+        groups: Mapping[str, Any] | None = None,
         announces: Callable[[str], bool] | None = None,
         **settings: Any,
     ) -> None:
         self.handlers = Handlers()
         self._authenticator = authenticator
         self._permissions = permissions
+        self._groups = groups
         self._announces = announces
         self._settings = settings
         self._node: Node | None = None
@@ -82,6 +86,10 @@ class Starlight:
     def on_disconnect(self, function: Function) -> Function:
         """Decorator: `function(client)` runs when a client is gone: `Handlers.on_disconnect`."""
         return self.handlers.on_disconnect(function)
+
+    def authorize(self, function: Function) -> Function:
+        """Decorator: `function(client, action, name)` has the last word: `Handlers.authorize`."""
+        return self.handlers.authorize(function)
 
     def every(self, seconds: float) -> Callable[[Function], Function]:
         """Decorator: `function()` is called every `seconds` while the application serves: `Handlers.every`."""
@@ -118,6 +126,19 @@ class Starlight:
             raise ValueError(f"{channel!r} is not a channel name")
         node = self._serving_node()
         node.call_threadsafe(node.hub.push_to_channel, channel, dumps(data))
+
+    # --- sending users away --------------------------------------------------------------------------------------
+
+    def revoke_user(self, user: str, seconds: float = REVOKED_S) -> int:
+        """End all clients of a user with 4503 and refuse the user's present tokens for so long (a day).
+
+        A token that is made later lets the user in again. Returns the number of clients. Raises `NotServing`.
+        """
+        return self._hub().revoke_user(user, seconds)
+
+    def revoke_token(self, token_id: str, seconds: float = REVOKED_S) -> int:
+        """End all clients that came with a token (its `jti`, or `client.token_id`); refuse it for so long (a day)."""
+        return self._hub().revoke_token(token_id, seconds)
 
     def _hub(self) -> Hub:
         return self._serving_node().hub
@@ -172,6 +193,7 @@ class Starlight:
             handlers=self.handlers,
             authenticator=self._authenticator,
             permissions=self._permissions,
+            groups=self._groups,
             announces=self._announces,
         )
         return self._node

@@ -1,23 +1,42 @@
 """Who a client is, and what it may do: the two seams between the hub and any scheme of authentication.
 
 An `Authenticator` turns a login message into an `Identity` or refuses it by raising `CloseConnection`. `NoAuth`
-believes what the login says; tokens are another authenticator behind the same seam, and not built yet. `Permissions`
-is asked before a command is executed; without one (the default) everybody who is logged in may do everything.
+believes what the login says; `TokenAuth` wants a JSON Web Token, or a session token that the node has made itself.
+`Permissions` is asked before a command is executed; without one everybody who is logged in may do everything, which is
+the default without tokens.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import logging
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 from starlight import close_codes
-from starlight.errors import CloseConnection, ConfigError
+from starlight.config import Settings
+from starlight.errors import CloseConnection, ConfigError, KeysUnavailable, TokenRefused
 from starlight.protocol.commands import Login, is_user
+from starlight.sessions import PREFIX, Sessions, read_secret
 
 if TYPE_CHECKING:
     from starlight.hub import Client
+    from starlight.jwks import FetchedKeys
+    from starlight.tokens import Claims, Verifier
 
-__all__ = ["Action", "Authenticator", "Identity", "NoAuth", "Permissions", "make_authenticator"]
+__all__ = [
+    "Action",
+    "Authenticator",
+    "Identity",
+    "NoAuth",
+    "Permissions",
+    "TokenAuth",
+    "make_authenticator",
+    "make_sessions",
+    "make_verifier",
+]
+
+log = logging.getLogger(__name__)
 
 Action = Literal["direct", "join", "publish", "broadcast", "presence"]
 """What a client may ask for that concerns others. Leaving is always allowed."""
@@ -28,13 +47,21 @@ class Identity(NamedTuple):
 
     Attributes:
         user: the user's name.
-        session: a token to log in again with; None without auth.
+        session: a token to log in again with; None lets the hub make one, if it makes any.
         expires: when the identity ends, in Unix seconds; None if it does not.
+        groups: the groups it puts the user in.
+        issued: when its credential was made, in Unix seconds; 0 if unknown.
+        token_id: the credential's name, for revoking it; "" if it has none.
+        is_resumed: it comes from a session token, so the login carries no other credential.
     """
 
     user: str
     session: str | None = None
-    expires: int | None = None
+    expires: float | None = None
+    groups: tuple[str, ...] = ()
+    issued: float = 0.0
+    token_id: str = ""
+    is_resumed: bool = False
 
 
 class Authenticator(Protocol):
@@ -68,10 +95,142 @@ class NoAuth:
         return Identity(user)
 
 
-def make_authenticator(auth: str) -> Authenticator:
-    """The authenticator for the setting `auth`. Raises `ConfigError` for one that doesn't exist."""
-    if auth == "none":
-        return NoAuth()
-    if auth == "jwt":
-        raise ConfigError("auth", auth, "'none': authentication with tokens is not built yet")
-    raise ConfigError("auth", auth, "'none'")
+class TokenAuth:
+    """Wants `login.token`: a JSON Web Token, or a session token of this node.
+
+    Args:
+        verifier: checks JSON Web Tokens.
+        sessions: checks session tokens.
+    """
+
+    def __init__(self, verifier: Verifier, sessions: Sessions) -> None:
+        self._verifier = verifier
+        self.sessions = sessions
+
+    def start(self) -> None:
+        """Begin to fetch keys where they have to be fetched; from the loop."""
+        self._verifier.keys.refresh()
+
+    def authenticate(self, login: Login) -> Identity | Awaitable[Identity]:
+        """Who the token says. Raises `CloseConnection`: 4501 without a token, 4500 for a wrong one.
+
+        Out of the awaitable also 1013, while no key could be fetched so far.
+        """
+        if login.token is None:
+            raise CloseConnection(close_codes.BAD_REQUEST)
+        try:
+            identity = self.identify(login.token)
+        except TokenRefused as refusal:
+            raise _refusal(refusal) from None
+        return identity if isinstance(identity, Identity) else self._later(identity)
+
+    def identify(self, token: str) -> Identity | Awaitable[Identity]:
+        """Who a token says. Raises `TokenRefused`, and out of the awaitable `KeysUnavailable`, too."""
+        if token.startswith(PREFIX):
+            user, groups, expires, issued, token_id = self.sessions.verify(token)
+            return Identity(user, None, expires, groups, issued, token_id, True)
+        claims = self._verifier.verify(token)
+        return _to_identity(claims) if isinstance(claims, tuple) else self._identify_later(claims)
+
+    async def _identify_later(self, claims: Awaitable[Claims]) -> Identity:
+        return _to_identity(await claims)
+
+    async def _later(self, identity: Awaitable[Identity]) -> Identity:
+        try:
+            return await identity
+        except TokenRefused as refusal:
+            raise _refusal(refusal) from None
+        except KeysUnavailable:
+            raise CloseConnection(close_codes.OVERLOADED) from None
+
+
+def _to_identity(claims: Claims) -> Identity:
+    return Identity(claims.user, None, claims.expires, claims.groups, claims.issued, claims.token_id)
+
+
+def _refusal(refusal: TokenRefused) -> CloseConnection:
+    log.debug("a login was refused: %s", refusal.reason)  # the reason is constant text, never part of a token
+    return CloseConnection(close_codes.INVALID_TOKEN)
+
+
+def make_authenticator(settings: Settings) -> Authenticator:
+    """The authenticator for the setting `auth`.
+
+    Raises `ConfigError` for ``jwt`` with nothing to verify tokens with, and for ``none`` where strangers could connect
+    and nobody said that this is meant.
+    """
+    if settings.auth == "jwt":
+        return TokenAuth(make_verifier(settings), make_sessions(settings))
+    if not _is_loopback(settings.host):
+        if not settings.insecure_no_auth:
+            raise ConfigError("host", settings.host, _OPEN_RULE)
+        log.warning("auth=none on %s: whoever reaches this port can be any user", settings.host)
+    return NoAuth()
+
+
+_OPEN_RULE: Final = "a loopback address while auth is none; choose --auth jwt, or --insecure-no-auth to let anybody in"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def make_sessions(settings: Settings) -> Sessions:
+    """What makes and checks session tokens. Raises `ConfigError` for a secret file that is none."""
+    path = settings.session_secret_file
+    if path:
+        return Sessions(read_secret(path, "session_secret_file"), settings.session_ttl_s)
+    log.warning("no session_secret_file: session tokens are signed with a random key, so a restart ends all sessions")
+    return Sessions(None, settings.session_ttl_s)
+
+
+def make_verifier(settings: Settings) -> Verifier:
+    """What checks JSON Web Tokens, from the settings ``jwt_*``. Raises `ConfigError`."""
+    secret = settings.jwt_secret.get_secret_value()
+    sources = [name for name in _SOURCES if getattr(settings, name) and (name != "jwt_secret" or secret)]
+    if not sources:
+        raise ConfigError("auth", "jwt", "something to verify tokens with, one of " + ", ".join(_SOURCES))
+    if len(sources) > 1:
+        raise ConfigError(sources[1], "(set)", f"one of {', '.join(_SOURCES)}; {sources[0]} is set, too")
+    from starlight.tokens import ASYMMETRIC, SYMMETRIC, Rules, StaticKeys, Verifier, key_pair, secret_keys
+
+    source = sources[0]
+    allowed = SYMMETRIC if source in ("jwt_secret", "jwt_secret_file") else ASYMMETRIC
+    wanted = settings.jwt_algorithms.replace(",", " ").split()
+    for name in wanted:
+        if name not in allowed:
+            raise ConfigError("jwt_algorithms", settings.jwt_algorithms, f"with {source}, some of {', '.join(allowed)}")
+    keys: StaticKeys | FetchedKeys
+    if source == "jwt_jwks_url":
+        from starlight.jwks import FetchedKeys
+
+        keys = FetchedKeys(settings.jwt_jwks_url, wanted or ASYMMETRIC)
+    elif source == "jwt_key_file":
+        keys = key_pair(_read_key(settings.jwt_key_file), wanted, source, settings.jwt_key_file)
+    elif source == "jwt_secret_file":
+        keys = secret_keys(read_secret(settings.jwt_secret_file, source), wanted, source)
+    else:
+        keys = secret_keys(secret.encode(), wanted, source)
+    rules = Rules(
+        keys.algorithms,
+        settings.jwt_issuer,
+        settings.jwt_audience,
+        settings.jwt_leeway_s,
+        settings.jwt_groups_claim,
+    )
+    return Verifier(keys, rules)
+
+
+_SOURCES: Final = ("jwt_secret_file", "jwt_key_file", "jwt_jwks_url", "jwt_secret")
+_KEY_FILE_LIMIT_BYTES: Final = 64 * 1024
+
+
+def _read_key(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(_KEY_FILE_LIMIT_BYTES)
+    except OSError as error:
+        raise ConfigError("jwt_key_file", path, f"a file that can be read ({(error.strerror or '').lower()})") from None

@@ -39,7 +39,7 @@ DEFAULT_URL: Final = "ws://127.0.0.1:8765/ws"
 DEFAULT_USER: Final = "cli"
 """Who `sub`, `pub` and `send` are unless told: a name that says where the message came from."""
 
-LAZY_COMMANDS: Final = {"bench": "starlight.loadtest.cli"}
+LAZY_COMMANDS: Final = {"bench": "starlight.loadtest.cli", "token": "starlight.cli_token"}
 """Commands that live elsewhere, as `app` of that module; shown if it is there, imported when called."""
 
 
@@ -151,6 +151,68 @@ def serve(
     auth: Annotated[
         str | None, _flag("--auth", "none", "Whether users log in by name or by token.", "none|jwt")
     ] = None,
+    insecure_no_auth: Annotated[
+        bool, typer.Option("--insecure-no-auth", help="Let anybody in from any network with --auth none.")
+    ] = False,
+    config: Annotated[str | None, _flag("--config", "none", "TOML file with the groups of users.", "FILE")] = None,
+    jwt_secret_file: Annotated[
+        str | None, _flag("--jwt-secret-file", "none", "Secret of HS256, HS384 and HS512 tokens.", "FILE")
+    ] = None,
+    jwt_key_file: Annotated[
+        str | None, _flag("--jwt-key-file", "none", "Public key of RS, PS, ES and EdDSA tokens.", "FILE")
+    ] = None,
+    jwt_jwks_url: Annotated[str | None, _flag("--jwt-jwks-url", "none", "The issuer's keys.", "URL")] = None,
+    jwt_algorithms: Annotated[
+        str | None, _flag("--jwt-algorithms", "what fits the key", "Algorithms to accept, with commas.", "LIST")
+    ] = None,
+    jwt_issuer: Annotated[str | None, _flag("--jwt-issuer", "any", "The only issuer to accept.", "TEXT")] = None,
+    jwt_audience: Annotated[
+        str | None, _flag("--jwt-audience", "none", "What tokens must be meant for.", "TEXT")
+    ] = None,
+    jwt_leeway: Annotated[
+        str | None, _flag("--jwt-leeway", "10s", "How far the issuer's clock may be off.", "DURATION")
+    ] = None,
+    jwt_groups_claim: Annotated[
+        str | None, _flag("--jwt-groups-claim", "groups", "The claim that names groups.", "TEXT")
+    ] = None,
+    session_secret_file: Annotated[
+        str | None, _flag("--session-secret-file", "random", "Key of session tokens.", "FILE")
+    ] = None,
+    session_ttl: Annotated[
+        str | None, _flag("--session-ttl", "1h", "How long a login lasts at most.", "DURATION")
+    ] = None,
+    connections_per_user: Annotated[
+        str | None, _flag("--connections-per-user", "20 with tokens", "Of one user at once.", "INTEGER")
+    ] = None,
+    connections_per_address: Annotated[
+        str | None, _flag("--connections-per-address", "500 with tokens", "Of one address at once.", "INTEGER")
+    ] = None,
+    connection_rate: Annotated[
+        str | None, _flag("--connection-rate", "50 with tokens", "New ones of an address a second.", "INTEGER")
+    ] = None,
+    message_rate: Annotated[
+        str | None, _flag("--message-rate", "200 with tokens", "Messages of a client a second.", "INTEGER")
+    ] = None,
+    byte_rate: Annotated[
+        str | None, _flag("--byte-rate", "1MiB with tokens", "Bytes of a client a second.", "SIZE")
+    ] = None,
+    channels_per_client: Annotated[
+        str | None, _flag("--channels-per-client", "1000", "Channels one client may join.", "INTEGER")
+    ] = None,
+    clients_per_channel: Annotated[
+        str | None, _flag("--clients-per-channel", "0", "Clients one channel may have; 0 for any.", "INTEGER")
+    ] = None,
+    name_limit: Annotated[
+        str | None, _flag("--name-limit", "255", "The longest name of a user or channel, in bytes.", "INTEGER")
+    ] = None,
+    allowed_origins: Annotated[
+        str | None, _flag("--allowed-origins", "same host", "Pages that may connect, with commas.", "LIST")
+    ] = None,
+    trusted_proxies: Annotated[
+        str | None, _flag("--trusted-proxies", "none", "Proxies to believe X-Forwarded-For.", "LIST")
+    ] = None,
+    tls_cert: Annotated[str | None, _flag("--tls-cert", "none", "Certificate and chain, for wss.", "FILE")] = None,
+    tls_key: Annotated[str | None, _flag("--tls-key", "none", "Private key of --tls-cert.", "FILE")] = None,
     outbox_messages: Annotated[
         str | None, _flag("--outbox-messages", "256", "Messages an outbox holds before it counts as slow.", "INTEGER")
     ] = None,
@@ -201,6 +263,30 @@ def serve(
         "port": port,
         "path": path,
         "auth": auth,
+        "insecure_no_auth": "true" if insecure_no_auth else None,
+        "config_file": config,
+        "jwt_secret_file": jwt_secret_file,
+        "jwt_key_file": jwt_key_file,
+        "jwt_jwks_url": jwt_jwks_url,
+        "jwt_algorithms": jwt_algorithms,
+        "jwt_issuer": jwt_issuer,
+        "jwt_audience": jwt_audience,
+        "jwt_leeway_s": jwt_leeway,
+        "jwt_groups_claim": jwt_groups_claim,
+        "session_secret_file": session_secret_file,
+        "session_ttl_s": session_ttl,
+        "connections_per_user": connections_per_user,
+        "connections_per_address": connections_per_address,
+        "connection_rate": connection_rate,
+        "message_rate": message_rate,
+        "byte_rate_bytes": byte_rate,
+        "channels_per_client": channels_per_client,
+        "clients_per_channel": clients_per_channel,
+        "name_limit_bytes": name_limit,
+        "allowed_origins": allowed_origins,
+        "trusted_proxies": trusted_proxies,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
         "outbox_messages": outbox_messages,
         "outbox_bytes": outbox_bytes,
         "evict_after_s": evict_after,
@@ -236,6 +322,11 @@ def conformance(
 
 
 FLAGS: Final = {
+    "config_file": "--config",
+    "jwt_leeway_s": "--jwt-leeway",
+    "session_ttl_s": "--session-ttl",
+    "byte_rate_bytes": "--byte-rate",
+    "name_limit_bytes": "--name-limit",
     "evict_after_s": "--evict-after",
     "coalesce_delay_s": "--coalesce-delay",
     "read_limit_bytes": "--read-limit",

@@ -12,7 +12,7 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from starlight.errors import ConfigError
@@ -137,6 +137,135 @@ class Settings(BaseSettings):
     auth: Literal["none", "jwt"] = Field(
         "none", description="How a client proves who it is: none believes the user it names; jwt wants a signed token."
     )
+    insecure_no_auth: bool = Field(
+        False, description="Let auth=none listen where others than this machine can connect. Off: such a node is open."
+    )
+    config_file: str = Field(
+        "", max_length=4096, description="TOML file with the groups of users: [groups.<name>] tables. Empty: no groups."
+    )
+    jwt_secret: SecretStr = Field(
+        SecretStr(""),
+        description="Secret that HS256, HS384 and HS512 tokens are signed with. From the environment or code only: a "
+        "command line can be read by everybody on the machine. At least 32 bytes, as long as the hash.",
+    )
+    jwt_secret_file: str = Field(
+        "", max_length=4096, description="File with that secret; line breaks at its end are cut."
+    )
+    jwt_key_file: str = Field(
+        "", max_length=4096, description="Public key in PEM that RS, PS, ES or EdDSA tokens are checked with."
+    )
+    jwt_jwks_url: str = Field(
+        "", max_length=2048, description="https URL of the issuer's keys; fetched at need and every 10 minutes."
+    )
+    jwt_algorithms: str = Field(
+        "",
+        max_length=255,
+        description="Algorithms that are accepted, with commas between. Empty: all that the key fits, but never both "
+        "kinds, secret and public.",
+    )
+    jwt_issuer: str = Field("", max_length=2048, description="The only issuer (iss) whose tokens are good; empty: any.")
+    jwt_audience: str = Field(
+        "",
+        max_length=2048,
+        description="What must be in a token's audience (aud). Empty: tokens with an audience are for somebody else.",
+    )
+    jwt_leeway_s: Duration = Field(
+        10.0,
+        ge=0,
+        le=30,
+        description="How far the issuer's clock may be from ours. Synchronised clocks differ by less than a second; "
+        "10 s forgives one that is not.",
+    )
+    jwt_groups_claim: str = Field(
+        "groups", min_length=1, max_length=255, description="The claim that names the user's groups."
+    )
+    session_secret_file: str = Field(
+        "",
+        max_length=4096,
+        description="File with the key that session tokens are signed with; the same for all nodes. Empty: a random "
+        "key, which ends all sessions at a restart.",
+    )
+    session_ttl_s: Duration = Field(
+        3_600.0,
+        ge=1,
+        le=86_400,
+        description="How long a login lasts at most before it needs a fresh token. An hour: what somebody loses who "
+        "was sent away, and how long a stolen session token is good.",
+    )
+    connections_per_user: int = Field(
+        20,
+        ge=0,
+        le=1_000_000,
+        description="Connections of one user at once; 4504 beyond. A person has some devices and tabs, and dead ones "
+        "count until their ping fails. 0: no limit, as is the default with auth=none.",
+    )
+    connections_per_address: int = Field(
+        500,
+        ge=0,
+        le=1_000_000,
+        description="Connections of one address (IPv6: /64) at once; refused at accept beyond. An office behind one "
+        "address has hundreds of people. 0: no limit, as is the default with auth=none.",
+    )
+    connection_rate: int = Field(
+        50,
+        ge=0,
+        le=100_000,
+        description="New connections of one address a second, two seconds' worth at once; refused at accept beyond. "
+        "50 cost a hundredth of a core. 0: no limit, as is the default with auth=none.",
+    )
+    message_rate: int = Field(
+        200,
+        ge=0,
+        le=1_000_000,
+        description="Messages of one client a second, two seconds' worth at once; 111 beyond, then 4013. Nobody types "
+        "or drags faster; programs may. 0: no limit, as is the default with auth=none.",
+    )
+    byte_rate_bytes: Size = Field(
+        2**20,
+        ge=0,
+        le=2**30,
+        description="Bytes of messages of one client a second, alike. 1 MiB is 8 Mbit/s from each. 0: no limit, as is "
+        "the default with auth=none.",
+    )
+    channels_per_client: int = Field(
+        1_000,
+        ge=1,
+        le=1_000_000,
+        description="Channels one client may have joined; 106 beyond. A membership takes about 250 bytes, people use "
+        "tens of channels, programs rarely hundreds.",
+    )
+    clients_per_channel: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Clients one channel may have; 106 beyond. 0: no limit but max_connections, as large channels are "
+        "what a node is for.",
+    )
+    name_limit_bytes: int = Field(
+        255,
+        ge=8,
+        le=255,
+        description="The longest name of a user or channel. 255 is the protocol's limit; channels that nobody is in "
+        "cost nothing, so lower it only where names are stored elsewhere.",
+    )
+    allowed_origins: str = Field(
+        "",
+        max_length=65_536,
+        description="Pages that may connect, as origins with commas between: https://app.example.com, "
+        "https://*.example.com, or * for any. Empty: pages of the host they connect to.",
+    )
+    trusted_proxies: str = Field(
+        "",
+        max_length=65_536,
+        description="Addresses or networks of proxies whose X-Forwarded-For is believed. Empty: none, as anybody can "
+        "send that header.",
+    )
+    tls_cert: str = Field(
+        "",
+        max_length=4096,
+        description="PEM file with certificate and chain for wss, with tls_key; read again at SIGHUP.",
+    )
+    tls_key: str = Field("", max_length=4096, description="PEM file with the private key of tls_cert.")
     outbox_messages: int = Field(
         256,
         ge=1,
@@ -237,17 +366,33 @@ def _config_error(failure: ValidationError, given: dict[str, Any]) -> ConfigErro
     field = str(first["loc"][0])
     if field not in Settings.model_fields:
         return ConfigError(field, given.get(field), "the name of a setting")
+    key = ENV_PREFIX + field.upper()
+    if field == "jwt_secret":
+        return ConfigError(field if field in given else key, "(hidden)", allowed(field), field)
     if field in given:
         return ConfigError(field, given[field], allowed(field), field)
-    key = ENV_PREFIX + field.upper()
     return ConfigError(key, os.environ.get(key, first["input"]), allowed(field), field)
+
+
+_RULES: Final = {
+    "path": _PATH_RULE,
+    "insecure_no_auth": "true or false",
+    "jwt_secret": "text",
+    **dict.fromkeys(
+        ("config_file", "jwt_secret_file", "jwt_key_file", "session_secret_file", "tls_cert", "tls_key"),
+        "a file's name",
+    ),
+    "jwt_jwks_url": "a URL",
+}
 
 
 def allowed(field: str) -> str:
     """What a field of `Settings` may be, for error messages and the CLI's help: kind and bounds."""
     info = Settings.model_fields[field]
-    if field == "path":
-        return _PATH_RULE
+    if field in _RULES:
+        return _RULES[field]
+    if info.annotation is str and field != "host":
+        return "text of a reasonable length"
     choices = getattr(info.annotation, "__args__", None)
     if choices:
         return "one of " + ", ".join(choices)

@@ -8,6 +8,8 @@
     ├── NotServing (RuntimeError)     the application wants to send, but its node does not run
     ├── ListenFailed (OSError)        the node can't listen on its address
     ├── CloseConnection               server: end this connection with a code and a reason
+    ├── TokenRefused                  server: a token does not let anybody in; the reason is for the log alone
+    ├── KeysUnavailable               server: no key to check a token with could be fetched so far
     ├── RequestError                  server: answer this request with an error reply; the connection stays
     │   └── BadMessage                the message is not a JSON object at all (4501 before login)
     └── ClientError                   what `starlight.connect` raises
@@ -29,12 +31,14 @@ __all__ = [
     "ConfigError",
     "ConnectFailed",
     "ConnectionClosed",
+    "KeysUnavailable",
     "ListenFailed",
     "LoginRefused",
     "NotServing",
     "RequestError",
     "RequestFailed",
     "StarlightError",
+    "TokenRefused",
     "WrongThread",
 ]
 
@@ -96,6 +100,28 @@ class CloseConnection(StarlightError):
 
     def __str__(self) -> str:
         return f"{self.code} {self.reason}".rstrip()
+
+
+class TokenRefused(StarlightError):
+    """A token that lets nobody in.
+
+    Attributes:
+        reason: constant text for the log and for `starlight token check`; it never repeats any of the token, and a
+            client is never told it.
+        is_expired: it was right once: the client fetches a new one (109) where others are wrong (101).
+    """
+
+    def __init__(self, reason: str, is_expired: bool = False) -> None:
+        self.reason = reason
+        self.is_expired = is_expired
+        super().__init__(reason, is_expired)
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class KeysUnavailable(StarlightError):
+    """No key to check a token with could be fetched so far; that is not the client's fault, who may come back."""
 
 
 class RequestError(StarlightError):

@@ -124,6 +124,8 @@ class Handlers:
         self._connect: list[Handler] = []
         self._disconnect: list[Handler] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self.authorizer: Callable[[Client, Any, str], bool | None] | None = None
+        """What `authorize` registered."""
         self.timers: list[Timer] = []
         """What `every` registered."""
 
@@ -136,8 +138,24 @@ class Handlers:
         fields of its own, a password say). The client can't be reached yet. To refuse, return False or raise
         `LoginRefused(4500)` (or `CloseConnection`) with the close code of your choice; False is 4500. Any other
         exception refuses too, with 1011, and is logged: a check that failed lets nobody in. Several are run in order.
+        It may set `client.groups`. Where tokens are used it also runs for logins with a session token, which carry no
+        other credential: `client.is_resumed` tells.
         """
         self._login.append(self._handler(function))
+        return function
+
+    def authorize(self, function: Function) -> Function:
+        """Decorator: `function(client, action, name)` has the last word on what a client may do.
+
+        It is asked before every `direct`, `join`, `publish`, `broadcast` and `presence`; `name` is the channel, the
+        user, or "". True allows and False refuses (103), None leaves it to the groups. It must be quick and not async;
+        an exception is logged and refuses. Raises ValueError if there is one already, TypeError for an async function.
+        """
+        if self.authorizer is not None:
+            raise ValueError("there is one authorize hook; let it call whatever it needs")
+        if iscoroutinefunction(function):
+            raise TypeError("the authorize hook is asked for every command, so it can't be async")
+        self.authorizer = function
         return function
 
     def on_connect(self, function: Function) -> Function:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -27,10 +27,13 @@ from starlight.auth import Action, Authenticator, Identity, NoAuth, Permissions
 from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, RequestError
 from starlight.handlers import Handlers, is_awaitable
+from starlight.limits import Limits, Meter
+from starlight.logins import REVOKED_S, Logins
 from starlight.presence import Presence
 from starlight.protocol import commands, pushes, replies
 from starlight.protocol.commands import decode
 from starlight.protocol.pushes import TAIL
+from starlight.sessions import Sessions
 
 if TYPE_CHECKING:
     from starlight._fanout import Channel, Core, Subscriber
@@ -81,6 +84,9 @@ class Connection(Protocol):
     def close(self, code: int, reason: str | None = None, retry_ms: int | None = None) -> None:
         """End it in good order: what its outbox holds, a `bye`, the close frame. No reason: the code's own."""
 
+    def pause_reading(self, seconds: float) -> None:
+        """Read nothing for so long; what was read already is still handled."""
+
 
 class Client:
     """A logged-in connection, as the hub and the handlers see it.
@@ -90,6 +96,9 @@ class Client:
         user: who it is. A user may have several clients.
         session: the token to log in again with, None without auth.
         expires: when the login ends, in Unix seconds; None if it does not.
+        token_id: the name of the credential, by which it can be revoked; "" if it has none.
+        is_resumed: it logged in with a session token, so its login message carries no other credential.
+        verdicts: what `Permissions` remembers about it.
         connection: the connection behind it; `connection.close(code)` ends it, `connection.peername` is its address.
         subscriber: the core's record of it.
         is_connected: True from the welcome until it is gone.
@@ -100,22 +109,42 @@ class Client:
         "_channels",
         "_data",
         "_direct_head",
+        "_due_second",
+        "_ends_s",
         "_faults",
+        "_groups",
+        "_has_own_groups",
         "_heads",
         "_hub",
+        "_issued",
+        "_meter",
         "connection",
         "expires",
         "id",
         "is_connected",
+        "is_resumed",
         "session",
         "subscriber",
+        "token_id",
         "user",
+        "verdicts",
     )
 
     def __init__(self, hub: Hub, connection: Connection, identity: Identity, id: str) -> None:
         self._hub = hub
         self.id = id
-        self.user, self.session, self.expires = identity
+        self.user = identity.user
+        self.session = identity.session
+        self.expires = identity.expires
+        self.token_id = identity.token_id
+        self.is_resumed = identity.is_resumed
+        self.verdicts: dict[tuple[str, str], bool] = {}
+        self._groups = frozenset(identity.groups)
+        self._has_own_groups = False  # the application set them, so a new token doesn't
+        self._issued = identity.issued
+        self._ends_s = 0.0  # when the login ends, by the hub's monotonic clock; 0.0 if it does not
+        self._due_second = 0  # its place in the hub's expiries
+        self._meter: Meter | None = None
         self.connection = connection
         self.subscriber: Subscriber = connection.subscriber
         self.is_connected = False
@@ -132,6 +161,17 @@ class Client:
         if self._data is None:
             self._data = {}
         return self._data
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The groups it is in: those of its token until somebody, an `on_login` handler say, sets others."""
+        return self._groups
+
+    @groups.setter
+    def groups(self, names: Iterable[str]) -> None:
+        self._groups = frozenset([names] if isinstance(names, str) else names)
+        self._has_own_groups = True
+        self.verdicts.clear()
 
     @property
     def channels(self) -> list[str]:
@@ -169,10 +209,15 @@ class Hub:
         node: the node's name for `welcome` and for client ids.
         ping_interval_s: told in `welcome`.
         pong_timeout_s: told in `welcome`.
+        sessions: what makes session tokens; None for none.
+        limits: of users and clients; none by default.
         channels_limit: channels one client may have joined (106 beyond).
+        clients_limit: clients one channel may have (106 beyond); 0: no limit.
+        name_limit_bytes: of users and channels; the protocol's own by default.
         announces: which channels (by name) publish `joined` and `left` of their users; none by default, as each
             costs a message to everyone in the channel.
-        clock: monotonic seconds, for counting errors in a window.
+        clock: monotonic seconds, for counting errors in a window, for rates and for the end of logins.
+        wall_clock: Unix seconds, in which tokens say when they end.
     """
 
     def __init__(
@@ -185,9 +230,14 @@ class Hub:
         node: str = "node",
         ping_interval_s: float = 25.0,
         pong_timeout_s: float = 10.0,
+        sessions: Sessions | None = None,
+        limits: Limits | None = None,
         channels_limit: int = CHANNELS_LIMIT,
+        clients_limit: int = 0,
+        name_limit_bytes: int = commands.NAME_LIMIT_BYTES,
         announces: Callable[[str], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.node = node
         self._core = core
@@ -200,8 +250,13 @@ class Hub:
         self._ping_interval_s = ping_interval_s
         self._pong_timeout_s = pong_timeout_s
         self._channels_limit = channels_limit
+        self._clients_limit = clients_limit
+        self._name_limit_bytes = name_limit_bytes
         self._announces = announces
         self._clock = clock
+        self._logins = Logins(
+            sessions, limits or Limits(), name_limit_bytes=name_limit_bytes, clock=clock, wall_clock=wall_clock
+        )
         self._users: dict[str, dict[Client, None]] = {}  # a dict and not a set: clients in order of login
         self._channels: dict[str, _ChannelRecord] = {}
         self._client_numbers = count(1)
@@ -216,7 +271,7 @@ class Hub:
             commands.Custom: self._custom,
             commands.Login: self._login_again,
             commands.History: self._not_available,
-            commands.Refresh: self._not_available,
+            commands.Refresh: self._refresh,
         }
 
     # --- the connection's side: login, receive, disconnect -------------------------------------------------------
@@ -248,6 +303,9 @@ class Hub:
         Returns None when all is done, or an awaitable if an async handler has it now; later messages of this client
         must wait for that. Raises `CloseConnection` (also out of the awaitable) when the connection has to end.
         """
+        if client._meter is not None and not client._meter.take(len(message), self._clock()):
+            self._throttle(client, client._meter, message)
+            return None
         try:
             command = decode(message)
         except RequestError as error:
@@ -268,6 +326,7 @@ class Hub:
             self._depart(client, record)
         client._channels.clear()
         self._everyone.leave(client.subscriber)
+        self._logins.forget(client)
         clients = self._users[client.user]
         del clients[client]
         if not clients:
@@ -333,6 +392,7 @@ class Hub:
 
     def _admit(self, client: Client, login: commands.Login) -> Client | Awaitable[Client]:
         """Register a client that passed all checks, welcome it and run `on_connect`."""
+        self._logins.admit(client, len(self._users.get(client.user, ())))
         self._users.setdefault(client.user, {})[client] = None
         self._core_send(
             client.subscriber,
@@ -344,7 +404,7 @@ class Hub:
                 ping_s=self._ping_interval_s,
                 pong_s=self._pong_timeout_s,
                 session=client.session,
-                expires=client.expires,
+                expires=None if client.expires is None else int(client.expires),
             ),
         )
         self._everyone.join(client.subscriber)
@@ -376,6 +436,8 @@ class Hub:
         if record is not None:
             head = client._heads.get(name) or self._new_head(client, name)
             subscribers = self._core_publish(record.channel, head, command.data, TAIL)
+        elif len(name) > self._name_limit_bytes:
+            raise self._too_long()
         if command.id is not None:
             self._core_send(client.subscriber, replies.ok_publish(command.id, subscribers))
 
@@ -426,7 +488,11 @@ class Hub:
             raise RequestError(ErrorCode.ALREADY_JOINED, "already joined")
         if len(client._channels) >= self._channels_limit:
             raise RequestError(ErrorCode.LIMIT_EXCEEDED, f"a client may join {self._channels_limit} channels")
+        if len(name) > self._name_limit_bytes:
+            raise self._too_long()
         record = self._channels.get(name)
+        if self._clients_limit and record is not None and record.presence.clients >= self._clients_limit:
+            raise RequestError(ErrorCode.LIMIT_EXCEEDED, "the channel is full")
         if record is None:
             announces = self._announces is not None and self._announces(name)
             record = self._channels[name] = _ChannelRecord(name, self._core.channel(), announces)
@@ -469,8 +535,63 @@ class Hub:
     def _login_again(self, client: Client, command: commands.Login) -> None:
         raise CloseConnection(close_codes.BAD_REQUEST)
 
-    def _not_available(self, client: Client, command: commands.History | commands.Refresh) -> None:
+    def _not_available(self, client: Client, command: commands.History) -> None:
         raise RequestError(ErrorCode.NOT_AVAILABLE, "not available")
+
+    # --- tokens --------------------------------------------------------------------------------------------------
+
+    def expire(self) -> None:
+        """Tell clients whose login ends soon, and end those whose has ended. To be called about once a second."""
+        for client, left_s in self._logins.due():
+            if left_s <= 0:
+                client.connection.close(close_codes.SESSION_EXPIRED)
+            else:
+                self._core_send(client.subscriber, pushes.expiring(max(1, round(left_s))))
+
+    def revoke_user(self, user: str, seconds: float = REVOKED_S) -> int:
+        """End all clients of a user with 4503, and refuse the tokens the user has now for so many seconds.
+
+        A token made after this lets the user in again. Returns the number of clients; OverflowError if there are too
+        many revocations, after the clients were ended.
+        """
+        clients = list(self._users.get(user, ()))
+        _end_all(clients)
+        self._logins.revocations.add_user(user, seconds)
+        return len(clients)
+
+    def revoke_token(self, token_id: str, seconds: float = REVOKED_S) -> int:
+        """End all clients that came with a token (its `jti`, or `Client.token_id`), and refuse it. As `revoke_user`."""
+        clients = [client for client in self.clients() if client.token_id == token_id]
+        _end_all(clients)
+        self._logins.revocations.add_token(token_id, seconds)
+        return len(clients)
+
+    def _refresh(self, client: Client, command: commands.Refresh) -> Awaitable[None] | None:
+        identity = self._logins.identify(self._authenticator, command.token)
+        if isinstance(identity, Identity):
+            self._renew(client, command.id, identity)
+            return None
+        client._busy = True
+        return self._refresh_later(client, command.id, identity)
+
+    async def _refresh_later(self, client: Client, id: int | str | None, identity: Awaitable[Identity]) -> None:
+        try:
+            self._renew(client, id, await identity)
+        except RequestError as error:
+            self._refuse(client, id, error)
+        finally:
+            self._no_longer_busy(client)
+
+    def _renew(self, client: Client, id: int | str | None, identity: Identity) -> None:
+        """Take a new token over; close with 4011 if a joined channel is lost by its groups."""
+        if not client.is_connected:
+            return
+        self._logins.renew(client, identity)
+        if id is not None:
+            self._core_send(client.subscriber, replies.ok(id, expires=client.expires, session=client.session))
+        permissions = self._permissions
+        if permissions is not None and not all(permissions.allows(client, "join", name) for name in client._channels):
+            raise CloseConnection(close_codes.RECONNECT)
 
     # --- messages for the application ----------------------------------------------------------------------------
 
@@ -525,6 +646,22 @@ class Hub:
         if error.code in _FAULTS:
             self._count_fault(client)
 
+    def _too_long(self) -> RequestError:
+        return RequestError(ErrorCode.BAD_REQUEST, f"channel: longer than {self._name_limit_bytes} bytes")
+
+    def _throttle(self, client: Client, meter: Meter, message: bytes) -> None:
+        """Refuse a message that comes too soon; then read nothing for a moment; then end it (4013)."""
+        try:
+            id = decode(message).id
+        except RequestError as error:
+            id = error.id
+        pause_s = meter.refuse(self._clock())
+        if pause_s < 0:
+            raise CloseConnection(close_codes.TOO_MANY_REQUESTS)
+        self._core_send(client.subscriber, replies.error(id, ErrorCode.TOO_MANY_REQUESTS, "too many requests"))
+        if pause_s > 0:
+            client.connection.pause_reading(pause_s)
+
     def _count_fault(self, client: Client) -> None:
         """Remember the times of the last `FAULTS_LIMIT` faults; one more while the oldest is young ends it all."""
         now_s = self._clock()
@@ -534,6 +671,11 @@ class Hub:
         if len(faults) == FAULTS_LIMIT and now_s - faults[0] < FAULTS_WINDOW_S:
             raise CloseConnection(close_codes.TOO_MANY_ERRORS)
         faults.append(now_s)
+
+
+def _end_all(clients: list[Client]) -> None:
+    for client in clients:
+        client.connection.close(close_codes.DISCONNECTED)
 
 
 def _parse(data: Any) -> Any:

@@ -19,9 +19,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import uvloop
 
@@ -29,11 +29,13 @@ from starlight import close_codes
 from starlight._connection import Acceptor, Connection
 from starlight._fanout import Core
 from starlight._version import __version__
-from starlight.auth import Authenticator, Permissions, make_authenticator
+from starlight.auth import Authenticator, Permissions, TokenAuth, make_authenticator
 from starlight.config import Settings, format_duration, format_size
 from starlight.errors import ListenFailed, NotServing
 from starlight.handlers import Handlers, Timer, call_logged
 from starlight.hub import Hub
+from starlight.limits import Limits
+from starlight.permissions import make_permissions
 
 __all__ = ["Node", "raise_open_files_limit"]
 
@@ -51,6 +53,9 @@ RETRY_MAX_MS: Final = 5_500
 """A drained client is told to come back after a random time between these two. Accepting and logging in costs some
 200 µs, so 10,000 clients over 5 s keep the next node less than half busy."""
 
+_EXPIRE_S: Final = 0.5
+"""How often logins are looked at that have ended, so they end at most a second and a half late."""
+
 _DRAIN_POLL_S: Final = 0.02
 """How often the drain looks whether all connections are gone: often enough not to be noticed, nothing if it is not."""
 
@@ -62,11 +67,12 @@ class Node:
         settings: addresses and limits; from the environment by default.
         handlers: the application's.
         authenticator: by default what `settings.auth` names.
-        permissions: what a client may do; everything by default.
+        permissions: what a client may do; by default what its groups allow.
+        groups: by name; those in `settings.config_file` go before them.
         announces: which channels publish `joined` and `left`; none by default.
         name: the node's name in `welcome`; random by default, so that no two runs share one.
 
-    Raises `ConfigError` for an `auth` that isn't available.
+    Raises `ConfigError` for settings that don't fit together: `make_authenticator` says which.
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class Node:
         handlers: Handlers | None = None,
         authenticator: Authenticator | None = None,
         permissions: Permissions | None = None,
+        groups: Mapping[str, Any] | None = None,
         announces: Callable[[str], bool] | None = None,
         name: str | None = None,
     ) -> None:
@@ -83,6 +90,7 @@ class Node:
         self.handlers = handlers or Handlers()
         self.settings = settings
         self.name = name or secrets.token_hex(4)
+        self._authenticator = authenticator or make_authenticator(settings)
         self.core = Core(
             outbox_messages=settings.outbox_messages,
             outbox_bytes=settings.outbox_bytes,
@@ -93,8 +101,13 @@ class Node:
         self.hub = Hub(
             self.core,
             handlers=self.handlers,
-            authenticator=authenticator or make_authenticator(settings.auth),
-            permissions=permissions,
+            authenticator=self._authenticator,
+            permissions=permissions or make_permissions(settings, groups or {}, self.handlers.authorizer),
+            sessions=self._authenticator.sessions if isinstance(self._authenticator, TokenAuth) else None,
+            limits=Limits.of(settings),
+            channels_limit=settings.channels_per_client,
+            clients_limit=settings.clients_per_channel,
+            name_limit_bytes=settings.name_limit_bytes,
             announces=announces,
             node=self.name,
             ping_interval_s=settings.ping_interval_s,
@@ -130,6 +143,9 @@ class Node:
             self.core.unbind()
             raise
         self._timers = [self._loop.create_task(_run_timer(timer)) for timer in self.handlers.timers]
+        self._timers.append(self._loop.create_task(self._expire_logins()))
+        if isinstance(self._authenticator, TokenAuth):
+            self._authenticator.start()
         log.info("%s", self.start_line())
 
     def make_acceptor(self) -> Acceptor:
@@ -197,6 +213,14 @@ class Node:
             f" write_timeout={format_duration(limits.write_timeout_s)}"
             f" drain_timeout={format_duration(limits.drain_timeout_s)}"
         )
+
+    async def _expire_logins(self) -> None:
+        while True:
+            await asyncio.sleep(_EXPIRE_S)
+            try:
+                self.hub.expire()
+            except Exception:
+                log.exception("a login could not be ended")
 
     # --- drain ---------------------------------------------------------------------------------------------------
 

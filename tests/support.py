@@ -52,6 +52,7 @@ class PairConnection:
         self.subprotocol = "starlight.v1"
         self.is_open = True
         self.closed_with: int | None = None
+        self.paused_s = 0.0
 
     def close(self, code: int, reason: str = "", retry_ms: int | None = None) -> None:
         if self.is_open:
@@ -59,6 +60,9 @@ class PairConnection:
             self.closed_with = code
             self.core.send(self.subscriber, bye(code, reason, retry_ms))
             self.core.close(self.subscriber, code, reason.encode())
+
+    def pause_reading(self, seconds: float) -> None:
+        self.paused_s += seconds
 
     def on_evicted(self, code: int) -> None:
         self.is_open = False

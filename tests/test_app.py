@@ -47,8 +47,8 @@ def test_settings_of_the_call_go_before_those_of_the_application(monkeypatch: py
         Starlight(prot=1).settings()
 
 
-async def test_jwt_is_refused_at_start():
-    with pytest.raises(ConfigError, match="not built yet"):
+async def test_jwt_with_nothing_to_verify_tokens_with_is_refused_at_start():
+    with pytest.raises(ConfigError, match="something to verify tokens with"):
         await Starlight(auth="jwt", port=0).serve()
 
 

@@ -7,8 +7,8 @@ import asyncio
 import orjson
 import pytest
 
-from starlight.auth import Identity, NoAuth, make_authenticator
-from starlight.errors import CloseConnection, ConfigError
+from starlight.auth import Identity, NoAuth
+from starlight.errors import CloseConnection
 from starlight.protocol import Login
 from tests.support import Stage
 
@@ -28,14 +28,6 @@ def test_a_token_alone_names_nobody():
     with pytest.raises(CloseConnection) as end:
         NoAuth().authenticate(Login(token="abc"))
     assert end.value.code == 4501
-
-
-def test_the_setting_chooses_and_jwt_is_not_built_yet():
-    assert isinstance(make_authenticator("none"), NoAuth)
-    with pytest.raises(ConfigError, match="not built yet"):
-        make_authenticator("jwt")
-    with pytest.raises(ConfigError):
-        make_authenticator("basic")
 
 
 class Tickets:

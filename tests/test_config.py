@@ -6,6 +6,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from starlight.config import Settings, allowed, format_duration, format_size, parse_duration, parse_size
 from starlight.errors import ConfigError
@@ -100,6 +101,31 @@ def test_defaults_are_those_of_the_documents() -> None:
         "port": 8765,
         "path": "/ws",
         "auth": "none",
+        "insecure_no_auth": False,
+        "config_file": "",
+        "jwt_secret": SecretStr(""),
+        "jwt_secret_file": "",
+        "jwt_key_file": "",
+        "jwt_jwks_url": "",
+        "jwt_algorithms": "",
+        "jwt_issuer": "",
+        "jwt_audience": "",
+        "jwt_leeway_s": 10.0,
+        "jwt_groups_claim": "groups",
+        "session_secret_file": "",
+        "session_ttl_s": 3600.0,
+        "connections_per_user": 20,
+        "connections_per_address": 500,
+        "connection_rate": 50,
+        "message_rate": 200,
+        "byte_rate_bytes": 2**20,
+        "channels_per_client": 1000,
+        "clients_per_channel": 0,
+        "name_limit_bytes": 255,
+        "allowed_origins": "",
+        "trusted_proxies": "",
+        "tls_cert": "",
+        "tls_key": "",
         "outbox_messages": 256,
         "outbox_bytes": 2**20,
         "evict_after_s": 0.25,

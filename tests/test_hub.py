@@ -151,7 +151,6 @@ def test_bad_messages_after_login_are_107_and_the_connection_stays(ann: Member, 
     ("type", "fields"),
     [
         ("history", {"channel": "c"}),
-        ("refresh", {"token": "t"}),
         ("join", {"channel": "c", "since": {"epoch": "e", "offset": 1}}),
         ("publish", {"channel": "c", "data": 1, "key": "k"}),
         ("publish", {"channel": "c", "data": 1, "ttl_ms": 5}),

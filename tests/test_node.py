@@ -66,7 +66,7 @@ async def test_a_port_in_use_is_a_clear_error():
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
 async def test_a_host_that_is_not_ours_is_a_clear_error(host: str):
     with pytest.raises(ListenFailed, match=re.escape(host)):
-        await Node(small(host=host)).start()
+        await Node(small(host=host, insecure_no_auth=True)).start()
 
 
 async def test_ipv6_loopback():
@@ -78,9 +78,17 @@ async def test_ipv6_loopback():
         pytest.skip("no IPv6 here")
 
 
-def test_jwt_is_refused():
-    with pytest.raises(ConfigError, match="not built yet"):
+def test_jwt_with_nothing_to_verify_tokens_with_is_refused():
+    with pytest.raises(ConfigError, match="jwt_secret_file, jwt_key_file, jwt_jwks_url, jwt_secret"):
         Node(small(auth="jwt"))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])
+def test_without_auth_a_node_listens_to_strangers_only_if_told_to(host: str, caplog: pytest.LogCaptureFixture):
+    with pytest.raises(ConfigError, match="insecure-no-auth"):
+        Node(small(host=host))
+    Node(small(host=host, insecure_no_auth=True))
+    assert "can be any user" in caplog.text
 
 
 async def test_a_node_is_started_once_and_a_drain_before_it_does_nothing():

@@ -21,6 +21,7 @@ from starlight.protocol import (
     Ping,
     Presence,
     Publish,
+    Refresh,
     commands,
     decode,
     direct_head,
@@ -216,10 +217,15 @@ def test_fields_not_built_are_refused(fields: dict[str, Any], value: object) -> 
 
 
 @pytest.mark.parametrize("fields", [{}, {"channel": "news", "limit": 5, "since": None}, {"channel": 5, "token": 5}])
-@pytest.mark.parametrize("kind", ["history", "refresh"])
-def test_types_not_built_are_refused(kind: str, fields: dict[str, Any]) -> None:
-    error = refused(message(type=kind, id=7, **fields), 108)
-    assert (error.message, error.id) == (f"{kind}: not available", 7)
+def test_types_not_built_are_refused(fields: dict[str, Any]) -> None:
+    error = refused(message(type="history", id=7, **fields), 108)
+    assert (error.message, error.id) == ("history: not available", 7)
+
+
+def test_refresh() -> None:
+    assert decode(message(type="refresh", token="t", id=7)) == Refresh("t", 7)
+    assert refused(message(type="refresh", id=7)).message == "token: missing"
+    assert refused(message(type="refresh", id=7, token=5)).message == "token: expected a string"
 
 
 # --- names -----------------------------------------------------------------------------------------------------------

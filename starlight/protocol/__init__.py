@@ -23,7 +23,16 @@ from starlight.protocol.commands import (
     is_user,
 )
 from starlight.protocol.lines import LINES, SUBPROTOCOLS, V1, select_subprotocol, split
-from starlight.protocol.pushes import TAIL, broadcast_head, direct_head, joined, left, publication_head, server_head
+from starlight.protocol.pushes import (
+    TAIL,
+    broadcast_head,
+    direct_head,
+    expiring,
+    joined,
+    left,
+    publication_head,
+    server_head,
+)
 from starlight.protocol.replies import (
     bye,
     error,
@@ -61,6 +70,7 @@ __all__ = [
     "decode",
     "direct_head",
     "error",
+    "expiring",
     "is_channel",
     "is_user",
     "joined",

@@ -27,7 +27,7 @@ How the other bad input reads:
 - Not JSON, an array, a scalar: `BadMessage`, which the hub turns into a 4501 before login and a 107 after it.
 - A wrong or missing field: 107 with the field's name in the message, and the request's id if that could be read.
 - A field that is not built yet (`since` of join; `key`, `ttl_ms`, `idempotency` of publish), whatever its value, null
-  included, and the types `history` and `refresh`: 108. In an application's own types those fields are its own.
+  included, and the type `history`: 108. In an application's own types those fields are its own.
 - `from`, `offset` and all other unknown fields: ignored; the server writes its own.
 """
 
@@ -189,8 +189,14 @@ class History(Struct, tag_field="type", tag="history", frozen=True, gc=False):
 
 
 class Refresh(Struct, tag_field="type", tag="refresh", frozen=True, gc=False):
-    """A new token on the open connection. Not built: `decode` raises 108 and never returns one."""
+    """A new token on the open connection.
 
+    Attributes:
+        token: a JWT or a session token of the same user.
+        id: of the request, None if it has none.
+    """
+
+    token: str
     id: RequestId = None
 
 
@@ -338,9 +344,8 @@ def _check_rare(command: _BuiltIn) -> None:
     elif type(command) is Login:
         if command.user is not None and not is_user(command.user):
             raise _wrong("user", command.id)
-    elif type(command) is not Ping:
-        name = type(command).__name__.lower()
-        raise RequestError(ErrorCode.NOT_AVAILABLE, f"{name}: not available", command.id)
+    elif type(command) is History:
+        raise RequestError(ErrorCode.NOT_AVAILABLE, "history: not available", command.id)
 
 
 def _recover(message: bytes, failure: Exception) -> Custom:

@@ -9,7 +9,7 @@ from typing import Final
 
 from orjson import dumps
 
-__all__ = ["TAIL", "broadcast_head", "direct_head", "joined", "left", "publication_head", "server_head"]
+__all__ = ["TAIL", "broadcast_head", "direct_head", "expiring", "joined", "left", "publication_head", "server_head"]
 
 TAIL: Final = b"}"
 """What closes every push after its data."""
@@ -45,3 +45,8 @@ def joined(channel: str, user: str) -> bytes:
 def left(channel: str, user: str) -> bytes:
     """The whole message: a user left a channel that announces its users."""
     return b'{"type":"left","channel":%b,"user":%b}' % (dumps(channel), dumps(user))
+
+
+def expiring(seconds: int) -> bytes:
+    """The whole message: the login ends in so many seconds unless a `refresh` brings a new token."""
+    return b'{"type":"expiring","seconds":%d}' % seconds

@@ -1,0 +1,215 @@
+"""The keys of an issuer, fetched from the one URL that the configuration names (RFC 7517).
+
+The law: no request is made because of what a token says, except that an unknown key id may make one fetch come sooner,
+and that at most once in `COOLDOWN_S`. The fetch runs in a thread of its own, so the loop never waits for a network; all
+logins that need it share it. What was fetched once stays in use while the issuer can't be reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import math
+import threading
+import time
+import urllib.request
+from collections.abc import Awaitable, Callable, Sequence
+from http.client import HTTPException
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import jwt
+from orjson import loads
+
+from starlight.errors import ConfigError, KeysUnavailable
+from starlight.tokens import ASYMMETRIC, PreparedKey
+
+__all__ = ["COOLDOWN_S", "FetchedKeys"]
+
+log = logging.getLogger(__name__)
+
+LIFETIME_S: Final = 600.0
+"""How old keys may get before they are fetched again: an issuer publishes a new key hours before it signs with it, and
+one it has withdrawn is out of use here within that time."""
+
+COOLDOWN_S: Final = 10.0
+"""Between two fetches, whatever tokens say."""
+
+TIMEOUT_S: Final = 5.0
+"""For each step of a fetch."""
+
+GIVE_UP_S: Final = 8.0
+"""For a fetch in all; a login waits no longer."""
+
+BODY_LIMIT_BYTES: Final = 256 * 1024
+"""An ordinary key set has 2-10 KB."""
+
+KEYS_LIMIT: Final = 64
+
+_FAMILIES: Final = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+def fetch(url: str) -> bytes:
+    """The body behind a URL; no redirects, no proxy from the environment, no more than the limit. Raises OSError."""
+    opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))
+    request = urllib.request.Request(url, headers={"Accept": "application/json", "User-Agent": "starlight"})
+    with opener.open(request, timeout=TIMEOUT_S) as response:
+        body: bytes = response.read(BODY_LIMIT_BYTES + 1)
+    if len(body) > BODY_LIMIT_BYTES:
+        raise OSError("the key set is too large")
+    return body
+
+
+class FetchedKeys:
+    """Keys by key id and algorithm.
+
+    Args:
+        url: https, or http on this machine.
+        algorithms: those that are accepted; symmetric ones can't come from a URL.
+        fetch: gets a body from a URL, in a thread.
+        clock: monotonic seconds.
+
+    Raises `ConfigError` for another URL.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        algorithms: Sequence[str] = ASYMMETRIC,
+        *,
+        fetch: Callable[[str], bytes] = fetch,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        _check_url(url)
+        self.url = url
+        self.algorithms = tuple(algorithms)
+        self._fetch = fetch
+        self._clock = clock
+        self._keys: dict[tuple[str | None, str], PreparedKey] = {}
+        self._tried_s = -math.inf
+        self._fetched_s = -math.inf
+        self._under_way: asyncio.Future[None] | None = None
+
+    def find(self, algorithm: str, kid: str | None) -> PreparedKey | None:
+        """The key of that name; the only one of the algorithm for a token without a name. None if there is none."""
+        if self._keys and self._clock() - self._fetched_s > LIFETIME_S:
+            self.refresh()  # nobody waits for it: the old keys serve meanwhile
+        key = self._keys.get((kid, algorithm))
+        if key is not None or kid is not None:
+            return key
+        fitting = [key for (_, name), key in self._keys.items() if name == algorithm]
+        return fitting[0] if len(fitting) == 1 else None
+
+    def refresh(self) -> Awaitable[None] | None:
+        """Fetch, or join the fetch under way; None if the last one was a moment ago and there are keys."""
+        if self._under_way is None:
+            now_s = self._clock()
+            if now_s - self._tried_s < COOLDOWN_S:
+                return None if self._keys else _unavailable()
+            self._tried_s = now_s
+            self._under_way = asyncio.ensure_future(self._run())
+            self._under_way.add_done_callback(_retrieve)
+        return asyncio.shield(self._under_way)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        body: asyncio.Future[bytes] = loop.create_future()
+
+        def work() -> None:
+            try:
+                result: bytes | Exception = self._fetch(self.url)
+            except Exception as error:
+                result = error
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_settle, body, result)
+
+        # a daemon: whoever stops the node doesn't wait for somebody else's server
+        threading.Thread(target=work, name="starlight-jwks", daemon=True).start()
+        try:
+            async with asyncio.timeout(GIVE_UP_S):
+                self._keys = self._parse(await body)
+            self._fetched_s = self._clock()
+            log.info("fetched %d keys from %s", len(self._keys), self.url)
+        except (OSError, HTTPException, ValueError, TimeoutError, jwt.PyJWTError) as error:
+            log.warning("no keys from %s: %s", self.url, str(error)[:200] or type(error).__name__)
+            if not self._keys:
+                raise KeysUnavailable from None
+        finally:
+            self._under_way = None
+
+    def _parse(self, body: bytes) -> dict[tuple[str | None, str], PreparedKey]:
+        """Public keys for signatures, each for all algorithms it fits. Raises ValueError if there is none."""
+        document = loads(body)
+        listed = document.get("keys") if isinstance(document, dict) else None
+        if not isinstance(listed, list):
+            raise ValueError("not a key set")
+        keys: dict[tuple[str | None, str], PreparedKey] = {}
+        ambiguous = set()
+        for entry in listed[:KEYS_LIMIT]:
+            for key in self._prepare(entry):
+                place = (key.key_id, key.algorithm_name)
+                if place in keys:
+                    ambiguous.add(place)
+                keys[place] = key
+        for place in ambiguous:
+            del keys[place]
+        if ambiguous:  # which of the two is meant can't be known, so neither is trusted
+            log.warning("keys of the same name in %s: none of them is used", self.url)
+        if not keys:
+            raise ValueError("no key in it can be used")
+        return keys
+
+    def _prepare(self, entry: Any) -> list[PreparedKey]:
+        if not isinstance(entry, dict) or "d" in entry or entry.get("use", "sig") != "sig":
+            return []
+        kid = entry.get("kid")
+        if kid is not None and not isinstance(kid, str):
+            return []
+        prepared = []
+        for name in self.algorithms:
+            if entry.get("alg", name) != name or _FAMILIES.get(name[:2]) != entry.get("kty"):
+                continue
+            try:
+                key = jwt.PyJWK(entry, name)
+            except jwt.PyJWTError:
+                continue
+            if not key.Algorithm.check_key_length(key.key):
+                prepared.append(PreparedKey(name, key.Algorithm, key.key, kid))
+        return prepared
+
+
+def _settle(body: asyncio.Future[bytes], result: bytes | Exception) -> None:
+    if body.done():
+        return
+    if isinstance(result, Exception):
+        body.set_exception(result)
+    else:
+        body.set_result(result)
+
+
+def _retrieve(done: asyncio.Future[None]) -> None:
+    """Look at the result, so that a background fetch nobody waited for is not reported as lost."""
+    if not done.cancelled():
+        done.exception()
+
+
+async def _unavailable() -> None:
+    raise KeysUnavailable
+
+
+def _check_url(url: str) -> None:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        is_local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_local = host == "localhost"
+    is_safe = (parts.scheme == "https" and host) or (parts.scheme == "http" and is_local)
+    if not is_safe or parts.username is not None or parts.password is not None:
+        raise ConfigError("jwt_jwks_url", url, "an https URL without credentials (http only on this machine)")

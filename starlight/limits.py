@@ -1,0 +1,210 @@
+"""How much one client, one user and one address may ask for. Pure: numbers in, decisions out, the clock is passed in.
+
+Rates are token buckets, kept as the one time at which the bucket will be full again (the generic cell rate algorithm):
+a bucket is a float, and nothing has to be refilled.
+
+The limits that tell users apart are on by default only with tokens: without them anybody is anybody. One that is set
+on purpose holds in either case.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from starlight.config import Settings
+
+__all__ = ["Addresses", "Limits", "Meter", "address_key"]
+
+BURST_S: Final = 2.0
+"""How many seconds' worth a rate lets through at once: a client that was away for a moment catches up."""
+
+PAUSE_S: Final = 1.0
+"""How long reading stops for a client that goes on asking although it is told that it asks too much."""
+
+REFUSALS_LIMIT: Final = 20
+"""Messages refused with 111 before reading stops."""
+
+PAUSES_LIMIT: Final = 3
+"""Pauses in `FORGIVE_S`; where the next one would begin, the connection ends with 4013."""
+
+FORGIVE_S: Final = 60.0
+"""After so long without a refused message all is forgotten."""
+
+_ROUNDING_S: Final = 1e-9
+"""A sum of many intervals is a little off."""
+
+_FOR_TOKENS: Final = frozenset(
+    ("connections_per_user", "connections_per_address", "connection_rate", "message_rate", "byte_rate_bytes")
+)
+
+
+class Limits(NamedTuple):
+    """The limits in force; 0: none.
+
+    Attributes:
+        connections_per_user: of one user at a time (4504).
+        connections_per_address: of one address at a time (refused at accept).
+        connection_rate: new connections a second of one address (refused at accept).
+        message_rate: messages a second of one client (111, 4013).
+        byte_rate_bytes: bytes a second of one client, alike.
+        burst_bytes: bytes that may come at once.
+    """
+
+    connections_per_user: int = 0
+    connections_per_address: int = 0
+    connection_rate: int = 0
+    message_rate: int = 0
+    byte_rate_bytes: int = 0
+    burst_bytes: int = 0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        """What the settings come to."""
+        is_on = settings.auth == "jwt"
+        values = {
+            name: getattr(settings, name) if is_on or name in settings.model_fields_set else 0 for name in _FOR_TOKENS
+        }
+        burst_bytes = max(round(BURST_S * values["byte_rate_bytes"]), 2 * settings.read_limit_bytes)
+        return cls(**values, burst_bytes=burst_bytes)
+
+    def meter(self) -> Meter | None:
+        """A meter for a new client; None without limits, so that they cost one look."""
+        if not self.message_rate and not self.byte_rate_bytes:
+            return None
+        return Meter(self.message_rate, self.byte_rate_bytes, self.burst_bytes)
+
+    def addresses(self, clock: Callable[[], float]) -> Addresses | None:
+        """What counts addresses; None without limits."""
+        if not self.connections_per_address and not self.connection_rate:
+            return None
+        return Addresses(self.connections_per_address, self.connection_rate, clock)
+
+
+class Meter:
+    """The two buckets of one client, and what becomes of it when they are empty.
+
+    Args:
+        message_rate: messages a second; 0: no limit.
+        byte_rate_bytes: bytes a second; 0: no limit.
+        burst_bytes: bytes at once.
+    """
+
+    __slots__ = (
+        "_burst_s",
+        "_byte_s",
+        "_bytes_full_s",
+        "_message_s",
+        "_messages_full_s",
+        "_pauses",
+        "_refusals",
+        "_refused_s",
+    )  # fmt: skip
+
+    def __init__(self, message_rate: int, byte_rate_bytes: int, burst_bytes: int) -> None:
+        self._message_s = 1 / message_rate if message_rate else 0.0
+        self._byte_s = 1 / byte_rate_bytes if byte_rate_bytes else 0.0
+        self._burst_s = burst_bytes * self._byte_s
+        self._messages_full_s = 0.0
+        self._bytes_full_s = 0.0
+        self._refusals = 0
+        self._pauses = 0
+        self._refused_s = 0.0
+
+    def take(self, size_bytes: int, now_s: float) -> bool:
+        """Let one message through if there is room for it; False: refuse it."""
+        messages_s = max(self._messages_full_s, now_s) + self._message_s
+        bytes_s = max(self._bytes_full_s, now_s) + self._byte_s * size_bytes
+        if bytes_s - now_s > self._burst_s + _ROUNDING_S or (
+            self._message_s and messages_s - now_s > BURST_S + _ROUNDING_S
+        ):
+            return False
+        self._messages_full_s = messages_s
+        self._bytes_full_s = bytes_s
+        return True
+
+    def refuse(self, now_s: float) -> float:
+        """Count a refused message. 0: no more than that; above: stop reading for so many seconds; below: end it."""
+        if now_s - self._refused_s > FORGIVE_S:
+            self._refusals = self._pauses = 0
+        self._refused_s = now_s
+        self._refusals += 1
+        if self._refusals < REFUSALS_LIMIT:
+            return 0.0
+        self._refusals = 0
+        self._pauses += 1
+        return PAUSE_S if self._pauses <= PAUSES_LIMIT else -1.0
+
+
+class _Address:
+    __slots__ = ("connections", "full_s")
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.full_s = 0.0
+
+
+class Addresses:
+    """Connections by address.
+
+    Args:
+        connections: of one address at a time; 0: no limit.
+        rate: new ones a second of one address; 0: no limit.
+        clock: monotonic seconds.
+    """
+
+    SWEEP: Final = 1024
+    """Addresses without connections are forgotten in sweeps, one each time so many have been added."""
+
+    def __init__(self, connections: int, rate: int, clock: Callable[[], float]) -> None:
+        self._connections = connections
+        self._interval_s = 1 / rate if rate else 0.0
+        self._clock = clock
+        self._by_key: dict[str, _Address] = {}
+        self._sweep_at = self.SWEEP
+
+    def admit(self, key: str) -> bool:
+        """Count a connection of an address, or refuse it. A refused one counts for the rate as well."""
+        now_s = self._clock()
+        known = self._by_key.get(key)
+        if known is None:
+            if len(self._by_key) >= self._sweep_at:
+                self._sweep(now_s)
+            known = self._by_key[key] = _Address()
+        full_s = max(known.full_s, now_s) + self._interval_s
+        if self._interval_s and full_s - now_s > BURST_S + _ROUNDING_S:
+            return False
+        if self._connections and known.connections >= self._connections:
+            return False
+        known.full_s = full_s
+        known.connections += 1
+        return True
+
+    def release(self, key: str) -> None:
+        """A connection that was admitted has ended."""
+        known = self._by_key.get(key)
+        if known is not None:
+            known.connections -= 1
+            if known.connections <= 0 and known.full_s <= self._clock():
+                del self._by_key[key]
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def _sweep(self, now_s: float) -> None:
+        self._by_key = {key: one for key, one in self._by_key.items() if one.connections or one.full_s > now_s}
+        self._sweep_at = len(self._by_key) + self.SWEEP
+
+
+def address_key(host: str) -> str:
+    """What counts as one address: an IPv4 address, or the /64 of an IPv6 one, which is what one line is given."""
+    if ":" not in host:
+        return host
+    try:
+        address = ipaddress.IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Address(int(address) >> 64 << 64))

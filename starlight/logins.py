@@ -1,0 +1,144 @@
+"""A login from its admission to its end: limits of users, the session token, expiry, renewal and revocation.
+
+The hub owns the clients; this decides about them and never sends anything. No I/O; both clocks are passed in: tokens
+say in Unix time when they end, and that is turned into monotonic time at once, so that a step of the wall clock doesn't
+end everybody's login.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from starlight import close_codes
+from starlight.auth import Authenticator, Identity, TokenAuth
+from starlight.close_codes import ErrorCode
+from starlight.errors import CloseConnection, KeysUnavailable, RequestError, TokenRefused
+from starlight.sessions import EXPIRING_S, Expiries, Revocations, Session, Sessions
+
+if TYPE_CHECKING:
+    from starlight.hub import Client
+    from starlight.limits import Limits
+
+__all__ = ["REVOKED_S", "Logins"]
+
+REVOKED_S: Final = 86_400.0
+"""How long a revocation is kept unless told otherwise: a day, the longest that a session may last. Tokens of the issuer
+that are good for longer need longer."""
+
+
+class Logins:
+    """The logins of one hub.
+
+    Args:
+        sessions: makes session tokens; None for none.
+        limits: of users and clients.
+        name_limit_bytes: the longest user name.
+        clock: monotonic seconds.
+        wall_clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        sessions: Sessions | None,
+        limits: Limits,
+        *,
+        name_limit_bytes: int,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self.revocations = Revocations(clock=wall_clock)
+        self._sessions = sessions
+        self._limits = limits
+        self._name_limit_bytes = name_limit_bytes
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._expiries = Expiries()
+
+    def admit(self, client: Client, present: int) -> None:
+        """The last checks of a login, then its session.
+
+        Args:
+            client: who logs in.
+            present: how many clients the user has already.
+
+        Raises `CloseConnection` for a user or token that was revoked, and for one client too many.
+        """
+        if self.revocations.holds(client.user, client.token_id, client._issued):
+            raise CloseConnection(close_codes.DISCONNECTED)
+        if len(client.user.encode()) > self._name_limit_bytes:
+            raise CloseConnection(close_codes.BAD_REQUEST)
+        if self._limits.connections_per_user and present >= self._limits.connections_per_user:
+            raise CloseConnection(close_codes.CONNECTION_LIMIT)
+        client._meter = self._limits.meter()
+        if client.expires is not None:
+            self._start(client, client.expires)
+
+    def _start(self, client: Client, expires: float) -> None:
+        """Set when the login ends: with its token, or after the longest time of a session; and make its token."""
+        now = self._wall_clock()
+        if self._sessions is not None and client.session is None:
+            expires = min(expires, now + self._sessions.ttl_s)
+            client.token_id = client.token_id or secrets.token_hex(8)
+            session = Session(client.user, tuple(sorted(client.groups)), expires, client._issued, client.token_id)
+            client.session = self._sessions.issue(session)
+        client.expires = int(expires)
+        self.forget(client)
+        client._ends_s = self._clock() + expires - now
+        client._due_second = self._expiries.add(client, client._ends_s - EXPIRING_S)
+
+    def forget(self, client: Client) -> None:
+        """It is gone: don't expire it."""
+        if client._due_second:
+            self._expiries.remove(client, client._due_second)
+            client._due_second = 0
+
+    def due(self) -> Iterator[tuple[Client, float]]:
+        """Clients whose login ends soon, each once, with the seconds left; and again, with 0 or less, when it has."""
+        now_s = self._clock()
+        for client in self._expiries.due(now_s):
+            left_s = client._ends_s - now_s
+            client._due_second = self._expiries.add(client, client._ends_s) if left_s > 0 else 0
+            yield client, left_s
+
+    def identify(self, authenticator: Authenticator, token: str) -> Identity | Awaitable[Identity]:
+        """Who a new token says, or an awaitable of it. Raises `RequestError` (also out of the awaitable)."""
+        if not isinstance(authenticator, TokenAuth):
+            raise RequestError(ErrorCode.NOT_AVAILABLE, "refresh: not available without tokens")
+        try:
+            identity = authenticator.identify(token)
+        except TokenRefused as refusal:
+            raise _unauthorized(refusal) from None
+        return identity if isinstance(identity, Identity) else _later(identity)
+
+    def renew(self, client: Client, identity: Identity) -> None:
+        """Take a new token over: when it ends, and its groups unless the application has set others.
+
+        Raises `RequestError` for a token of another user, `CloseConnection` for one that was revoked.
+        """
+        if identity.user != client.user:
+            raise RequestError(ErrorCode.UNAUTHORIZED, "token: of another user")
+        if self.revocations.holds(identity.user, identity.token_id, identity.issued):
+            raise CloseConnection(close_codes.DISCONNECTED)
+        client.token_id, client._issued, client.session = identity.token_id, identity.issued, None
+        if not client._has_own_groups and client._groups != frozenset(identity.groups):
+            client._groups = frozenset(identity.groups)
+            client.verdicts.clear()
+        if identity.expires is not None:
+            self._start(client, identity.expires)
+
+
+async def _later(identity: Awaitable[Identity]) -> Identity:
+    try:
+        return await identity
+    except TokenRefused as refusal:
+        raise _unauthorized(refusal) from None
+    except KeysUnavailable:
+        raise RequestError(ErrorCode.NOT_AVAILABLE, "token: no key to check it with") from None
+
+
+def _unauthorized(refusal: TokenRefused) -> RequestError:
+    if refusal.is_expired:
+        return RequestError(ErrorCode.TOKEN_EXPIRED, "token: expired")
+    return RequestError(ErrorCode.UNAUTHORIZED, "token: not accepted")

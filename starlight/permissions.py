@@ -1,0 +1,235 @@
+"""Who may do what: groups with patterns of channels, and the application's last word.
+
+A group lists patterns of channels to publish in and to subscribe to, and says whether its members may send direct
+messages and broadcasts. A client may do what any of its groups allows, and everybody what the group ``default`` allows.
+
+In a pattern ``*`` stands for any characters, none included, and ``{user}`` for the client's own name. A name that holds
+anything but letters, digits and ``_ - . @`` has no such channels: ``user:{user}:*`` of a user `a` must not match what
+belongs to a user `a:b`.
+
+Patterns are cut at their stars when they are loaded and compared by `startswith`, `find` and `endswith`: no regular
+expressions, so nothing in a name can make a check slow. A verdict is kept per client and channel. The check comes
+before anything looks whether the channel exists, so a refusal is the same either way.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from starlight.config import Settings
+from starlight.errors import ConfigError
+
+if TYPE_CHECKING:
+    from starlight.auth import Action
+    from starlight.hub import Client
+
+__all__ = ["DEFAULT", "DEFAULT_GROUP", "EVERYTHING", "Group", "GroupPermissions", "make_permissions", "read_groups",
+           "to_groups"]  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+DEFAULT: Final = "default"
+"""The group that everybody is in."""
+
+PATTERNS_LIMIT: Final = 256
+"""Patterns in one list of a group: each costs about 0.2 µs for a channel that a client names the first time."""
+
+VERDICTS_LIMIT: Final = 128
+"""Verdicts kept per client, about 150 bytes each. Who names more channels in turn pays some µs for each."""
+
+FILE_LIMIT_BYTES: Final = 1 << 20
+
+_PATTERN: Final = re.compile(r"(?:[A-Za-z0-9_\-.:/@#*]|\{user\}){1,255}")
+_PLAIN_USER: Final = re.compile(r"[A-Za-z0-9_\-.@]+")
+_NAME: Final = re.compile(r"[A-Za-z0-9_\-.:/@]{1,128}")
+_PATTERN_RULE: Final = "a list of channel patterns such as news, auction:* or user:{user}"
+
+Authorize = Callable[["Client", "Action", str], "bool | None"]
+
+
+class Group:
+    """What the members of a group may do.
+
+    Args:
+        publish: patterns of channels to publish in.
+        subscribe: patterns of channels to join.
+        presence: patterns of channels whose users may be listed; None for those of `subscribe`.
+        direct: whether they may send to users.
+        broadcast: whether they may send to everyone.
+
+    Raises ValueError for something that is no list of patterns.
+    """
+
+    __slots__ = ("broadcast", "direct", "presence", "publish", "subscribe")
+
+    def __init__(
+        self,
+        publish: Sequence[str] = (),
+        subscribe: Sequence[str] = (),
+        presence: Sequence[str] | None = None,
+        direct: bool = False,
+        broadcast: bool = False,
+    ) -> None:
+        self.publish = _to_patterns("publish", publish)
+        self.subscribe = _to_patterns("subscribe", subscribe)
+        self.presence = self.subscribe if presence is None else _to_patterns("presence", presence)
+        for name, value in (("direct", direct), ("broadcast", broadcast)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name}: expected true or false")
+        self.direct = direct
+        self.broadcast = broadcast
+
+    def allows(self, user: str, action: Action, name: str) -> bool:
+        """Whether it lets a user do this."""
+        if action == "direct":
+            return self.direct
+        if action == "broadcast":
+            return self.broadcast
+        patterns = self.publish if action == "publish" else self.subscribe if action == "join" else self.presence
+        return any(_matches(pattern, user, name) for pattern in patterns)
+
+
+_Pattern = tuple[str, ...]
+"""A pattern cut at its stars; one part means that it has none."""
+
+
+def _to_patterns(field: str, patterns: Sequence[str]) -> tuple[_Pattern, ...]:
+    if isinstance(patterns, str) or not isinstance(patterns, list | tuple) or len(patterns) > PATTERNS_LIMIT:
+        raise ValueError(f"{field}: expected {_PATTERN_RULE}")
+    for pattern in patterns:
+        if not isinstance(pattern, str) or not _PATTERN.fullmatch(pattern):
+            raise ValueError(f"{field}: expected {_PATTERN_RULE}")
+    return tuple(tuple(pattern.split("*")) for pattern in patterns)
+
+
+def _matches(pattern: _Pattern, user: str, name: str) -> bool:
+    if any("{user}" in part for part in pattern):
+        if not _PLAIN_USER.fullmatch(user):
+            return False
+        pattern = tuple(part.replace("{user}", user) for part in pattern)
+    first, last = pattern[0], pattern[-1]
+    if len(pattern) == 1:
+        return name == first
+    if len(name) < len(first) + len(last) or not (name.startswith(first) and name.endswith(last)):
+        return False
+    at, end = len(first), len(name) - len(last)
+    for part in pattern[1:-1]:
+        found = name.find(part, at, end)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return True
+
+
+_OWN: Final = ("user:{user}", "user:{user}:*")
+DEFAULT_GROUP: Final = Group(publish=_OWN, subscribe=_OWN, direct=True)
+"""What everybody may do with tokens unless the configuration says otherwise: direct messages, and channels of their
+own. No broadcast: it costs a message to every client."""
+
+EVERYTHING: Final = Group(publish=("*",), subscribe=("*",), direct=True, broadcast=True)
+"""What everybody may do without tokens: there nobody is anybody in particular."""
+
+
+class GroupPermissions:
+    """The `Permissions` of groups.
+
+    Args:
+        groups: by name; one named ``default`` replaces `default`.
+        default: what everybody may do.
+        authorize: `function(client, action, name)` has the last word: True or False; None leaves it to the groups.
+    """
+
+    def __init__(
+        self, groups: Mapping[str, Group], *, default: Group = DEFAULT_GROUP, authorize: Authorize | None = None
+    ) -> None:
+        self._default = groups.get(DEFAULT, default)
+        self._groups = dict(groups)
+        self._authorize = authorize
+
+    def allows(self, client: Client, action: Action, name: str) -> bool:
+        """Whether a client may do something. A name of a group that doesn't exist allows nothing."""
+        # a user's name is nothing to a group, and there are as many as somebody likes to make up
+        place = (action, "" if action == "direct" else name)
+        verdict = client.verdicts.get(place)
+        if verdict is None:
+            verdict = self._judge(client, action, name)
+            if len(client.verdicts) >= VERDICTS_LIMIT:
+                client.verdicts.clear()
+            client.verdicts[place] = verdict
+        if self._authorize is not None:
+            return self._ask(self._authorize, client, action, name, verdict)
+        return verdict
+
+    def _judge(self, client: Client, action: Action, name: str) -> bool:
+        groups = [self._default, *(self._groups[group] for group in client.groups if group in self._groups)]
+        return any(group.allows(client.user, action, name) for group in groups)
+
+    def _ask(self, authorize: Authorize, client: Client, action: Action, name: str, verdict: bool) -> bool:
+        try:
+            answer = authorize(client, action, name)
+        except Exception:
+            log.exception("the authorize hook failed; that is a no")
+            return False
+        return verdict if answer is None else answer is True
+
+
+def make_permissions(
+    settings: Settings, groups: Mapping[str, Any], authorize: Authorize | None = None
+) -> GroupPermissions | None:
+    """What the settings, an application's groups and its hook come to; None where everybody may do everything.
+
+    Groups of `settings.config_file` go before `groups` of the same name. Raises `ConfigError`.
+    """
+    groups = to_groups(groups, "groups")
+    if settings.config_file:
+        groups |= read_groups(settings.config_file)
+    if settings.auth == "none" and not groups:
+        return None if authorize is None else GroupPermissions({}, default=EVERYTHING, authorize=authorize)
+    return GroupPermissions(groups, authorize=authorize)
+
+
+def to_groups(groups: Mapping[str, Any], key: str) -> dict[str, Group]:
+    """Groups from tables such as the configuration's. Raises `ConfigError` naming the group and the field."""
+    made: dict[str, Group] = {}
+    for name, fields in groups.items():
+        if isinstance(fields, Group):
+            made[name] = fields
+            continue
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ConfigError(key, name, "a group's name of letters, digits and _ - . : / @")
+        try:
+            made[name] = Group(**fields)
+        except TypeError:
+            wrong = sorted(set(fields) - set(Group.__slots__)) if isinstance(fields, dict) else fields
+            expected = "a table with some of " + ", ".join(sorted(Group.__slots__))
+            raise ConfigError(f"{key}.{name}", wrong, expected) from None
+        except ValueError as error:
+            field, _, expected = str(error).partition(": expected ")
+            raise ConfigError(f"{key}.{name}.{field}", fields[field], expected) from None
+    return made
+
+
+def read_groups(path: str) -> dict[str, Group]:
+    """The groups in a TOML file: ``[groups.<name>]`` tables and nothing else so far. Raises `ConfigError`."""
+    try:
+        with Path(path).open("rb") as file:
+            text = file.read(FILE_LIMIT_BYTES + 1)
+    except OSError as error:
+        reason = (error.strerror or "error").lower()
+        raise ConfigError("config_file", path, f"a TOML file that can be read ({reason})") from None
+    try:
+        if len(text) > FILE_LIMIT_BYTES:
+            raise ValueError("too large")
+        document = tomllib.loads(text.decode())
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise ConfigError("config_file", path, f"a TOML file ({str(error)[:120]})") from None
+    unknown: Iterable[str] = document.keys() - {"groups"}
+    if unknown or not isinstance(document.get("groups", {}), dict):
+        found = ", ".join(sorted(unknown)) or "this"
+        raise ConfigError("config_file", path, f"[groups.<name>] tables only, not {found}")
+    return to_groups(document.get("groups", {}), "groups")

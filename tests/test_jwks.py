@@ -1,0 +1,218 @@
+"""starlight.jwks: keys of a real HTTP server, fetched once for many logins, in a thread, only from where we said."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from starlight.errors import ConfigError, KeysUnavailable, TokenRefused
+from starlight.jwks import BODY_LIMIT_BYTES, COOLDOWN_S, LIFETIME_S, FetchedKeys
+from starlight.tokens import ASYMMETRIC, Claims, Rules, Verifier
+from tests.support_tokens import AUDIENCE, ISSUER, pair, token
+
+
+class Issuer:
+    """What an issuer's server answers, and what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.status = 200
+        self.body: bytes | None = None
+        self.location = ""
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self.keys: list[dict[str, Any]] = [pair("RS256").jwk(kid="r", use="sig"), pair("ES256").jwk(kid="e")]
+        issuer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                issuer.asked.append(self.path)
+                issuer.may_answer.wait(5)
+                body = issuer.body if issuer.body is not None else json.dumps({"keys": issuer.keys}).encode()
+                self.send_response(issuer.status)
+                if issuer.location:
+                    self.send_header("Location", issuer.location)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/keys"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        self.may_answer.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Clock:
+    now_s = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    made = Issuer()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def verifier(issuer: Issuer, clock: Clock) -> Verifier:
+    return Verifier(FetchedKeys(issuer.url, clock=clock), Rules(ASYMMETRIC, ISSUER, AUDIENCE))
+
+
+def signed(alg: str = "RS256", kid: str | None = "r", number: int = 0, **changes: Any) -> str:
+    headers = {} if kid is None else {"kid": kid}
+    return token(key=pair(alg, number).private, alg=alg, headers=headers, **changes)
+
+
+async def check(verifier: Verifier, text: str) -> Claims:
+    found = verifier.verify(text)
+    return found if isinstance(found, Claims) else await found
+
+
+async def test_keys_are_fetched_at_need_and_kept(issuer: Issuer, verifier: Verifier):
+    assert not isinstance(verifier.verify(signed()), Claims) or issuer.asked
+    assert (await check(verifier, signed())).user == "ann"
+    assert isinstance(verifier.verify(signed("ES256", "e")), Claims)  # no waiting any more
+    assert isinstance(verifier.verify(signed("ES256", None)), Claims)  # the only one of its kind needs no name
+    assert issuer.asked == ["/keys"]
+
+
+async def test_many_logins_share_one_fetch_and_the_loop_goes_on(issuer: Issuer, verifier: Verifier):
+    issuer.may_answer.clear()
+    checks = [asyncio.ensure_future(check(verifier, signed())) for _ in range(100)]
+    for _ in range(20):
+        await asyncio.sleep(0.005)  # the loop lives while the issuer is silent
+    assert not any(one.done() for one in checks)
+    issuer.may_answer.set()
+    assert {claims.user for claims in await asyncio.gather(*checks)} == {"ann"}
+    assert issuer.asked == ["/keys"]
+
+
+async def test_a_new_key_is_found_and_unknown_ones_do_not_make_us_ask_again_and_again(
+    issuer: Issuer, verifier: Verifier, clock: Clock
+):
+    await check(verifier, signed())
+    issuer.keys.append(pair("RS256", 1).jwk(kid="new"))
+    for _ in range(50):
+        with pytest.raises(TokenRefused, match="no such key"):
+            await check(verifier, signed(kid="new", number=1))
+    assert len(issuer.asked) == 1
+    clock.now_s += COOLDOWN_S
+    assert (await check(verifier, signed(kid="new", number=1))).user == "ann"
+    for number in range(50):
+        with pytest.raises(TokenRefused):
+            await check(verifier, signed(kid=f"unknown-{number}"))
+    assert len(issuer.asked) == 2
+
+
+async def test_old_keys_are_fetched_again_while_they_serve(issuer: Issuer, verifier: Verifier, clock: Clock):
+    await check(verifier, signed())
+    clock.now_s += LIFETIME_S + 1
+    issuer.keys = [pair("ES256").jwk(kid="e")]
+    assert isinstance(verifier.verify(signed()), Claims)  # the withdrawn key serves until the fetch is done
+    async with asyncio.timeout(5):
+        while isinstance(verifier.keys.find("RS256", "r"), object) and verifier.keys.find("RS256", "r") is not None:
+            await asyncio.sleep(0.01)
+    assert len(issuer.asked) == 2
+
+
+async def test_an_issuer_that_fails_later_costs_nobody_the_login(issuer: Issuer, verifier: Verifier, clock: Clock):
+    await check(verifier, signed())
+    issuer.status = 500
+    for _ in range(3):
+        clock.now_s += LIFETIME_S + 1
+        assert isinstance(verifier.verify(signed()), Claims)
+        await asyncio.sleep(0.05)
+    assert len(issuer.asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (500, None), (404, None), (200, b"not JSON"), (200, b"[]"), (200, b'{"keys":[]}'), (200, b'{"keys":{}}'),
+        (200, b'{"keys":[1,null,{},{"kty":"oct","k":"AAAA","alg":"HS256"}]}'), (200, b" " * (BODY_LIMIT_BYTES + 2)),
+    ],
+)  # fmt: skip
+async def test_without_any_key_it_is_not_the_clients_fault(
+    issuer: Issuer, verifier: Verifier, clock: Clock, status: int, body: bytes | None
+):
+    issuer.status, issuer.body = status, body
+    for _ in range(3):
+        with pytest.raises(KeysUnavailable):
+            await check(verifier, signed())
+    assert len(issuer.asked) == 1
+    issuer.status, issuer.body = 200, None
+    clock.now_s += COOLDOWN_S
+    assert (await check(verifier, signed())).user == "ann"
+
+
+async def test_43_nothing_is_fetched_but_the_configured_url(issuer: Issuer, verifier: Verifier):
+    evil = Issuer()
+    evil.keys = [pair("RS256", 1).jwk(kid="r")]
+    try:
+        await check(verifier, signed())
+        for header in ("jku", "x5u"):
+            text = token(key=pair("RS256", 1).private, alg="RS256", headers={"kid": "r", header: evil.url})
+            with pytest.raises(TokenRefused):
+                await check(verifier, text)
+        own = token(key=pair("RS256", 1).private, alg="RS256", headers={"kid": "r", "jwk": pair("RS256", 1).jwk()})
+        with pytest.raises(TokenRefused):
+            await check(verifier, own)
+        assert evil.asked == []
+    finally:
+        evil.close()
+
+
+async def test_a_redirect_is_not_followed(issuer: Issuer, verifier: Verifier):
+    other = Issuer()
+    issuer.status, issuer.location = 302, other.url
+    try:
+        with pytest.raises(KeysUnavailable):
+            await check(verifier, signed())
+        assert other.asked == []
+    finally:
+        other.close()
+
+
+async def test_keys_that_are_none_of_ours(issuer: Issuer, verifier: Verifier):
+    private = json.loads(__import__("jwt").get_algorithm_by_name("RS256").to_jwk(pair("RS256", 2).private))
+    issuer.keys = [
+        pair("ES256").jwk(kid="e"),
+        pair("RS256").jwk(kid="enc", use="enc"),
+        pair("RS256").jwk(kid="alg", alg="RS512"),
+        {**private, "kid": "private"},
+        pair("RS256").jwk(kid=7),
+        pair("RS256").jwk(kid="twice"),
+        pair("RS256", 1).jwk(kid="twice"),
+    ]
+    assert (await check(verifier, signed("ES256", "e"))).user == "ann"
+    for kid, number in (("enc", 0), ("alg", 0), ("private", 2), ("7", 0), ("twice", 0), ("twice", 1)):
+        with pytest.raises(TokenRefused):
+            await check(verifier, signed(kid=kid, number=number))
+
+
+def test_other_urls_are_no_configuration():
+    for url in ("http://issuer.test/", "ftp://a/", "data:,x", "https://", "", "https://u:p@a.test/"):
+        with pytest.raises(ConfigError, match="https URL"):
+            FetchedKeys(url)
+    FetchedKeys("https://issuer.test/keys")
+    FetchedKeys("http://localhost/keys")

@@ -1,0 +1,130 @@
+"""starlight.sessions: session tokens, revocations and the order of ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from starlight.errors import ConfigError, TokenRefused
+from starlight.sessions import Expiries, Revocations, Session, Sessions, read_secret
+from tests.support_tokens import SECRET, token, write
+
+KEY = b"k" * 32
+ANN = Session("ann", ("trader",), 2_000.0, 900.0, "j1")
+
+
+class Clock:
+    now_s = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def sessions(clock: Clock) -> Sessions:
+    return Sessions(KEY, 3600, clock)
+
+
+def test_a_session_comes_back_as_it_was(sessions: Sessions, clock: Clock):
+    text = sessions.issue(ANN)
+    assert text.startswith("sl1.")
+    assert sessions.verify(text) == ANN
+    assert Sessions(KEY, 60, clock).verify(text) == ANN  # another node with the same key
+
+
+def test_it_ends(sessions: Sessions, clock: Clock):
+    text = sessions.issue(ANN)
+    clock.now_s = 2_000
+    with pytest.raises(TokenRefused) as refusal:
+        sessions.verify(text)
+    assert refusal.value.is_expired
+
+
+def test_another_key_makes_another_session(sessions: Sessions, clock: Clock):
+    text = sessions.issue(ANN)
+    for other in (Sessions(b"l" * 32, 3600, clock), Sessions(None, 3600, clock), Sessions(None, 3600, clock)):
+        with pytest.raises(TokenRefused):
+            other.verify(text)
+
+
+@pytest.mark.parametrize("text", ["", "sl1.", "sl1..", "sl1.a", "sl1.a.b", "sl1.ä.b", "sl1.a.ä", "sl2.a.b", token()])
+def test_what_is_no_session(sessions: Sessions, text: str):
+    with pytest.raises(TokenRefused):
+        sessions.verify(text)
+
+
+@given(st.integers(0, 200), st.characters())
+def test_any_change_of_one_character_is_refused(at: int, character: str):
+    sessions = Sessions(KEY, 3600, lambda: 1_000.0)
+    text = sessions.issue(ANN)
+    at %= len(text)
+    changed = text[:at] + character + text[at + 1 :]
+    if changed != text:
+        with pytest.raises(TokenRefused):
+            sessions.verify(changed)
+
+
+def test_secret_files(tmp_path: Path):
+    assert read_secret(write(tmp_path / "s", SECRET + "\r\n"), "s") == SECRET.encode()
+    for content in (b"", b"short", b"x" * (1 << 20)):
+        with pytest.raises(ConfigError, match="32 bytes or more"):
+            read_secret(write(tmp_path / "s", content), "session_secret_file")
+    with pytest.raises(ConfigError, match="no such file"):
+        read_secret(str(tmp_path / "nothing"), "session_secret_file")
+
+
+def test_a_user_is_revoked_for_what_was_made_before(clock: Clock):
+    revocations = Revocations(clock=clock)
+    assert not revocations.holds("ann", "j1", 0)
+    revocations.add_user("ann", 100)
+    assert revocations.holds("ann", "j1", 0)
+    assert revocations.holds("ann", "", 1_000)
+    assert not revocations.holds("ann", "j1", 1_001)
+    assert not revocations.holds("bob", "j1", 0)
+    clock.now_s += 101
+    assert not revocations.holds("ann", "j1", 0)
+
+
+def test_a_token_is_revoked_by_its_id(clock: Clock):
+    revocations = Revocations(clock=clock)
+    revocations.add_token("j1", 100)
+    assert revocations.holds("ann", "j1", 5_000)
+    assert not revocations.holds("ann", "j2", 0)
+    assert not revocations.holds("ann", "", 0)
+    clock.now_s += 101
+    assert not revocations.holds("ann", "j1", 0)
+
+
+def test_revocations_are_bounded_and_none_is_dropped_silently(clock: Clock):
+    revocations = Revocations(limit=3, clock=clock)
+    revocations.add_user("a", 10)
+    revocations.add_user("b", 100)
+    revocations.add_token("c", 100)
+    revocations.add_user("b", 100)  # known already
+    with pytest.raises(OverflowError):
+        revocations.add_token("d", 100)
+    clock.now_s += 11
+    revocations.add_token("d", 100)
+    assert len(revocations) == 3
+
+
+def test_expiries():
+    expiries = Expiries()
+    ann, bob, eve = objects = [type("Client", (), {})() for _ in range(3)]
+    places = [expiries.add(client, at_s) for client, at_s in zip(objects, (10.2, 10.9, 99.0), strict=True)]
+    assert list(expiries.due(10.9)) == []
+    expiries.remove(bob, places[1])
+    assert list(expiries.due(11.0)) == [ann]
+    expiries.remove(ann, places[0])  # it came up already
+    assert len(expiries) == 1
+    expiries.remove(eve, places[2])
+    assert len(expiries) == 0
+    assert list(expiries.due(1e9)) == []
