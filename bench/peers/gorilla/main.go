@@ -38,8 +38,8 @@ var (
 	newline       = []byte{'\n'}
 	commandPrefix = []byte(`{"type"`)
 	upgrader      = websocket.Upgrader{
-		ReadBufferSize:  1024,
-		CheckOrigin:     func(*http.Request) bool { return true },
+		ReadBufferSize: 1024,
+		CheckOrigin:    func(*http.Request) bool { return true },
 	}
 )
 
