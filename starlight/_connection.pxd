@@ -26,11 +26,11 @@ cdef class Acceptor:
     cdef readonly object counts          # dict of totals
     cdef object loop
     cdef object timer
+    cdef object gate                     # who may connect: starlight._gate.Gate
     cdef object hub_login
     cdef object hub_receive
     cdef wheel_t wheel
     cdef deadline_t due                  # list of those whose deadline has come, while they are told
-    cdef bytes path
     cdef int max_connections
     cdef int send_buffer_bytes
     cdef int fragments_limit
@@ -41,12 +41,9 @@ cdef class Acceptor:
     cdef uint64_t ping_interval_ms
     cdef uint64_t pong_timeout_ms
     cdef uint64_t write_timeout_ms       # also: how long an orderly close may take to write what is left
-    cdef uint64_t told_ms                # when failed handshakes were last logged
-    cdef int n_failed_handshakes         # since then
     cdef readonly bint echoes
 
     cdef int abort_all(self, phase_t last_phase) except -1
-    cdef int tell_failed_handshakes(self) except -1
 
 
 cdef class Connection(WSListener):
@@ -54,6 +51,8 @@ cdef class Connection(WSListener):
     cdef readonly Subscriber subscriber
     cdef readonly object client          # the hub's Client; None before the login and after the end
     cdef readonly str subprotocol
+    cdef object address                  # what the gate counts it by
+    cdef object client_peername          # as the gate found it; None before
     cdef object transport                # the asyncio transport; None until the handshake is done and after the end
     cdef object answering                # between picows and the transport during the handshake, else None
     cdef object queue                    # deque of messages that wait for an async handler; None most of the time
@@ -76,6 +75,7 @@ cdef class Connection(WSListener):
     cdef bint is_close_sent              # our close frame is with the kernel
     cdef bint is_eof                     # the peer has said that it sends no more
     cdef bint is_counted
+    cdef bint is_throttled               # it sends too much and is not read for a moment; paused as well
     cdef deadline_t deadline
 
     cdef int receive(self, WSFrame frame) except -1

@@ -15,7 +15,6 @@ import random
 import socket
 import struct
 from collections import deque
-from http import HTTPStatus
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -26,16 +25,15 @@ from starlight._deadlines cimport (WHEEL_SLOTS, WHEEL_TICK_MS, deadline_clear, d
 from starlight._fanout cimport Core, Subscriber
 from starlight._wire cimport wire_is_utf8, wire_utf8_prefix
 
-from picows import WSUpgradeResponse, WSUpgradeResponseWithListener
 from picows.picows import WSProtocol
 
 from starlight import close_codes
 from starlight._fanout import FRAMES, LINES
+from starlight._gate import Gate
 from starlight._handover import DISARMED, Answering, Discard, ParserLog
-from starlight._upgrade import check_upgrade, refuse, tokens
 from starlight.errors import CloseConnection
 from starlight.protocol.lines import LINES as LINES_SUBPROTOCOL
-from starlight.protocol.lines import select_subprotocol, split
+from starlight.protocol.lines import split
 from starlight.protocol.replies import bye
 
 log = logging.getLogger(__name__)
@@ -119,19 +117,32 @@ cdef class Connection(WSListener):
 
     @property
     def peername(self):
-        """The other end's address as the socket module gives it; None without a socket."""
+        """The client's address as the socket module gives it; None without a socket. Behind a proxy the port is 0."""
+        if self.client_peername is not None:
+            return self.client_peername
         return self.transport.get_extra_info("peername") if self.transport is not None else None
 
     # ---- the socket's first and last moment
 
-    def on_socket(self, transport):
-        """A socket was accepted: False to refuse it."""
+    def admit(self, peername):
+        """Count a socket; False to refuse it: there are too many, in all or of its address."""
         cdef Acceptor acceptor = self.acceptor
         if acceptor.connections >= acceptor.max_connections:
             acceptor.count("refused_full")
             return False
+        self.address = acceptor.gate.enter(peername)
+        if self.address is None:
+            acceptor.count("refused_address")
+            return False
         acceptor.connections += 1
         self.is_counted = True
+        return True
+
+    def on_socket(self, transport):
+        """A socket was accepted (and with TLS, admitted before its handshake): False to refuse it."""
+        cdef Acceptor acceptor = self.acceptor
+        if not self.is_counted and not self.admit(transport.get_extra_info("peername")):
+            return False
         self.transport = transport
         self.set_deadline(acceptor.handshake_timeout_ms)
         sock = transport.get_extra_info("socket")
@@ -149,30 +160,20 @@ cdef class Connection(WSListener):
         if self.is_counted:
             self.is_counted = False
             self.acceptor.connections -= 1
+            self.acceptor.gate.leave(self.address)
 
     def on_upgrade(self, request):
         """picows' listener factory: this listener with a 101, or a response that refuses."""
-        try:
-            response = self.upgrade(request)
-        except Exception:
-            log.exception("handshake failed")
-            response = refuse(HTTPStatus.INTERNAL_SERVER_ERROR, b"internal error")
         self.answering.is_ours = True
-        return response
+        return self.acceptor.gate.answer(request, self)
 
-    def upgrade(self, request):
-        """The response to a request that picows could parse."""
-        refusal = check_upgrade(request, self.acceptor.path)
-        if refusal is not None:
-            return refusal
-        offers = tokens(request, "sec-websocket-protocol")
-        chosen = select_subprotocol(offers)
-        if chosen is None:
-            return refuse(HTTPStatus.BAD_REQUEST, b"no subprotocol in common: starlight.v1, starlight.v1.lines")
-        self.subprotocol = chosen
-        self.is_lines = chosen == LINES_SUBPROTOCOL
-        headers = {"Sec-WebSocket-Protocol": chosen} if offers else None
-        return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(headers), self)
+    def pass_gate(self, str subprotocol, address, peername):
+        """The gate lets it pass. address: what it is counted by now, None: as before. peername: if not the socket's."""
+        self.subprotocol = subprotocol
+        self.is_lines = subprotocol == LINES_SUBPROTOCOL
+        self.client_peername = peername
+        if address is not None:
+            self.address = address
 
     def on_refused(self):
         """The refusal is written: behind it EOF, and reading until the peer's, since a plain close may destroy it."""
@@ -207,7 +208,7 @@ cdef class Connection(WSListener):
             return
         if self.phase == PHASE_HANDSHAKE and self.is_counted:
             self.acceptor.count("handshakes_failed")
-            self.acceptor.n_failed_handshakes += 1
+            self.acceptor.gate.n_failures += 1
         self.phase = PHASE_GONE
         deadline_clear(&self.deadline)
         self.queue = None
@@ -427,8 +428,8 @@ cdef class Connection(WSListener):
         if self.peer_code:
             if self.task is None:
                 self.answer_close()
-        elif self.is_paused and (self.queue is None
-                                 or len(self.queue) <= HOLD_MESSAGES // 2 and self.queued_bytes <= HOLD_BYTES // 2):
+        elif self.is_paused and not self.is_throttled and (
+                self.queue is None or len(self.queue) <= HOLD_MESSAGES // 2 and self.queued_bytes <= HOLD_BYTES // 2):
             self.is_paused = False
             self.transport.resume_reading()
             if self.awaits_pong:                         # it may be behind all that we didn't read
@@ -445,6 +446,22 @@ cdef class Connection(WSListener):
             self.is_paused = True
             self.transport.pause_reading()
         return 0
+
+    def pause_reading(self, double seconds):
+        """Read nothing for so long; what was read already is still handled."""
+        if self.phase != PHASE_OPEN or self.is_throttled:
+            return
+        self.is_throttled = True
+        if not self.is_paused:
+            self.is_paused = True
+            self.transport.pause_reading()
+        self.acceptor.loop.call_later(seconds, self.read_again)
+
+    def read_again(self):
+        """The pause is over; if a handler is under way, it reads on when that is done."""
+        self.is_throttled = False
+        if self.phase == PHASE_OPEN and self.task is None:
+            self.on_handled()
 
     # ---- the ways to end
 
@@ -591,18 +608,19 @@ cdef class Acceptor:
     """What the connections of one node share: core, hub, limits, the wheel of deadlines.
 
     core: bound to the running loop. hub: see `starlight.hub.Hub`. settings: see `starlight.config.Settings`.
+    gate: who may connect; by default made of the settings.
     echoes: send every message back to its sender instead (the conformance server; no login, no hub).
     fragments_limit: frames of one message.
     """
 
-    def __init__(self, Core core not None, hub, settings, *, echoes=False, fragments_limit=FRAGMENTS_LIMIT):
+    def __init__(self, Core core not None, hub, settings, *, gate=None, echoes=False, fragments_limit=FRAGMENTS_LIMIT):
         self.core = core
         self.hub = hub
         self.hub_login = getattr(hub, "login", None)
         self.hub_receive = getattr(hub, "receive", None)
         self.echoes = echoes
         self.fragments_limit = fragments_limit
-        self.path = settings.path.encode()
+        self.gate = Gate(settings) if gate is None else gate
         self.max_connections = settings.max_connections
         self.send_buffer_bytes = settings.send_buffer_bytes
         self.read_limit_bytes = settings.read_limit_bytes
@@ -664,16 +682,7 @@ cdef class Acceptor:
             except Exception:
                 log.exception("a deadline could not be handled")
         self.core.sweep()
-        self.tell_failed_handshakes()
-
-    cdef int tell_failed_handshakes(self) except -1:
-        """One line a second at most, whatever clients do."""
-        cdef uint64_t now_ms = self.core.now_ms()
-        if self.n_failed_handshakes and now_ms - self.told_ms >= 1000:
-            log.info("%d handshakes failed", self.n_failed_handshakes)
-            self.n_failed_handshakes = 0
-            self.told_ms = now_ms
-        return 0
+        self.gate.tell_failures()
 
     def close_all(self, int code, str reason=None, retry_ms=None):
         """Close every connection in good order; those still in the handshake are cut off. retry_ms: a number, or a function that gives one for each connection."""

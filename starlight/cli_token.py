@@ -44,9 +44,7 @@ def new(
     algorithm: Annotated[
         str, typer.Option("--algorithm", metavar="NAME", help="HS256 with a secret, else what the key is for.")
     ] = "",
-    group: Annotated[
-        list[str] | None, typer.Option("--group", metavar="NAME", help="A group; repeatable.")
-    ] = None,
+    group: Annotated[list[str] | None, typer.Option("--group", metavar="NAME", help="A group; repeatable.")] = None,
     ttl: Annotated[str, typer.Option("--ttl", metavar="DURATION", help="How long it is good.")] = "1h",
     issuer: Issuer = "",
     audience: Audience = "",

@@ -28,6 +28,7 @@ import uvloop
 from starlight import close_codes
 from starlight._connection import Acceptor, Connection
 from starlight._fanout import Core
+from starlight._gate import Gate
 from starlight._version import __version__
 from starlight.auth import Authenticator, Permissions, TokenAuth, make_authenticator
 from starlight.config import Settings, format_duration, format_size
@@ -90,6 +91,7 @@ class Node:
         self.handlers = handlers or Handlers()
         self.settings = settings
         self.name = name or secrets.token_hex(4)
+        self._gate = Gate(settings)
         self._authenticator = authenticator or make_authenticator(settings)
         self.core = Core(
             outbox_messages=settings.outbox_messages,
@@ -150,7 +152,7 @@ class Node:
 
     def make_acceptor(self) -> Acceptor:
         """What its connections share; `starlight.conformance` has another one."""
-        return Acceptor(self.core, self.hub, self.settings)
+        return Acceptor(self.core, self.hub, self.settings, gate=self._gate)
 
     async def _listen(self, acceptor: Acceptor) -> asyncio.Server:
         host, port = self.settings.host, self.settings.port

@@ -1,0 +1,157 @@
+"""starlight._gate on a real node: pages, proxies, too many of an address; and what a client behind a proxy is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from starlight.config import Settings
+from starlight.errors import ConfigError
+from starlight.handlers import Handlers
+from starlight.hub import Client
+from starlight.limits import BURST_S
+from starlight.node import Node
+from tests.raw_client import RawClient, Stage, request, stage
+from tests.support import eventually
+
+
+async def status(on_stage: Stage, *lines: str, target: str = "/ws") -> int:
+    """What a request with these header lines is answered."""
+    client = await on_stage.connect()
+    await client.send(request(*lines, target=target))
+    head = await client.head()
+    client.close()
+    return int(head.split()[1])
+
+
+@pytest.mark.parametrize(
+    ("origin", "expected"),
+    [
+        ("https://app.test", 101), ("https://a.b.test", 101), ("https://evil.test", 403), ("null", 403),
+        ("https://app.test.evil.test", 403), ("https://evilb.test", 403), ("http://app.test", 403),
+    ],
+)  # fmt: skip
+async def test_8_pages_against_an_allow_list(origin: str, expected: int):
+    async with stage(allowed_origins="https://app.test, https://*.b.test") as on_stage:
+        assert await status(on_stage, f"Origin: {origin}") == expected
+
+
+async def test_8_pages_of_the_same_host_by_default():
+    async with stage() as on_stage:
+        assert await status(on_stage) == 101
+        assert await status(on_stage, "Origin: http://x:3000") == 101  # the request is for Host: x
+        assert await status(on_stage, "Origin: http://y") == 403
+        assert await status(on_stage, "Origin: http://x", "Origin: http://x") == 403
+
+
+async def test_12_a_token_in_the_query_is_refused_and_never_logged(caplog: pytest.LogCaptureFixture):
+    caplog.set_level("DEBUG")
+    async with stage() as on_stage:
+        for target in ("/ws?token=canary-1", "/ws?access_token=canary-2", "/canary-3?x"):
+            assert await status(on_stage, target=target) in (400, 404)
+        assert await status(on_stage, "Authorization: Bearer canary-4", "Cookie: session=canary-5") == 101
+    assert "canary" not in caplog.text
+
+
+async def open_until_refused(on_stage: Stage, most: int) -> int:
+    """How many connections are let in before one is closed without an answer."""
+    for number in range(most):
+        client = await on_stage.connect()
+        try:
+            await client.send(request())
+            if not await client.receive():
+                return number
+        except (ConnectionResetError, BrokenPipeError):
+            return number
+    return most
+
+
+async def test_54_too_many_connections_of_an_address_are_refused_at_accept():
+    async with stage(connections_per_address=5) as on_stage:
+        assert await open_until_refused(on_stage, 10) == 4  # the witness has one
+        on_stage.clients[0].close()
+        await eventually(lambda: on_stage.node.connections == 4)
+        assert await open_until_refused(on_stage, 10) == 1
+        assert acceptor_counts(on_stage)["refused_address"] == 2
+
+
+async def test_54_too_many_connections_a_second_of_an_address_are_refused_at_accept():
+    async with stage(connection_rate=1) as on_stage:
+        assert await open_until_refused(on_stage, 10) in (BURST_S - 1, BURST_S)
+
+
+def acceptor_counts(on_stage: Stage) -> dict[str, int]:
+    assert on_stage.node._acceptor is not None
+    return on_stage.node._acceptor.counts
+
+
+async def test_54_another_address_is_not_hurt():
+    async with stage(connections_per_address=1, trusted_proxies="127.0.0.1") as on_stage:
+        first, second = "X-Forwarded-For: 203.0.113.1", "X-Forwarded-For: 203.0.113.2"
+        client = await on_stage.connect()
+        await client.send(request(first))
+        assert b" 101 " in await client.head()
+        assert await status(on_stage, first) == 429
+        assert await status(on_stage, second) == 101
+        client.close()
+        await eventually(lambda: on_stage.node.connections == 1)
+        assert await status(on_stage, first) == 101
+
+
+@pytest.mark.parametrize(
+    ("trusted", "line", "peer"),
+    [
+        ("", "X-Forwarded-For: 203.0.113.1", "127.0.0.1"),
+        ("10.0.0.0/8", "X-Forwarded-For: 203.0.113.1", "127.0.0.1"),
+        ("127.0.0.1", "X-Forwarded-For: 6.6.6.6, 203.0.113.1", "203.0.113.1"),
+        ("127.0.0.0/8", "X-Other: 1", "127.0.0.1"),
+    ],
+)
+async def test_the_address_of_a_client_is_a_proxys_word_only_if_it_is_one_of_ours(trusted: str, line: str, peer: str):
+    handlers, seen = Handlers(), []
+
+    @handlers.on_login
+    def look(client: Client, login: dict[str, Any]) -> None:
+        if client.user == "ann":
+            assert client.connection.peername is not None
+            seen.append(client.connection.peername[0])
+
+    async with stage(node=lambda settings: Node(settings, handlers=handlers), trusted_proxies=trusted) as on_stage:
+        client = await on_stage.connect()
+        await client.send(request(line))
+        await client.head()
+        await client.say("login", user="ann")
+        await client.hear()
+    assert seen == [peer]
+
+
+async def test_an_address_that_is_none_is_400():
+    async with stage(trusted_proxies="127.0.0.1") as on_stage:
+        assert await status(on_stage, "X-Forwarded-For: nonsense") == 400
+
+
+@pytest.mark.parametrize("settings", [{"allowed_origins": "x"}, {"trusted_proxies": "x"}])
+def test_wrong_settings_are_refused_at_start(settings: dict[str, Any]):
+    with pytest.raises(ConfigError):
+        Node(Settings(**settings))
+
+
+async def test_55_over_the_rate_reading_stops_for_a_moment_and_goes_on():
+    async with stage(message_rate=5) as on_stage:
+        client: RawClient = await on_stage.login()
+        for _ in range(50):
+            await client.say("ping")
+        kinds: list[str] = []
+        while len(kinds) < 50:  # the pause is in there: what is behind it is answered after it
+            kinds.append((await client.hear())["type"])
+        assert kinds[:5] == ["pong"] * 5
+        assert "error" in kinds
+
+
+async def test_55_who_does_not_stop_is_ended_with_4013():
+    async with stage(message_rate=5) as on_stage:
+        client = await on_stage.login()
+        for _ in range(200):
+            await client.say("ping")
+        assert await client.close_code() == 4013
