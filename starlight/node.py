@@ -29,10 +29,11 @@ from starlight import close_codes
 from starlight._connection import Acceptor, Connection
 from starlight._fanout import Core
 from starlight._gate import Gate
+from starlight._tls import Certificate, TlsListener
 from starlight._version import __version__
 from starlight.auth import Authenticator, Permissions, TokenAuth, make_authenticator
 from starlight.config import Settings, format_duration, format_size
-from starlight.errors import ListenFailed, NotServing
+from starlight.errors import ConfigError, ListenFailed, NotServing
 from starlight.handlers import Handlers, Timer, call_logged
 from starlight.hub import Hub
 from starlight.limits import Limits
@@ -92,6 +93,8 @@ class Node:
         self.settings = settings
         self.name = name or secrets.token_hex(4)
         self._gate = Gate(settings)
+        has_tls = bool(settings.tls_cert or settings.tls_key)
+        self._certificate = Certificate(settings.tls_cert, settings.tls_key) if has_tls else None
         self._authenticator = authenticator or make_authenticator(settings)
         self.core = Core(
             outbox_messages=settings.outbox_messages,
@@ -120,7 +123,7 @@ class Node:
         self.is_draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._acceptor: Acceptor | None = None
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | TlsListener | None = None
         self._timers: list[asyncio.Task[None]] = []
         self._drained: asyncio.Future[None] | None = None
         self._has_stuck_threads = False
@@ -154,9 +157,13 @@ class Node:
         """What its connections share; `starlight.conformance` has another one."""
         return Acceptor(self.core, self.hub, self.settings, gate=self._gate)
 
-    async def _listen(self, acceptor: Acceptor) -> asyncio.Server:
+    async def _listen(self, acceptor: Acceptor) -> asyncio.Server | TlsListener:
         host, port = self.settings.host, self.settings.port
         try:
+            if self._certificate is not None:
+                listener = TlsListener(acceptor, self._certificate, self.settings.handshake_timeout_s)
+                await listener.open(host, port, LISTEN_BACKLOG)
+                return listener
             return await asyncio.get_running_loop().create_server(acceptor.protocol, host, port, backlog=LISTEN_BACKLOG)
         except socket.gaierror as error:
             raise ListenFailed(error.errno, f"can't listen on {host}: {error.strerror}") from None
@@ -173,14 +180,24 @@ class Node:
 
     @property
     def url(self) -> str:
-        """Where clients connect, such as ``ws://127.0.0.1:8765/ws``."""
-        host = self.settings.host
-        return f"ws://{f'[{host}]' if ':' in host else host}:{self.port}{self.settings.path}"
+        """Where clients connect, such as ``ws://127.0.0.1:8765/ws``; ``wss`` with a certificate."""
+        host, scheme = self.settings.host, "ws" if self._certificate is None else "wss"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}{self.settings.path}"
 
     @property
     def connections(self) -> int:
         """Connections open now, logged in or not."""
         return self._acceptor.connections if self._acceptor is not None else 0
+
+    def reload(self) -> None:
+        """Read the files of the certificate again, for connections to come; wrong ones are logged and the old stay."""
+        if self._certificate is None:
+            return
+        try:
+            self._certificate.reload()
+            log.info("the certificate was read again")
+        except ConfigError as error:
+            log.error("the certificate stays as it was: %s", error)
 
     def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
         """Call a function of the hub from any thread, in the loop's next turn; nothing happens if the node ends first.
@@ -245,7 +262,7 @@ class Node:
             self.is_serving = False
             self._drained.set_result(None)
 
-    async def _drain(self, server: asyncio.Server) -> None:
+    async def _drain(self, server: asyncio.Server | TlsListener) -> None:
         assert self._loop is not None and self._acceptor is not None
         deadline_s = self._loop.time() + self.settings.drain_timeout_s
         server.close()
@@ -312,6 +329,8 @@ class Node:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, _on_signal, number, signalled)
+            if self._certificate is not None:
+                loop.add_signal_handler(signal.SIGHUP, self.reload)
         async with self:
             _tune_gc()
             await signalled

@@ -1,11 +1,19 @@
-"""On which loops a module's coroutine tests run: `LOOPS` in the module, asyncio's own where there is none."""
+"""On which loops and wires a module's tests run.
+
+`LOOPS` in the module: the loops of its coroutines, asyncio's own where there is none. `WIRES = ("ws", "wss")` in the
+module: each test runs once over each; for wss every node gets a certificate from the environment, and every client
+that asks OpenSSL for its default authorities trusts it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
+
+from tests.support_tls import write_certificate
 
 ASYNCIO = {"asyncio": asyncio.new_event_loop}
 
@@ -15,3 +23,22 @@ def pytest_asyncio_loop_factories(
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The hook of pytest-asyncio."""
     return getattr(item.getparent(pytest.Module).obj, "LOOPS", ASYNCIO)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The hook of pytest: parametrises what `WIRES` asks for."""
+    wires = getattr(metafunc.module, "WIRES", None)
+    if wires and "wire" in metafunc.fixturenames:
+        metafunc.parametrize("wire", wires, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def wire(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The wire of this test: ws or wss."""
+    chosen: str = getattr(request, "param", "ws")
+    if chosen == "wss":
+        certificate, key = write_certificate(tmp_path)
+        monkeypatch.setenv("STARLIGHT_TLS_CERT", certificate)
+        monkeypatch.setenv("STARLIGHT_TLS_KEY", key)
+        monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    return chosen

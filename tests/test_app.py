@@ -18,6 +18,8 @@ from starlight.node import Node
 from tests.support import eventually
 from tests.wire_client import WireClient
 
+WIRES = ("ws", "wss")
+
 
 @pytest.fixture
 def app() -> Starlight:

@@ -12,6 +12,8 @@ from starlight.errors import CloseConnection, LoginRefused, RequestFailed
 from starlight.node import Node
 from tests.support_server import until
 
+WIRES = ("ws", "wss")
+
 SUBPROTOCOLS = ["starlight.v1", "starlight.v1.lines"]
 FAST = {"backoff_s": 0.01, "backoff_max_s": 0.05}
 

@@ -9,6 +9,8 @@ from typing import Any
 from starlight.app import Starlight
 from tests.wire_client import WireClient
 
+WIRES = ("ws", "wss")
+
 EXAMPLE = Path(__file__).parent.parent / "examples" / "auction.py"
 
 

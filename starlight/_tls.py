@@ -1,0 +1,175 @@
+"""TLS: the certificate, which can be read anew, and the listening sockets of wss.
+
+Strategy: we accept the sockets ourselves, so that one too many, in all or of its address, is closed before the
+handshake, which costs far more than the accept. Sockets in the handshake count as connections from the start. Then
+aiofastnet's transport does the handshake and decrypts; what is written goes through the core's transport sink.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import aiofastnet
+
+from starlight.errors import ConfigError
+
+__all__ = ["Certificate", "TlsListener"]
+
+log = logging.getLogger(__name__)
+
+BIO_BYTES: Final = 17 * 1024
+"""Of OpenSSL's buffer in each direction: one TLS record (16 KiB) and its frame. aiofastnet's default of 257 KiB would
+hide as much of an outbox, and cost it for each connection."""
+
+ACCEPTS_A_TURN: Final = 64
+"""Sockets accepted before the loop turns to those that it has."""
+
+REST_S: Final = 1.0
+"""How long nothing is accepted when the process has no descriptors left; clients wait in the kernel's queue."""
+
+SHUTDOWN_TIMEOUT_S: Final = 1.0
+"""For the peer's close_notify."""
+
+
+class Certificate:
+    """A certificate with its key, and the context that is made of them.
+
+    Args:
+        cert: PEM file with the certificate and its chain.
+        key: PEM file with the private key, not encrypted.
+
+    Raises `ConfigError` for files that can't be read or don't belong together.
+    """
+
+    def __init__(self, cert: str, key: str) -> None:
+        self._cert = cert
+        self._key = key
+        for field, path in (("tls_cert", cert), ("tls_key", key)):
+            try:
+                Path(path).read_bytes()
+            except OSError as error:
+                reason = (error.strerror or "error").lower()
+                raise ConfigError(field, path, f"a file that can be read ({reason}); both are needed") from None
+        self.context = self._make()
+
+    def _make(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+        context.set_alpn_protocols(["http/1.1"])
+        try:
+            context.load_cert_chain(self._cert, self._key, password="")  # "" so that nobody is asked for one
+        except (ssl.SSLError, OSError, ValueError):
+            raise ConfigError("tls_cert", self._cert, f"a certificate in PEM that fits the key {self._key}") from None
+        return context
+
+    def reload(self) -> None:
+        """Read the files again, for connections to come. Raises `ConfigError` for wrong ones, and keeps the old."""
+        self.context = self._make()
+
+
+class Connection(Protocol):
+    """What a listener asks of a connection."""
+
+    def admit(self, peername: tuple[Any, ...] | None) -> bool: ...
+    def on_socket_lost(self) -> None: ...
+
+
+class Acceptor(Protocol):
+    """What a listener asks of the acceptor."""
+
+    def protocol(self) -> Any: ...
+
+
+class TlsListener:
+    """Listening sockets of wss, with the methods of an `asyncio.Server` that a node uses.
+
+    Args:
+        acceptor: makes the protocol of each connection.
+        certificate: whose context a new connection gets.
+        handshake_timeout_s: for the TLS handshake alone.
+    """
+
+    def __init__(self, acceptor: Acceptor, certificate: Certificate, handshake_timeout_s: float) -> None:
+        self.sockets: list[socket.socket] = []
+        self._acceptor = acceptor
+        self._certificate = certificate
+        self._handshake_timeout_s = handshake_timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._handshakes: set[asyncio.Task[None]] = set()
+
+    async def open(self, host: str, port: int, backlog: int) -> None:
+        """Listen on all addresses of a host. Raises OSError, socket.gaierror included."""
+        found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        try:
+            for family, kind, protocol, _, address in dict.fromkeys(found):
+                listening = socket.socket(family, kind, protocol)
+                self.sockets.append(listening)
+                listening.setblocking(False)
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                listening.bind(address)
+                listening.listen(backlog)
+        except OSError:
+            self.close()
+            raise
+        for listening in self.sockets:
+            self._loop.add_reader(listening, self._accept, listening)
+
+    def close(self) -> None:
+        """Listen no more, and drop who is still in the TLS handshake. Connections behind it stay."""
+        for listening in self.sockets:
+            self._loop.remove_reader(listening)
+            listening.close()
+        self.sockets = []
+        for handshake in self._handshakes:
+            handshake.cancel()
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(ACCEPTS_A_TURN):
+            try:
+                sock, peer = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                log.warning("nobody is accepted for %g s: %s", REST_S, error.strerror)
+                self._loop.remove_reader(listening)
+                self._loop.call_later(REST_S, self._accept_again, listening)
+                return
+            protocol = self._acceptor.protocol()
+            connection: Connection = protocol.connection
+            if not connection.admit(peer):
+                sock.close()
+                continue
+            sock.setblocking(False)
+            task = self._loop.create_task(self._shake_hands(sock, protocol, connection))
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
+
+    def _accept_again(self, listening: socket.socket) -> None:
+        if listening in self.sockets:
+            self._loop.add_reader(listening, self._accept, listening)
+
+    async def _shake_hands(self, sock: socket.socket, protocol: Any, connection: Connection) -> None:
+        try:
+            await aiofastnet.connect_accepted_socket(
+                self._loop,
+                lambda: protocol,
+                sock,
+                ssl=self._certificate.context,
+                ssl_handshake_timeout=self._handshake_timeout_s,
+                ssl_shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+                ssl_incoming_bio_size=BIO_BYTES,
+                ssl_outgoing_bio_size=BIO_BYTES,
+            )
+        except (OSError, asyncio.CancelledError):  # ssl.SSLError and TimeoutError are OSErrors
+            connection.on_socket_lost()  # the socket itself is the transport's to close
+        except Exception:
+            log.exception("a TLS handshake failed in a way that is not the client's")
+            connection.on_socket_lost()
