@@ -8,6 +8,14 @@
     > {"type":"bid","data":120,"id":3}
 
 Bids are whole numbers; one too low is an error reply. The winner is told directly.
+
+With tokens, everybody may join and bid, and who is in the group `seller` may open lots (examples/auction.toml):
+
+    openssl rand -base64 48 > secret
+    starlight serve examples.auction:app --auth jwt --jwt-secret-file secret --config examples/auction.toml
+    starlight token new --user ann --group seller --secret-file secret
+
+    > {"type":"login","token":"..."}
 """
 
 import time
@@ -34,9 +42,24 @@ class Lot:
 lot = Lot()
 
 
+@app.on_login
+def assign_groups(client: Client, login: dict[str, Any]) -> None:
+    """Without tokens nobody is anybody in particular, so everybody may sell."""
+    if login.get("token") is None:
+        client.groups = ["seller"]
+
+
+@app.authorize
+def authorize(client: Client, action: str, name: str) -> bool | None:
+    """What is published about the auction comes from the auction: bids are messages of their own."""
+    return False if action == "publish" and name == CHANNEL else None
+
+
 @app.on("open")
 def open_lot(client: Client, data: dict[str, Any]) -> dict[str, Any]:
     """Put an item up for sale for a number of seconds."""
+    if "seller" not in client.groups:
+        raise RequestError(ErrorCode.PERMISSION_DENIED, "only sellers open lots")
     if lot.item is not None:
         raise RequestError(ErrorCode.NOT_AVAILABLE, "another item is being sold")
     lot.item, lot.amount, lot.bidder = str(data["item"]), 0, None

@@ -122,7 +122,7 @@ def outcomes_of(fields: dict[Any, Any]) -> set[object]:
     kind = fields.get("type")
     if not isinstance(kind, str) or isinstance(kind, Number) or ("id" in fields and not is_id(fields["id"])):
         return {REFUSED}
-    if kind in ("history", "refresh"):
+    if kind == "history":
         return {NOT_BUILT}
     if kind not in RULES:
         return {"Custom"}
@@ -130,7 +130,7 @@ def outcomes_of(fields: dict[Any, Any]) -> set[object]:
     for name, rule in RULES[kind].items():
         if rule is NotImplemented:
             errors |= {NOT_BUILT} if name in fields else set()
-        elif not (rule(fields[name]) if name in fields else name in OPTIONAL):
+        elif not (rule(fields[name]) if name in fields else name in OPTIONAL or (kind, name) == ("login", "token")):
             errors.add(REFUSED)
     return errors or {kind.capitalize()}
 
@@ -171,7 +171,7 @@ def is_any(value: Any) -> bool:
     return True
 
 
-OPTIONAL = {"token", "user", "limit"}
+OPTIONAL = {"user", "limit"}
 RULES: dict[str, dict[str, Any]] = {
     "login": {"token": lambda value: value is None or is_text(value), "user": lambda value: value is None or is_user(value)},
     "direct": {"to": is_user, "data": is_any},
@@ -186,6 +186,7 @@ RULES: dict[str, dict[str, Any]] = {
     },
     "broadcast": {"data": is_any},
     "presence": {"channel": is_channel, "limit": is_limit, "id": is_id},
+    "refresh": {"token": is_text},
     "ping": {},
 }
 
