@@ -1,8 +1,9 @@
-"""starlight._connection: whole messages out of frames, one after the other, and every way to end. On both kinds of loop."""
+"""starlight._connection: whole messages out of frames, one after the other; every way to end. On both kinds of loop."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from typing import Any
@@ -24,6 +25,7 @@ from tests.raw_client import (
     TEXT,
     close_frame,
     frame,
+    header,
     message,
     request,
     resident_bytes,
@@ -216,7 +218,7 @@ async def test_a_few_pings_in_one_packet_are_all_answered_in_order():
 
 @on_uvloop
 async def test_30_a_ping_flood_by_a_client_that_never_reads_costs_nothing_and_ends():
-    async with stage(write_timeout_s=0.5, read_limit_bytes=1024) as on_stage:
+    async with stage(write_timeout_s=0.3, read_limit_bytes=1024, send_buffer_bytes=4096) as on_stage:
         client = await on_stage.login(receive_buffer_bytes=4096)
         held = on_stage.counters()["chunk_bytes"]
         flood = frame(PING, b"x" * 125) * 100
@@ -318,7 +320,7 @@ async def test_a_slow_reader_gets_all_that_was_in_its_outbox_before_our_close():
         client = await on_stage.login(receive_buffer_bytes=4096)
         on_stage.node.hub.push_to_user("raw", b'"' + b"x" * 500_000 + b'"')
         await client.send(message("end"))
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(1.2)
         frames, end = await client.to_the_end()
         assert [opcode for opcode, _ in frames] == [TEXT, TEXT, CLOSE] and end == "eof"
         client.close()
@@ -529,6 +531,22 @@ async def test_a_flood_does_not_make_the_read_buffers_grow():
             await client.send(flood)
             assert (await client.ask("ping"))["type"] == "pong"
         assert resident_bytes() - before < 20 * 128 * 1024 + 4 * 1024 * 1024
+
+
+@on_uvloop
+@pytest.mark.parametrize("end", [frame(3, b""), close_frame(1000), b"\x81\x00"])
+async def test_what_floods_a_closing_connection_is_thrown_away(end: bytes):
+    async with stage() as on_stage:
+        client = await on_stage.login()
+        before = resident_bytes()
+        await client.send(end)
+        sent = 0
+        with contextlib.suppress(OSError):
+            while sent < 32 << 20:
+                await client.send(header(TEXT, 2**40) + b"x" * 1_000_000)
+                sent += 1_000_000
+        assert sent > 4 << 20
+        assert resident_bytes() - before < 4 << 20
 
 
 @pytest.mark.parametrize(
