@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ from tests.raw_client import (
     stage,
 )
 from tests.support import eventually
+from tests.transports import TlsClient, TlsNode, contexts
 from tests.wire_client import WireClient
 
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
@@ -43,11 +45,13 @@ SUBPROTOCOLS = ["", "starlight.v1", "starlight.v1.lines"]
 class Gate:
     """An application whose `slow` handler waits until the gate opens; `steps` is what was handled, in order."""
 
+    kind = Node
+
     def __init__(self, settings: Settings) -> None:
         self.open = asyncio.Event()
         self.steps: list[Any] = []
         self.left: list[str] = []
-        self.node = Node(settings)
+        self.node = self.kind(settings)
         handlers = self.node.handlers
 
         @handlers.on("slow")
@@ -376,6 +380,36 @@ async def test_close_may_be_called_in_any_state_and_twice():
         assert not connection.is_open
         await on_stage.alone()
         assert gates[0].left == ["raw"]
+
+
+async def test_over_tls_both_sides_close_promptly_and_a_refusal_arrives(tmp_path: Path):
+    server, context = contexts(tmp_path)
+    gates.clear()
+
+    def tls_node(settings: Settings) -> Node:
+        made = type("TlsGate", (Gate,), {"kind": type("TlsNode", (TlsNode,), {"context": server})})(settings)
+        gates.append(made)
+        return made.node
+
+    async with stage(node=tls_node, tls=context) as on_stage:
+        started_s = asyncio.get_running_loop().time()
+        for say in (None, "end"):
+            client = WireClient(await connect(on_stage.node.url, compression=None, ssl=context))
+            await client.ask("login", user="tls")
+            if say is None:
+                await client.socket.close(1000)
+            else:
+                await client.say(say)
+                assert (await client.closed())[0] == 4503
+            await client.socket.wait_closed()
+        await on_stage.alone()
+        assert asyncio.get_running_loop().time() - started_s < 0.9  # the linger is a second
+        raw = type("Client", (TlsClient,), {"context": context})
+        refused = on_stage.keep(await raw.connect(on_stage.port))
+        await refused.start_tls()
+        await refused.send(request(method="POST"))
+        assert (await refused.head()).startswith(b"HTTP/1.1 400 ")
+        assert await refused.receive() == b""
 
 
 # --- handlers: one after the other -----------------------------------------------------------------------------------
