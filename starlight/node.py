@@ -28,6 +28,7 @@ import uvloop
 from starlight import close_codes
 from starlight._connection import Acceptor, Connection
 from starlight._fanout import Core
+from starlight._listener import Listener
 from starlight._version import __version__
 from starlight.auth import Authenticator, Permissions, make_authenticator
 from starlight.config import Settings, format_duration, format_size
@@ -105,7 +106,7 @@ class Node:
         self.is_draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._acceptor: Acceptor | None = None
-        self._server: asyncio.Server | None = None
+        self._server: Listener | None = None
         self._timers: list[asyncio.Task[None]] = []
         self._drained: asyncio.Future[None] | None = None
         self._has_stuck_threads = False
@@ -136,10 +137,10 @@ class Node:
         """What its connections share; `starlight.conformance` has another one."""
         return Acceptor(self.core, self.hub, self.settings)
 
-    async def _listen(self, acceptor: Acceptor) -> asyncio.Server:
+    async def _listen(self, acceptor: Acceptor) -> Listener:
         host, port = self.settings.host, self.settings.port
         try:
-            return await asyncio.get_running_loop().create_server(acceptor.protocol, host, port, backlog=LISTEN_BACKLOG)
+            return await Listener.open(acceptor.protocol, host, port, LISTEN_BACKLOG)
         except socket.gaierror as error:
             raise ListenFailed(error.errno, f"can't listen on {host}: {error.strerror}") from None
         except OSError as error:
@@ -219,7 +220,7 @@ class Node:
             self.is_serving = False
             self._drained.set_result(None)
 
-    async def _drain(self, server: asyncio.Server) -> None:
+    async def _drain(self, server: Listener) -> None:
         assert self._loop is not None and self._acceptor is not None
         deadline_s = self._loop.time() + self.settings.drain_timeout_s
         server.close()

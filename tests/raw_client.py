@@ -8,10 +8,13 @@ import json
 import logging
 import os
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+
+from websockets.asyncio.client import connect
 
 from starlight.config import Settings
 from starlight.node import Node
@@ -96,7 +99,8 @@ class RawClient:
         if receive_buffer_bytes:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         client = cls(sock)
-        await asyncio.wait_for(client.loop.sock_connect(sock, ("127.0.0.1", port)), TIMEOUT_S)
+        async with asyncio.timeout(TIMEOUT_S):
+            await client.loop.sock_connect(sock, ("127.0.0.1", port))
         return client
 
     @classmethod
@@ -117,14 +121,16 @@ class RawClient:
         return client
 
     async def send(self, data: bytes) -> None:
-        await asyncio.wait_for(self.loop.sock_sendall(self.sock, data), TIMEOUT_S)
+        async with asyncio.timeout(TIMEOUT_S):  # not wait_for, which loses cancellations in Python 3.11
+            await self.loop.sock_sendall(self.sock, data)
 
     async def say(self, type: str, **fields: Any) -> None:
         await self.send(message(type, **fields))
 
     async def receive(self, size: int = 1 << 16) -> bytes:
         """Some bytes; empty at EOF. Raises ConnectionResetError."""
-        return await asyncio.wait_for(self.loop.sock_recv(self.sock, size), TIMEOUT_S)
+        async with asyncio.timeout(TIMEOUT_S):
+            return await self.loop.sock_recv(self.sock, size)
 
     async def head(self) -> bytes:
         """The head of an HTTP response; what comes behind it goes to `rest`."""
@@ -185,6 +191,8 @@ class RawClient:
         while True:
             while (found := self.take_frame()) is not None:
                 frames.append(found)
+                if found[0] == CLOSE:
+                    await self.on_close()
             try:
                 some = await self.receive()
             except (ConnectionResetError, BrokenPipeError):
@@ -192,6 +200,9 @@ class RawClient:
             if not some:
                 return frames, "eof"
             self.rest += some
+
+    async def on_close(self) -> None:
+        """The server's close frame was read. Nothing by default: its EOF follows."""
 
     async def close_code(self) -> int:
         """Read to the end: the code of the close frame, which is the last frame and followed by EOF. 0: no code."""
@@ -278,15 +289,23 @@ class Errors(logging.Handler):
 
 @asynccontextmanager
 async def stage(
-    *, quiet: bool = True, node: Callable[[Settings], Node] | None = None, **settings: Any
+    *,
+    quiet: bool = True,
+    node: Callable[[Settings], Node] | None = None,
+    tls: ssl.SSLContext | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Stage]:
-    """A serving node with a witness, both checked at the end. quiet: nothing may be logged as a warning or worse."""
+    """A serving node with a witness, both checked at the end.
+
+    quiet: nothing may be logged as a warning or worse. node: makes it. tls: the witness's context.
+    """
     errors = Errors()
     logging.getLogger().addHandler(errors)
     made = (node or Node)(Settings(**{"port": 0, "drain_timeout_s": 2, "login_timeout_s": 60, **settings}))
     try:
         async with made:
-            on_stage = Stage(made, await WireClient.login(made.url, "witness"))
+            on_stage = Stage(made, WireClient(await connect(made.url, compression=None, ssl=tls)))
+            await on_stage.witness.ask("login", user="witness")
             await on_stage.witness.ask("join", channel="witness")
             tasks = [asyncio.create_task(on_stage._tell()), asyncio.create_task(on_stage._listen())]
             try:
@@ -304,10 +323,11 @@ async def stage(
                 await on_stage.witness.close()
             await eventually(lambda: made.connections == 0, TIMEOUT_S)
             live = made.core.counters()
-            assert {name: live[name] for name in LIVE_COUNTERS if live[name]} == {}
+            left = {name: live[name] for name in LIVE_COUNTERS if live[name]}
+            assert not left, f"left behind: {left}"
     finally:
         logging.getLogger().removeHandler(errors)
-    assert not quiet or errors.lines == []
+    assert not (quiet and errors.lines), "\n".join(errors.lines)
 
 
 LIVE_COUNTERS = (
@@ -319,3 +339,26 @@ LIVE_COUNTERS = (
 def open_files() -> int:
     """Descriptors that this process has open."""
     return len(os.listdir("/proc/self/fd"))
+
+
+def socket_of(peername: tuple[str, int]) -> socket.socket:
+    """This process's socket that is connected to an address, as a duplicate."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            continue
+        try:
+            if sock.family == socket.AF_INET and sock.getpeername() == peername:
+                return sock.dup()
+        except OSError:
+            pass
+        finally:
+            sock.detach()
+    raise AssertionError(f"nobody is connected to {peername}")
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4096
