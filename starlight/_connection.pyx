@@ -372,11 +372,11 @@ cdef class Connection(WSListener):
         if self.client is not None:
             awaitable = self.acceptor.hub_receive(self.client, message)
             if awaitable is not None:
-                self.task = self.acceptor.loop.create_task(self.handle(awaitable))
+                self.task = self.acceptor.loop.create_task(self.handle(awaitable, False))
             return 0
         result = self.acceptor.hub_login(self, message)
         if hasattr(result, "__await__"):
-            self.task = self.acceptor.loop.create_task(self.handle_login(result))
+            self.task = self.acceptor.loop.create_task(self.handle(result, True))
         else:
             self.on_login(result)
         return 0
@@ -390,31 +390,19 @@ cdef class Connection(WSListener):
         self.phase = PHASE_OPEN
         self.set_deadline(<uint64_t>(self.acceptor.ping_interval_ms * random.uniform(0.5, 1.0)))
 
-    async def handle(self, awaitable):
-        """Run an async handler, then what waited for it."""
+    async def handle(self, awaitable, is_login):
+        """Run an async handler, or a login that is checked, then what waited for it."""
         try:
-            await awaitable
+            result = await awaitable
+            if is_login:
+                self.on_login(result)
         except CloseConnection as close:
             self.close(close.code, close.reason)
         except asyncio.CancelledError:                   # by a stranger: what waits behind it has lost its order
             self.close(1011)
             raise
         except Exception:
-            log.exception("a handler's reply could not be sent")
-            self.close(1011)
-        self.on_handled()
-
-    async def handle_login(self, awaitable):
-        """Run an async login, then what waited for it."""
-        try:
-            self.on_login(await awaitable)
-        except CloseConnection as close:
-            self.close(close.code, close.reason)
-        except asyncio.CancelledError:
-            self.close(1011)
-            raise
-        except Exception:
-            log.exception("a login could not be handled")
+            log.exception("a message could not be handled")
             self.close(1011)
         self.on_handled()
 
@@ -487,7 +475,7 @@ cdef class Connection(WSListener):
         self.queue = None
         self.leave_hub()
         self.set_deadline(within_ms)
-        if self.fd >= 0 or self.parser_error:
+        if self.transport.can_write_eof() or self.parser_error:
             self.discard()
         else:
             self.transport.resume_reading()              # TLS has no EOF to wait for: the peer's close frame is its last
@@ -526,7 +514,11 @@ cdef class Connection(WSListener):
             self.set_deadline(LINGER_MS)
         if self.fd >= 0:
             sys_shutdown(self.fd, SHUT_WR)
-        if self.transport is not None and (self.is_eof or self.fd < 0 and self.peer_code):
+        elif self.transport.can_write_eof():
+            self.transport.write_eof()
+        elif self.peer_code:
+            self.transport.close()
+        if self.is_eof:
             self.transport.close()
 
     def on_peer_closed(self):
@@ -538,7 +530,7 @@ cdef class Connection(WSListener):
     def on_eof(self):
         """The peer's end of a connection that is closing: True while there is something left to write to it."""
         self.is_eof = True
-        return self.phase == PHASE_CLOSING and self.fd >= 0 and not self.is_close_sent
+        return self.phase == PHASE_CLOSING and not self.is_close_sent
 
     def on_broken(self):
         """The socket is gone."""

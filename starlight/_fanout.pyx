@@ -520,6 +520,9 @@ cdef class Core:
     cdef int write_transport(self, subscriber_t* sub, Subscriber handle) except -1:
         cdef flusher_t* f = &self.c.flusher
         transport = handle.transport
+        if sub.state < STATE_CLOSED and transport.is_closing():      # the peer has gone: it logs what is written now
+            raise_event(&f.eventful, sub, EVENT_BROKEN)
+            return 0
         while sub.state != STATE_DEAD and not sub.is_full and not sub.transport_busy:
             if transport.get_write_buffer_size() > 0:
                 sub.is_full = True

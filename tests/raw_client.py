@@ -8,10 +8,13 @@ import json
 import logging
 import os
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+
+from websockets.asyncio.client import connect
 
 from starlight.config import Settings
 from starlight.node import Node
@@ -278,15 +281,23 @@ class Errors(logging.Handler):
 
 @asynccontextmanager
 async def stage(
-    *, quiet: bool = True, node: Callable[[Settings], Node] | None = None, **settings: Any
+    *,
+    quiet: bool = True,
+    node: Callable[[Settings], Node] | None = None,
+    tls: ssl.SSLContext | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Stage]:
-    """A serving node with a witness, both checked at the end. quiet: nothing may be logged as a warning or worse."""
+    """A serving node with a witness, both checked at the end.
+
+    quiet: nothing may be logged as a warning or worse. node: makes it. tls: the witness's context.
+    """
     errors = Errors()
     logging.getLogger().addHandler(errors)
     made = (node or Node)(Settings(**{"port": 0, "drain_timeout_s": 2, "login_timeout_s": 60, **settings}))
     try:
         async with made:
-            on_stage = Stage(made, await WireClient.login(made.url, "witness"))
+            on_stage = Stage(made, WireClient(await connect(made.url, compression=None, ssl=tls)))
+            await on_stage.witness.ask("login", user="witness")
             await on_stage.witness.ask("join", channel="witness")
             tasks = [asyncio.create_task(on_stage._tell()), asyncio.create_task(on_stage._listen())]
             try:
@@ -304,10 +315,11 @@ async def stage(
                 await on_stage.witness.close()
             await eventually(lambda: made.connections == 0, TIMEOUT_S)
             live = made.core.counters()
-            assert {name: live[name] for name in LIVE_COUNTERS if live[name]} == {}
+            left = {name: live[name] for name in LIVE_COUNTERS if live[name]}
+            assert not left, f"left behind: {left}"
     finally:
         logging.getLogger().removeHandler(errors)
-    assert not quiet or errors.lines == []
+    assert not (quiet and errors.lines), "\n".join(errors.lines)
 
 
 LIVE_COUNTERS = (
@@ -319,3 +331,26 @@ LIVE_COUNTERS = (
 def open_files() -> int:
     """Descriptors that this process has open."""
     return len(os.listdir("/proc/self/fd"))
+
+
+def socket_of(peername: tuple[str, int]) -> socket.socket:
+    """This process's socket that is connected to an address, as a duplicate."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            continue
+        try:
+            if sock.family == socket.AF_INET and sock.getpeername() == peername:
+                return sock.dup()
+        except OSError:
+            pass
+        finally:
+            sock.detach()
+    raise AssertionError(f"nobody is connected to {peername}")
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4096

@@ -395,6 +395,9 @@ class SlowTransport:
     def get_write_buffer_size(self) -> int:
         return len(self.held)
 
+    def is_closing(self) -> bool:
+        return False
+
     def let_go(self) -> None:
         self.out += self.held
         self.held.clear()

@@ -23,7 +23,6 @@ from tests.raw_client import (
     stage,
 )
 
-
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
 
 

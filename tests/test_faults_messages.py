@@ -15,7 +15,21 @@ from tests.raw_client import BINARY, CONTINUATION, TEXT, RawClient, frame, messa
 
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
 
-NOT_OBJECTS = [b"", b" ", b"x", b"{", b"}", b"[]", b'["login"]', b"1", b'"login"', b"null", b"true", b"{}{}", b'{"type"}']
+NOT_OBJECTS = [
+    b"",
+    b" ",
+    b"x",
+    b"{",
+    b"}",
+    b"[]",
+    b'["login"]',
+    b"1",
+    b'"login"',
+    b"null",
+    b"true",
+    b"{}{}",
+    b'{"type"}',
+]
 DEEP = 100_000
 
 
@@ -27,7 +41,9 @@ async def error_for(client: RawClient, text: bytes) -> dict[str, Any]:
     return told
 
 
-@pytest.mark.parametrize("text", [*NOT_OBJECTS, b'{"type":"ping"}', b'{"type":"login"}', b'{"user":"x"}', b'{"type":5}'])
+@pytest.mark.parametrize(
+    "text", [*NOT_OBJECTS, b'{"type":"ping"}', b'{"type":"login"}', b'{"user":"x"}', b'{"type":5}']
+)
 async def test_33_before_the_login_anything_else_is_4501(text: bytes):
     async with stage() as on_stage:
         client = await on_stage.upgraded()
@@ -86,7 +102,9 @@ async def test_34_a_hundred_thousand_deep():
             assert (await error_for(client, text))["code"] == 107
 
 
-@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"01", b"1.", b".5", b"+1", b"0x1", b"1e", b'"\\ud800"'])
+@pytest.mark.parametrize(
+    "number", [b"NaN", b"Infinity", b"-Infinity", b"01", b"1.", b".5", b"+1", b"0x1", b"1e", b'"\\ud800"']
+)
 async def test_35_what_is_no_number_and_a_lone_surrogate_is_107(number: bytes):
     async with stage() as on_stage:
         client = await on_stage.login()
@@ -98,7 +116,14 @@ async def test_35_odd_but_valid_json_is_passed_on_as_it_is():
     """1e400 and duplicate keys are valid JSON texts; what they mean is the receiver's affair."""
     async with stage() as on_stage:
         client = await on_stage.login()
-        for data in (b"1e400", b'{"a":1,"a":2}', b'"\\ud83e\\udd8a"', b"-0", b"123456789012345678901234567890", b'"\\u0000"'):
+        for data in (
+            b"1e400",
+            b'{"a":1,"a":2}',
+            b'"\\ud83e\\udd8a"',
+            b"-0",
+            b"123456789012345678901234567890",
+            b'"\\u0000"',
+        ):
             await client.send(frame(TEXT, b'{"type":"direct","to":"raw","data":' + data + b"}"))
             _, payload = await client.next_frame()
             assert payload.endswith(b'"data":' + data + b"}")
@@ -202,5 +227,3 @@ async def test_lines_bad_ones_among_good_ones():
             _, payload = await client.next_frame()
             told += [json.loads(line) for line in payload.split(b"\n")]
         assert [answer.get("id") or answer["code"] for answer in told] == [1, 107, 2, 107, 3]
-
-

@@ -1,0 +1,147 @@
+"""A node in a process of its own that a test can ask what it holds: for what needs more sockets or CPU than one has.
+
+As a program (`python -m tests.server_process SETTINGS`, JSON) it serves and answers commands on stdin with lines of JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import resource
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from starlight._connection import Connection
+from starlight.config import Settings
+from starlight.node import Node
+from tests.raw_client import LIVE_COUNTERS, open_files, resident_bytes
+
+ROOT = Path(__file__).parent.parent
+ANSWER_TIMEOUT_S = 30.0
+
+
+class ServerProcess:
+    """The test's side."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+        self.pid = process.pid
+        self.port = port
+        self._process = process
+
+    async def ask(self, command: str) -> dict[str, Any]:
+        """`status`, or one of the other commands of `Served`."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(command.encode() + b"\n")
+        line = await asyncio.wait_for(self._process.stdout.readline(), ANSWER_TIMEOUT_S)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    async def until(self, timeout_s: float = 10.0, **wanted: int) -> dict[str, Any]:
+        """The status once these of its values are as wanted."""
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            status = await self.ask("status")
+            if all(status[name] == value for name, value in wanted.items()):
+                return status
+            assert asyncio.get_running_loop().time() < deadline_s, f"never {wanted}: {status}"
+            await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def server_process(files: int = 0, **settings: Any) -> AsyncIterator[ServerProcess]:
+    """A node in a process; files: its limit of open ones. It must end by itself, with status 0, when stdin ends."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.server_process", json.dumps(settings)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))) if files else None,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        yield ServerProcess(process, int(await asyncio.wait_for(process.stdout.readline(), ANSWER_TIMEOUT_S)))
+        process.stdin.close()
+        assert await asyncio.wait_for(process.wait(), ANSWER_TIMEOUT_S) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+class Served:
+    """The process's side."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.eaten: list[int] = []
+
+    def status(self) -> dict[str, Any]:
+        """What lives now (sums of live counters), what it costs, and the totals."""
+        gc.collect()
+        core = self.node.core.counters()
+        acceptor = self.node._acceptor
+        return {
+            "connections": self.node.connections,
+            "live": sum(core[name] for name in LIVE_COUNTERS) + sum(self.node.hub.counters().values()),
+            "objects": sum(type(item) is Connection for item in gc.get_objects()),
+            "files": open_files(),
+            "resident_bytes": resident_bytes(),
+            "cpu_s": sum(os.times()[:2]),
+            **core,
+            **self.node.hub.counters(),
+            **(acceptor.counts if acceptor is not None else {}),
+        }
+
+    def cpu(self) -> dict[str, Any]:
+        """What can be told without opening a file."""
+        return {"connections": self.node.connections, "cpu_s": sum(os.times()[:2])}
+
+    def eat(self) -> dict[str, Any]:
+        """Open files until there are no more."""
+        while True:
+            try:
+                self.eaten.append(os.open("/dev/null", os.O_RDONLY))
+            except OSError:
+                return {"eaten": len(self.eaten)}
+
+    def spit(self) -> dict[str, Any]:
+        """Close them."""
+        for fd in self.eaten:
+            os.close(fd)
+        return {"eaten": self.eaten.clear()}
+
+    def storm(self) -> dict[str, Any]:
+        """Publish to the channel `storm` for half a second, a thousand times at most."""
+        loop = asyncio.get_running_loop()
+        numbers = iter(range(1_000))
+
+        def step() -> None:
+            n = next(numbers, None)
+            if n is not None:
+                self.node.hub.push_to_channel("storm", b"%d" % n)
+                loop.call_later(0.0005, step)
+
+        step()
+        return {}
+
+
+async def serve(settings: Settings) -> None:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    async with Node(settings) as node:
+        served = Served(node)
+        print(node.port, flush=True)
+        while line := await reader.readline():
+            print(json.dumps(getattr(served, line.decode().strip())()), flush=True)
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(Settings(**{"port": 0, "drain_timeout_s": 2, **json.loads(sys.argv[1])})))

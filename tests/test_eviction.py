@@ -1,0 +1,285 @@
+"""Slow consumers: who can't keep up is out within a second, hears why if it still listens, and nobody else is hurt.
+
+Each case runs over the descriptor (as in production), over TLS, and over a transport whose descriptor can't be used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from starlight.node import Node
+from tests.raw_client import (
+    CLOSE,
+    TEXT,
+    RawClient,
+    Stage,
+    close_frame,
+    frame,
+    message,
+    request,
+    resident_bytes,
+    socket_of,
+    stage,
+)
+from tests.support import eventually
+from tests.transports import HidingNode, TlsClient, TlsNode, contexts
+
+LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
+
+SLOW, TIMEOUT = (4008).to_bytes(2, "big") + b"slow consumer", (4009).to_bytes(2, "big") + b"write timeout"
+
+
+class Play:
+    """A stage, and how its clients connect."""
+
+    def __init__(self, on_stage: Stage, client: type[RawClient]) -> None:
+        self.stage = on_stage
+        self.node = on_stage.node
+        self._client = client
+        self.is_direct = type(self.node) is Node
+
+    async def login(self, user: str, channel: str | None = None, receive_buffer_bytes: int = 0) -> RawClient:
+        client = await self._client.connect(self.node.port, receive_buffer_bytes=receive_buffer_bytes)
+        if isinstance(client, TlsClient):
+            await client.start_tls()
+        await client.send(request())
+        await client.head()
+        await client.send(message("login", user=user))
+        assert (await client.hear())["type"] == "welcome"
+        if channel is not None:
+            assert (await client.ask("join", channel=channel))["type"] == "ok"
+        return self.stage.keep(client)
+
+    async def stalled(self, user: str, channel: str | None = None) -> RawClient:
+        """A client whose kernel takes little; it reads no more from here on."""
+        return await self.login(user, channel, receive_buffer_bytes=4096)
+
+    def totals(self) -> dict[str, int]:
+        return self.node.core.counters()
+
+    def is_there(self, user: str) -> bool:
+        return any(client.user == user for client in self.node.hub.clients())
+
+
+Opening = Callable[..., AbstractAsyncContextManager[Play]]
+
+
+@pytest.fixture(params=["descriptor", "tls", "no descriptor"])
+def play(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Opening:
+    @asynccontextmanager
+    async def opened(**settings: Any) -> AsyncIterator[Play]:
+        settings = {"send_buffer_bytes": 4096, **settings}
+        if request.param == "tls":
+            server, client = certificates(tmp_path_factory)
+            node = type("TlsNode", (TlsNode,), {"context": server})
+            made = type("TlsClient", (TlsClient,), {"context": client})
+            async with stage(node=node, tls=client, **settings) as on_stage:
+                yield Play(on_stage, made)
+        else:
+            async with stage(node=HidingNode if request.param == "no descriptor" else None, **settings) as on_stage:
+                yield Play(on_stage, RawClient)
+
+    return opened
+
+
+made_certificates: list[Any] = []
+
+
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    if not made_certificates:
+        made_certificates.append(contexts(Path(tmp_path_factory.mktemp("tls"))))
+    return made_certificates[0]
+
+
+def text(n_bytes: int) -> bytes:
+    return b'"' + b"x" * n_bytes + b'"'
+
+
+async def test_one_that_stalls_among_two_hundred(play: Opening):
+    async with play(evict_after_s=0.1) as on:
+        others = [await on.login(f"u{i}", "c") for i in range(199 if on.is_direct else 19)]
+        stalled = await on.stalled("stalled", "c")
+        n_messages = 400 if on.is_direct else 1_000  # a transport takes 64 KiB before it is full
+        heard = [asyncio.create_task(hear_all(client, n_messages)) for client in others]
+        for i in range(n_messages):
+            on.node.hub.push_to_channel("c", b'{"n":%d,"x":%b}' % (i, text(400)))
+            if i % 4 == 3:
+                await asyncio.sleep(0)
+        await eventually(lambda: not on.is_there("stalled"), 1.0 if on.is_direct else 8.0)  # TLS by hand is slow
+        for task in heard:
+            assert await task == list(range(n_messages))
+        frames, _ = await stalled.to_the_end()
+        assert frames[-1] == (CLOSE, SLOW)
+        assert all(opcode == TEXT for opcode, _ in frames[:-1])
+        numbers = [json.loads(payload)["data"]["n"] for _, payload in frames[:-1]]
+        assert numbers == list(range(len(numbers))) and len(numbers) < n_messages
+        assert on.totals()["evicted_slow_total"] == 1
+
+
+async def hear_all(client: RawClient, n_messages: int) -> list[int]:
+    return [(await client.hear())["data"]["n"] for _ in range(n_messages)]
+
+
+async def test_the_byte_limit_evicts_at_once(play: Opening):
+    async with play(outbox_bytes=65_536, evict_after_s=60) as on:
+        stalled = await on.stalled("stalled", "c")
+        for _ in range(40):
+            on.node.hub.push_to_channel("c", text(10_000))
+            await asyncio.sleep(0)
+        await eventually(lambda: not on.is_there("stalled"), 1.0)
+        frames, _ = await stalled.to_the_end()
+        assert frames[-1] == (CLOSE, SLOW)
+
+
+async def test_one_that_never_reads_is_reset_with_nothing_behind_the_torn_frame(play: Opening):
+    async with play(outbox_bytes=65_536) as on:
+        stalled = await on.stalled("stalled", "c")
+        for i in range(60):
+            on.node.hub.push_to_channel("c", b'{"n":%d,"x":%b}' % (i, text(10_000)))
+            await asyncio.sleep(0)
+        await eventually(lambda: on.node.connections == 1)  # a second after the eviction
+        frames, end = await stalled.to_the_end()
+        assert end == "reset"
+        assert all(opcode == TEXT for opcode, _ in frames)
+        assert stalled.rest == b"" or b"x" * min(100, len(stalled.rest) - 80) in stalled.rest
+        assert (4008).to_bytes(2, "big") not in stalled.rest
+
+
+async def test_ten_thousand_messages_in_one_turn_evict_nobody_who_reads(play: Opening):
+    async with play(send_buffer_bytes=65_536) as on:
+        client = await on.login("healthy", "c")
+        reading = asyncio.create_task(hear_all(client, 10_000))
+        for i in range(10_000):
+            on.node.hub.push_to_channel("c", b'{"n":%d,"x":"012345678901"}' % i)
+        assert await asyncio.wait_for(reading, 20) == list(range(10_000))
+        assert on.totals()["evicted_slow_total"] == 0
+
+
+async def test_a_write_timeout_is_4009(play: Opening):
+    async with play(write_timeout_s=0.4) as on:
+        stalled = await on.stalled("stalled", "c")
+        for _ in range(12):  # below all limits
+            on.node.hub.push_to_channel("c", text(50_000))
+        await asyncio.sleep(0.2)
+        assert on.is_there("stalled")
+        await eventually(lambda: not on.is_there("stalled"))
+        frames, _ = await stalled.to_the_end()
+        assert frames[-1] == (CLOSE, TIMEOUT)
+        assert on.totals()["evicted_timeout_total"] == 1
+
+
+BAD = [frame(3, b""), b"\x81\x00", frame(TEXT, b"\xff"), frame(TEXT, b"", rsv=4)]
+
+
+async def test_a_protocol_error_behind_a_torn_frame_puts_no_close_inside_of_it(play: Opening):
+    async with play() as on:
+        clients = [await on.stalled(f"torn{i}") for i in range(len(BAD))]
+        for i in range(len(clients)):
+            on.node.hub.push_to_user(f"torn{i}", text(600_000))
+        await asyncio.sleep(0.05)
+        for client, bad in zip(clients, BAD, strict=True):
+            await client.send(bad)
+        await asyncio.sleep(0.05)
+        for frames, _ in await asyncio.gather(*(client.to_the_end() for client in clients)):
+            assert [opcode for opcode, _ in frames] == [TEXT, CLOSE]
+            assert frames[0][1] == b'{"type":"server","data":' + text(600_000) + b"}"
+            assert frames[1][1][:2] in ((1002).to_bytes(2, "big"), (1007).to_bytes(2, "big"))
+
+
+async def test_a_ping_and_a_close_of_the_peer_behind_a_torn_frame(play: Opening):
+    async with play() as on:
+        client = await on.stalled("torn")
+        on.node.hub.push_to_user("torn", text(600_000))
+        await asyncio.sleep(0.05)
+        await client.send(frame(9, b"first") + frame(9, b"last") + close_frame(1000))
+        frames, _ = await client.to_the_end()
+        assert [(opcode, payload[:40] if opcode != TEXT else len(payload)) for opcode, payload in frames] == [
+            (TEXT, 600_027), (10, b"last"), (CLOSE, b"\x03\xe8")
+        ]  # fmt: skip
+
+
+async def test_an_eviction_while_the_peer_resets_and_while_it_closes(play: Opening):
+    async with play(outbox_bytes=65_536, write_timeout_s=0.5) as on:
+        for end in ("reset", "close", "half", "frame"):
+            stalled = await on.stalled("stalled", "c")
+            for _ in range(5):
+                on.node.hub.push_to_channel("c", text(10_000))
+            await asyncio.sleep(0.02)
+            if end == "reset":
+                stalled.reset()
+            elif end == "close":
+                stalled.close()
+            elif end == "frame":
+                await stalled.send(close_frame(1001))
+            elif not isinstance(stalled, TlsClient):
+                stalled.half_close()
+            for _ in range(50):
+                on.node.hub.push_to_channel("c", text(10_000))
+            await eventually(lambda: not on.is_there("stalled"), 2.0)
+        await eventually(lambda: on.node.connections == 1)
+
+
+async def test_a_handler_that_fails_when_an_evicted_client_leaves_hurts_nobody(caplog: pytest.LogCaptureFixture):
+    def node(settings: Any) -> HidingNode:
+        made = HidingNode(settings)
+
+        @made.handlers.on_disconnect
+        def fail(client: Any) -> None:
+            made.hub.push_to_channel("c", b'"left"')
+            for other in list(made.hub.clients()):
+                if other.user.startswith("stalled"):
+                    other.connection.close(4503)
+            raise RuntimeError("on purpose")
+
+        return made
+
+    caplog.set_level(logging.CRITICAL, "starlight.handlers")  # a logged traceback holds channels
+    async with stage(node=node, outbox_bytes=65_536, send_buffer_bytes=4096) as on_stage:
+        play_ = Play(on_stage, RawClient)
+        for i in range(5):
+            await play_.stalled(f"stalled{i}", "c")
+        for _ in range(60):
+            play_.node.hub.push_to_channel("c", text(10_000))
+            await asyncio.sleep(0)
+        await eventually(lambda: on_stage.node.connections == 1)
+        assert play_.totals()["evicted_slow_total"] >= 1
+
+
+async def test_a_thousand_that_stall_on_quiet_channels_stay_within_the_memory_budget():
+    """What each has waiting lies in chunks that heavy traffic fills: uncopied, 200 of them would hold 50 MiB."""
+    budget = 24 << 20
+    async with stage(send_buffer_bytes=4096, memory_budget_bytes=budget, write_timeout_s=60) as on_stage:
+        play_ = Play(on_stage, RawClient)
+        for i in range(1_000):
+            await play_.stalled(f"quiet{i}", f"q{i}")
+        loud = await play_.login("loud", "loud")
+        socket_of(loud.sock.getsockname()).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        for i in range(1_000):  # more than the kernel takes of each
+            play_.node.hub.push_to_channel(f"q{i}", text(16_000))
+            if i % 50 == 0:
+                await asyncio.sleep(0)
+        await eventually(lambda: play_.totals()["full"] >= 1_000)
+        before, held = resident_bytes(), [play_.totals()["chunk_bytes"]]
+        for turn in range(200):
+            for i in range(5):
+                play_.node.hub.push_to_channel(f"q{5 * turn + i}", text(200))
+                play_.node.hub.push_to_channel("loud", text(50_000))
+            for _ in range(5):
+                await loud.next_frame()
+            held.append(play_.totals()["chunk_bytes"])
+        totals = play_.totals()
+        assert max(held) <= budget
+        assert resident_bytes() - before < budget
+        assert totals["compacted_bytes_total"] > 0
+        assert totals["evicted_budget_total"] + totals["evicted_slow_total"] == 0
+        assert totals["full"] >= 1_000
