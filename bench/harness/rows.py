@@ -26,8 +26,8 @@ CONNECT = "connect_us"
 
 SUBJECT = "starlight"
 FLOOR = "floor"
-BROADCASTERS = ("starlight", "floor", "floor-message", "socketify", "gorilla", "nats", "picows", "ws", "websockets",
-                "aiohttp", "fastapi", "socketio")  # fmt: skip
+BROADCASTERS = ("starlight", "floor", "floor-message", "socketify", "gorilla", "gorilla-64k", "nats", "picows", "ws",
+                "websockets", "aiohttp", "fastapi", "socketio")  # fmt: skip
 DIRECTORS = ("starlight", "floor", "socketify", "gorilla", "picows", "ws")
 RIVALS = ("starlight", "floor", "socketify", "gorilla")
 

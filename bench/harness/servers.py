@@ -203,8 +203,9 @@ def _python(name: str) -> Callable[[int], list[str]]:
     return lambda sndbuf: [str(VENV_PYTHON), str(script), "--port", "0", "--sndbuf", str(sndbuf)]
 
 
-def _gorilla(sndbuf: int) -> list[str]:
-    return [str(INSTALLED / "gorilla-hub"), "--port", "0", "--sndbuf", str(sndbuf)]
+def _gorilla(write_buffer: int) -> Callable[[int], list[str]]:
+    hub = [str(INSTALLED / "gorilla-hub"), "--port", "0", "--write-buffer", str(write_buffer)]
+    return lambda sndbuf: [*hub, "--sndbuf", str(sndbuf)]
 
 
 def _node(sndbuf: int) -> list[str]:
@@ -226,7 +227,8 @@ SERVERS: dict[str, Server] = {
         Server("floor", "floor: one send per client and turn", "native", _ALL, prepare_floor, _floor("turn")),
         Server("floor-message", "floor: one send per message", "native", _ALL, prepare_floor, _floor("message")),
         Server("socketify", "uWebSockets (socketify)", "raw", _ALL, prepare_python("socketify"), _python("socketify")),
-        Server("gorilla", "gorilla hub (Go)", "lines", _ALL, prepare_gorilla, _gorilla),
+        Server("gorilla", "gorilla hub (Go)", "lines", _ALL, prepare_gorilla, _gorilla(1024)),
+        Server("gorilla-64k", "gorilla hub, 64 KiB write buffers", "lines", _ALL, prepare_gorilla, _gorilla(65_536)),
         Server("nats", "nats-server", "nats", _ONLY_BROADCAST, prepare_python("nats"), _python("nats"),
                send_buffer=False, path="/"),
         Server("picows", "picows, Python loop", "raw", _ALL, prepare_python("picows"), _python("picows")),

@@ -38,10 +38,8 @@ var (
 	newline       = []byte{'\n'}
 	commandPrefix = []byte(`{"type"`)
 	upgrader      = websocket.Upgrader{
-		ReadBufferSize:  1024,
-		WriteBufferSize: 64 << 10,
-		WriteBufferPool: &sync.Pool{},
-		CheckOrigin:     func(*http.Request) bool { return true },
+		ReadBufferSize: 1024,
+		CheckOrigin:    func(*http.Request) bool { return true },
 	}
 )
 
@@ -261,7 +259,12 @@ func listen(port, sndbuf int) (net.Listener, error) {
 func main() {
 	port := flag.Int("port", 0, "port to listen on, 0: the kernel chooses")
 	sndbuf := flag.Int("sndbuf", 0, "SO_SNDBUF in bytes, 0: the kernel's default")
+	writeBuffer := flag.Int("write-buffer", 1024, "bytes of a connection's write buffer: 1024 in gorilla's chat example")
 	flag.Parse()
+	upgrader.WriteBufferSize = *writeBuffer
+	if *writeBuffer > 4096 {
+		upgrader.WriteBufferPool = &sync.Pool{}
+	}
 	h := newHub()
 	go h.run()
 	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { serve(h, w, r) })
