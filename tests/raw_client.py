@@ -359,7 +359,7 @@ def socket_of(peername: tuple[str, int]) -> socket.socket:
 
 
 def resident_bytes() -> int:
-    """Memory of this process; 0 under AddressSanitizer, which keeps what was freed."""
+    """Memory of this process; 0 under AddressSanitizer, which keeps what is freed, so that no test judges it."""
     if "libasan" in os.environ.get("LD_PRELOAD", ""):
         return 0
     with open("/proc/self/statm") as statm:
