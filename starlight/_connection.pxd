@@ -92,6 +92,7 @@ cdef class Connection(WSListener):
     cdef int answer_close(self) except -1
     cdef int begin_close(self, uint64_t within_ms) except -1
     cdef int discard(self) except -1
+    cdef int start_linger(self) except -1
     cdef int leave_hub(self) except -1
     cdef int set_deadline(self, uint64_t after_ms) except -1
     cdef int on_due(self) except -1

@@ -225,6 +225,7 @@ cdef class Connection(WSListener):
     cpdef resume_writing(self):
         if self.subscriber is not None and self.transport is not None and self.transport.get_write_buffer_size() == 0:
             self.acceptor.core.writable(self.subscriber)
+            self.start_linger()
 
     # ---- what picows' parser finds wrong
 
@@ -527,8 +528,7 @@ cdef class Connection(WSListener):
     def on_close_sent(self):
         """The close frame is with the kernel (or the transport): say EOF, and wait for the peer's."""
         self.is_close_sent = True
-        if not self.is_evicted:
-            self.set_deadline(LINGER_MS)
+        self.start_linger()
         if self.fd >= 0:
             sys_shutdown(self.fd, SHUT_WR)
         elif self.transport.can_write_eof():
@@ -537,6 +537,12 @@ cdef class Connection(WSListener):
             self.transport.close()
         if self.is_eof:
             self.transport.close()
+
+    cdef int start_linger(self) except -1:
+        """All is with the kernel, so the peer has so long to close."""
+        if self.is_close_sent and not self.is_evicted and (self.fd >= 0 or self.transport.get_write_buffer_size() == 0):
+            self.set_deadline(LINGER_MS)
+        return 0
 
     def on_peer_closed(self):
         """The peer has answered our close frame (seen only where there is no EOF to wait for)."""

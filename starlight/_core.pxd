@@ -19,7 +19,7 @@ from starlight._arena cimport (CHUNK_BYTES, arena_t, checked_realloc, chunk_new,
                                lane_commit, lane_reserve, vector_push, vector_t)
 from starlight._flush cimport flush_one, flusher_t, raise_event
 from starlight._outbox cimport (CACHE_LINE_BYTES, EVENT_BROKEN, EVENT_EVICT_SLOW, FORM_FRAMES, FORM_LINES, N_FORMS,
-                                STATE_DEAD, STATE_OPEN, membership_t, outbox_append, releases_apply, span_bytes, span_t,
+                                STATE_CLOSING, STATE_DEAD, STATE_OPEN, membership_t, outbox_append, releases_apply, span_bytes, span_t,
                                 subscriber_t)
 from starlight._wire cimport wire_header_size, wire_write_header
 
@@ -509,6 +509,18 @@ cdef inline void compact(core_t* c) noexcept nogil:
                 elif (not span.chunk.is_open and span.chunk.capacity_bytes >= CHUNK_BYTES
                         and span.chunk.live_bytes < span.chunk.capacity_bytes // 4):
                     copy_span(c, span)
+
+
+cdef inline subscriber_t* largest_full(core_t* c) noexcept nogil:
+    """Of the full subscribers that are not evicted yet, the one with the largest outbox; NULL if there is none."""
+    cdef subscriber_t* largest = NULL
+    cdef subscriber_t* sub
+    cdef uint32_t i
+    for i in range(c.full.n):
+        sub = <subscriber_t*>c.full.items[i]
+        if sub.state <= STATE_CLOSING and (largest == NULL or sub.out_bytes > largest.out_bytes):
+            largest = sub
+    return largest
 
 
 # ---- invariants ------------------------------------------------------------------------------------------------------

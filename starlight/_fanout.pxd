@@ -30,6 +30,7 @@ cdef class Core:
     cdef object on_turn_end      # the bound method, made once
     cdef object test_script      # keeps the flusher's script alive
     cdef uint64_t last_raw_ms
+    cdef uint64_t compact_above_bytes    # held chunks, before a turn looks after the budget (again)
     cdef uint64_t forgiven_ms
 
     cpdef Channel channel(self)

@@ -19,7 +19,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from starlight._arena cimport CHUNK_BYTES, arena_trim, lane_close, vector_free, vector_push, vector_t
 from starlight._core cimport (EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYTES, apply_flush, channel_add, channel_remove, channel_t,
                               check_core, compact, core_t, epoll_create1, epoll_ctl, epoll_event, epoll_wait, flush_slice,
-                              full_add, full_remove, is_member, limits_t, mark, mark_first, message_t, payload_bytes,
+                              full_add, full_remove, is_member, largest_full, limits_t, mark, mark_first, message_t, payload_bytes,
                               run_append, send_one, settle, settle_member, unpin)
 from starlight._flush cimport STAGE_BYTES, flush_one, flusher_t, raise_event
 from starlight._outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, EVENT_EVICT_BUDGET, EVENT_EVICT_SLOW, EVENT_EVICT_TIMEOUT,
@@ -182,6 +182,7 @@ cdef class Core:
         self.c.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
         if self.c.flusher.stage == NULL or self.c.epoll_fd < 0:
             raise OSError(errno, os.strerror(errno))
+        self.compact_above_bytes = memory_budget_bytes // 2
         self.thread_id = PyThread_get_thread_ident()
         self.on_turn_end = self._on_turn_end
         self.everyone = self.channel()
@@ -461,7 +462,7 @@ cdef class Core:
         cdef bint more = self.flush_some()
         if self.c.flusher.eventful.n:
             self.act()
-        if self.c.arena.held_bytes > self.c.limits.memory_budget_bytes // 2:
+        if self.c.arena.held_bytes > self.compact_above_bytes:
             self.keep_budget()
         if more:
             self.schedule()
@@ -627,30 +628,28 @@ cdef class Core:
             compact(c)
         if c.arena.held_bytes > c.limits.memory_budget_bytes // 2:
             self.keep_budget()
+        else:
+            self.compact_above_bytes = c.limits.memory_budget_bytes // 2
         if c.flusher.eventful.n:
             self.act()
 
     cdef int keep_budget(self) except -1:
-        """Over half the budget: copy what pins chunks. Over all of it: evict, the largest outbox first."""
+        """Over half the budget: copy what pins chunks. Over all of it: evict, the largest outbox first.
+
+        Between two sweeps a turn comes here again only when another 1/32 of the budget is held: a compaction walks the
+        spans of all full subscribers.
+        """
         cdef core_t* c = &self.c
         cdef subscriber_t* sub
-        cdef uint32_t i
         compact(c)
-        if c.arena.held_bytes <= c.limits.memory_budget_bytes:
-            return 0
-        arena_trim(&c.arena)
-        cdef list largest = []
-        for i in range(c.full.n):
-            sub = <subscriber_t*>c.full.items[i]
-            if sub.state <= STATE_CLOSING:
-                largest.append((sub.out_bytes, i, <Subscriber>sub.handle))
-        largest.sort(reverse=True)
-        for _, _, handle in largest:
-            if c.arena.held_bytes <= c.limits.memory_budget_bytes:
+        self.compact_above_bytes = min(c.limits.memory_budget_bytes,
+                                       c.arena.held_bytes + c.limits.memory_budget_bytes // 32)
+        while c.arena.held_bytes > c.limits.memory_budget_bytes:
+            arena_trim(&c.arena)
+            sub = largest_full(c)
+            if sub == NULL or c.arena.held_bytes <= c.limits.memory_budget_bytes:
                 break
-            if (<Subscriber>handle).s != NULL:
-                self.act_on(handle, EVENT_EVICT_BUDGET)
-                arena_trim(&c.arena)
+            self.act_on(<Subscriber>sub.handle, EVENT_EVICT_BUDGET)
         return 0
 
     # ---- what others may look at

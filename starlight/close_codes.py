@@ -159,8 +159,8 @@ def reconnect_policy(code: int) -> Policy:
 def valid_on_wire(code: int) -> bool:
     """Whether a peer may put this code in a close frame; any other is answered with 1002 (RFC 6455 section 7.4).
 
-    1000-2999 belong to the protocol: 1004 is reserved, 1005, 1006 and 1015 are for APIs only. The unassigned rest of
-    that range is let through, as a later registration may fill it; only what is below 1000 or from 5000 up has no
-    meaning at all. 3000-3999 are registered by libraries, 4000-4999 are for applications.
+    1000-2999 belong to the protocol, and only those registered so far are taken: 1004 is reserved, 1005, 1006 and 1015
+    are for APIs only, and Autobahn's cases 7.9 want the unassigned ones refused. 3000-3999 are registered by libraries,
+    4000-4999 are for applications.
     """
-    return 1000 <= code <= 4999 and code not in (1004, 1005, 1006, 1015)
+    return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999

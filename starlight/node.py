@@ -29,6 +29,7 @@ from starlight import close_codes
 from starlight._connection import Acceptor, Connection
 from starlight._fanout import Core
 from starlight._gate import Gate
+from starlight._listener import Listener
 from starlight._tls import Certificate, TlsListener
 from starlight._version import __version__
 from starlight.auth import Authenticator, Permissions, TokenAuth, make_authenticator
@@ -123,7 +124,7 @@ class Node:
         self.is_draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._acceptor: Acceptor | None = None
-        self._server: asyncio.Server | TlsListener | None = None
+        self._server: Listener | TlsListener | None = None
         self._timers: list[asyncio.Task[None]] = []
         self._drained: asyncio.Future[None] | None = None
         self._has_stuck_threads = False
@@ -157,14 +158,14 @@ class Node:
         """What its connections share; `starlight.conformance` has another one."""
         return Acceptor(self.core, self.hub, self.settings, gate=self._gate)
 
-    async def _listen(self, acceptor: Acceptor) -> asyncio.Server | TlsListener:
+    async def _listen(self, acceptor: Acceptor) -> Listener | TlsListener:
         host, port = self.settings.host, self.settings.port
         try:
             if self._certificate is not None:
                 listener = TlsListener(acceptor, self._certificate, self.settings.handshake_timeout_s)
                 await listener.open(host, port, LISTEN_BACKLOG)
                 return listener
-            return await asyncio.get_running_loop().create_server(acceptor.protocol, host, port, backlog=LISTEN_BACKLOG)
+            return await Listener.open(acceptor.protocol, host, port, LISTEN_BACKLOG)
         except socket.gaierror as error:
             raise ListenFailed(error.errno, f"can't listen on {host}: {error.strerror}") from None
         except OSError as error:
@@ -262,7 +263,7 @@ class Node:
             self.is_serving = False
             self._drained.set_result(None)
 
-    async def _drain(self, server: asyncio.Server | TlsListener) -> None:
+    async def _drain(self, server: Listener | TlsListener) -> None:
         assert self._loop is not None and self._acceptor is not None
         deadline_s = self._loop.time() + self.settings.drain_timeout_s
         server.close()

@@ -1,6 +1,6 @@
-"""A node in a process of its own that a test can ask what it holds: for what needs more sockets or CPU than one has.
+"""A node in a process of its own that a test can ask what it holds: for what needs more than one process has.
 
-As a program (`python -m tests.server_process SETTINGS`, JSON) it serves and answers commands on stdin with lines of JSON.
+As a program (`python -m tests.server_process SETTINGS`, in JSON) it serves, and answers commands on stdin in JSON.
 """
 
 from __future__ import annotations

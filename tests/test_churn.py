@@ -1,4 +1,4 @@
-"""After 20,000 connections of every kind that came and went, the node holds nothing: counters, objects, descriptors, memory."""
+"""After 20,000 connections of every kind the node holds nothing: no counters, objects, descriptors or memory."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_an_unknown_standard_code_backs_off() -> None:
     assert reconnect_policy(3000) == "backoff"
 
 
-@pytest.mark.parametrize("code", [-1, 0, 1, 999, 1004, 1005, 1006, 1015, 5000, 65_535])
+@pytest.mark.parametrize("code", [-1, 0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65_535])
 def test_not_on_the_wire(code: int) -> None:
     assert not valid_on_wire(code)
 

@@ -1,10 +1,12 @@
-"""starlight._connection: whole messages out of frames, one after the other, and every way to end. On both kinds of loop."""
+"""starlight._connection: whole messages out of frames, one after the other; every way to end. On both kinds of loop."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from tests.raw_client import (
     TEXT,
     close_frame,
     frame,
+    header,
     message,
     request,
     resident_bytes,
@@ -31,6 +34,7 @@ from tests.raw_client import (
     stage,
 )
 from tests.support import eventually
+from tests.transports import TlsClient, TlsNode, contexts
 from tests.wire_client import WireClient
 
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
@@ -41,11 +45,13 @@ SUBPROTOCOLS = ["", "starlight.v1", "starlight.v1.lines"]
 class Gate:
     """An application whose `slow` handler waits until the gate opens; `steps` is what was handled, in order."""
 
+    kind = Node
+
     def __init__(self, settings: Settings) -> None:
         self.open = asyncio.Event()
         self.steps: list[Any] = []
         self.left: list[str] = []
-        self.node = Node(settings)
+        self.node = self.kind(settings)
         handlers = self.node.handlers
 
         @handlers.on("slow")
@@ -216,7 +222,7 @@ async def test_a_few_pings_in_one_packet_are_all_answered_in_order():
 
 @on_uvloop
 async def test_30_a_ping_flood_by_a_client_that_never_reads_costs_nothing_and_ends():
-    async with stage(write_timeout_s=0.5, read_limit_bytes=1024) as on_stage:
+    async with stage(write_timeout_s=0.3, read_limit_bytes=1024, send_buffer_bytes=4096) as on_stage:
         client = await on_stage.login(receive_buffer_bytes=4096)
         held = on_stage.counters()["chunk_bytes"]
         flood = frame(PING, b"x" * 125) * 100
@@ -318,7 +324,7 @@ async def test_a_slow_reader_gets_all_that_was_in_its_outbox_before_our_close():
         client = await on_stage.login(receive_buffer_bytes=4096)
         on_stage.node.hub.push_to_user("raw", b'"' + b"x" * 500_000 + b'"')
         await client.send(message("end"))
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(1.2)
         frames, end = await client.to_the_end()
         assert [opcode for opcode, _ in frames] == [TEXT, TEXT, CLOSE] and end == "eof"
         client.close()
@@ -374,6 +380,36 @@ async def test_close_may_be_called_in_any_state_and_twice():
         assert not connection.is_open
         await on_stage.alone()
         assert gates[0].left == ["raw"]
+
+
+async def test_over_tls_both_sides_close_promptly_and_a_refusal_arrives(tmp_path: Path):
+    server, context = contexts(tmp_path)
+    gates.clear()
+
+    def tls_node(settings: Settings) -> Node:
+        made = type("TlsGate", (Gate,), {"kind": type("TlsNode", (TlsNode,), {"context": server})})(settings)
+        gates.append(made)
+        return made.node
+
+    async with stage(node=tls_node, tls=context) as on_stage:
+        started_s = asyncio.get_running_loop().time()
+        for say in (None, "end"):
+            client = WireClient(await connect(on_stage.node.url, compression=None, ssl=context))
+            await client.ask("login", user="tls")
+            if say is None:
+                await client.socket.close(1000)
+            else:
+                await client.say(say)
+                assert (await client.closed())[0] == 4503
+            await client.socket.wait_closed()
+        await on_stage.alone()
+        assert asyncio.get_running_loop().time() - started_s < 0.9  # the linger is a second
+        raw = type("Client", (TlsClient,), {"context": context})
+        refused = on_stage.keep(await raw.connect(on_stage.port))
+        await refused.start_tls()
+        await refused.send(request(method="POST"))
+        assert (await refused.head()).startswith(b"HTTP/1.1 400 ")
+        assert await refused.receive() == b""
 
 
 # --- handlers: one after the other -----------------------------------------------------------------------------------
@@ -529,6 +565,22 @@ async def test_a_flood_does_not_make_the_read_buffers_grow():
             await client.send(flood)
             assert (await client.ask("ping"))["type"] == "pong"
         assert resident_bytes() - before < 20 * 128 * 1024 + 4 * 1024 * 1024
+
+
+@on_uvloop
+@pytest.mark.parametrize("end", [frame(3, b""), close_frame(1000), b"\x81\x00"])
+async def test_what_floods_a_closing_connection_is_thrown_away(end: bytes):
+    async with stage() as on_stage:
+        client = await on_stage.login()
+        before = resident_bytes()
+        await client.send(end)
+        sent = 0
+        with contextlib.suppress(OSError):
+            while sent < 32 << 20:
+                await client.send(header(TEXT, 2**40) + b"x" * 1_000_000)
+                sent += 1_000_000
+        assert sent > 4 << 20
+        assert resident_bytes() - before < 4 << 20
 
 
 @pytest.mark.parametrize(

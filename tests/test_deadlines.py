@@ -40,7 +40,7 @@ async def test_a_login_in_time_is_not_closed_by_the_login_timeout():
 
 
 async def test_pings_come_again_and_again_and_a_pong_keeps_it_open():
-    async with stage(ping_interval_s=0.2, pong_timeout_s=0.3) as on_stage:
+    async with stage(ping_interval_s=0.1, pong_timeout_s=0.3) as on_stage:
         client = await on_stage.login()
         for _ in range(5):
             assert await client.next_frame() == (PING, b"")
@@ -110,7 +110,7 @@ async def test_25_before_the_login_it_is_the_login_timeout():
 
 
 async def test_the_pings_of_many_that_come_at_once_are_spread():
-    node = Node(Settings(port=0, ping_interval_s=2, pong_timeout_s=5, drain_timeout_s=2))
+    node = Node(Settings(port=0, ping_interval_s=1, pong_timeout_s=5, drain_timeout_s=2))
     async with node:
         clients = [await RawClient.login(node.port, f"u{i}") for i in range(200)]
         started_s = now_s()
@@ -122,7 +122,7 @@ async def test_the_pings_of_many_that_come_at_once_are_spread():
 
         await asyncio.gather(*map(pinged, clients))
         ticks = {int(at_s / 0.05) for at_s in pinged_s}
-        assert len(ticks) >= 10  # a second of 50-ms ticks; all at once would be one or two
+        assert len(ticks) >= 5  # half a second of 50-ms ticks; all at once would be one or two
         for client in clients:
             client.close()
         await eventually(lambda: node.connections == 0)
@@ -153,7 +153,7 @@ uvloop.run(main())
 
 
 async def test_68_a_stopped_process_evicts_nobody_when_it_goes_on():
-    """Deadlines are on the monotonic clock, which a stepped wall clock doesn't touch, less the time the process stood."""
+    """Deadlines are on the monotonic clock less the time the process stood; a step of the wall clock is none."""
     server = await asyncio.create_subprocess_exec(
         sys.executable, "-c", SERVE, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parent.parent
     )
@@ -163,9 +163,9 @@ async def test_68_a_stopped_process_evicts_nobody_when_it_goes_on():
         clients = [await RawClient.login(port, f"u{i}") for i in range(50)]
         strangers = [await RawClient.upgraded(port) for _ in range(5)]
         answering = [asyncio.create_task(answer_pings(client)) for client in clients]
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.3)
         os.kill(server.pid, signal.SIGSTOP)
-        await asyncio.sleep(2.5)
+        await asyncio.sleep(1.8)
         os.kill(server.pid, signal.SIGCONT)
         for stranger in strangers:
             await stranger.send(message("login", user="late"))

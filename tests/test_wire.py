@@ -1,4 +1,4 @@
-"""starlight._wire through the connection: the header writer and the UTF-8 check, against Python's decoder at every split."""
+"""starlight._wire through the connection: headers, and the UTF-8 check against Python's decoder at every split."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ EDGES = [
     *("aé€🦊", "ascii only, and more than eight bytes", "12345678é", "1234567é", "é12345678"),
 ]
 BAD = [
-    b"\x80", b"\xbf", b"\xc0\x80", b"\xc1\xbf", b"\xc2", b"\xc2\x7f", b"\xc2\xc0", b"\xe0\x80\x80", b"\xe0\x9f\xbf", b"\xe1\x80",
+    b"\x80", b"\xbf", b"\xc0\x80", b"\xc1\xbf", b"\xc2", b"\xc2\x7f", b"\xc2\xc0", b"\xe0\x80\x80", b"\xe0\x9f\xbf",
+    b"\xe1\x80",
     b"\xed\xa0\x80", b"\xed\xbf\xbf", b"\xef\xbf\xc0", b"\xf0\x80\x80\x80", b"\xf0\x8f\xbf\xbf", b"\xf4\x90\x80\x80",
     b"\xf5\x80\x80\x80", b"\xff", b"\xfe", b"\xf0\x9f\xa6", b"\xf0\x9f\xa6\x28", b"\xe2\x28\xa1",
 ]  # fmt: skip

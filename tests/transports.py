@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import subprocess
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import aiofastnet
 
 from starlight._connection import Acceptor
 from starlight.node import Node
-from tests.raw_client import TIMEOUT_S, RawClient
+from tests.raw_client import TIMEOUT_S, RawClient, close_frame
 
 SMALL_BIO_BYTES = 17 * 1024
 """One TLS record and a bit. The default of 257 KiB would hide as much of an outbox."""
@@ -87,12 +88,18 @@ class TlsClient(RawClient):
 
     async def receive(self, size: int = 1 << 16) -> bytes:
         try:
-            data: bytes = await asyncio.wait_for(self._do(lambda: self._tls.read(size)), TIMEOUT_S)
+            async with asyncio.timeout(TIMEOUT_S):
+                data: bytes = await self._do(lambda: self._tls.read(size))
         except ssl.SSLZeroReturnError:
             return b""
         except ssl.SSLEOFError:
             raise ConnectionResetError("EOF without close_notify") from None
         return data
+
+    async def on_close(self) -> None:
+        """TLS has no EOF in one direction: the server waits for a close frame of ours."""
+        with contextlib.suppress(OSError, ssl.SSLError):
+            await self.send(close_frame(1000))
 
     def half_close(self) -> None:
         raise NotImplementedError("TLS has no half-close here")

@@ -32,7 +32,8 @@ class WireClient:
 
     async def hear(self) -> dict[str, Any]:
         """The next message."""
-        message: dict[str, Any] = json.loads(await asyncio.wait_for(self.socket.recv(), HEAR_TIMEOUT_S))
+        async with asyncio.timeout(HEAR_TIMEOUT_S):  # not wait_for, which loses cancellations in Python 3.11
+            message: dict[str, Any] = json.loads(await self.socket.recv())
         return message
 
     async def hear_until(self, type: str) -> list[dict[str, Any]]:

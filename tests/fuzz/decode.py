@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from typing import Any
 
-from starlight.errors import BadMessage, RequestError
+from starlight.errors import RequestError
 from starlight.protocol import (
     MAX_DEPTH,
     TAIL,
@@ -27,7 +27,9 @@ from starlight.protocol import (
 from tests.fuzz.engine import Difference, mutate_bytes, smaller_bytes
 
 REFUSED, NOT_BUILT = 107, 108
-PUNCTUATION = "{ } [ ] , : \" \\ null true false 0 -1 1e400 -0.0 1E+2 01 1. NaN Infinity -Infinity \\u0000 \\ud800 \\udc00"
+PUNCTUATION = (
+    '{ } [ ] , : " \\ null true false 0 -1 1e400 -0.0 1E+2 01 1. NaN Infinity -Infinity \\u0000 \\ud800 \\udc00'
+)
 NAMES = (
     "type id channel to data user token limit since key ttl_ms idempotency from offset "
     "login direct join leave publish broadcast presence history refresh ping bid"
@@ -36,9 +38,31 @@ TOKENS = [
     *(word.encode() for word in PUNCTUATION.split()),
     *(b'"%s"' % word.encode() for word in NAMES.split()),
     *(b'"%s":' % word.encode() for word in NAMES.split()),
-    *(b" ", b"\n", b"\t", b"\r", b"\x0b", b"\xa0", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xc3\xa9", b"\xff", b"\0", b"//"),
+    *(
+        b" ",
+        b"\n",
+        b"\t",
+        b"\r",
+        b"\x0b",
+        b"\xa0",
+        b"\xef\xbb\xbf",
+        b"\xed\xa0\x80",
+        b"\xc3\xa9",
+        b"\xff",
+        b"\0",
+        b"//",
+    ),
     *(b"9007199254740992", b"9007199254740993", b"1" * 5_000, b"[" * 600, b"]" * 600, b'{"a":' * 511, b"}" * 511),
-    *(b'"\\u00e9"', b'"\\/"', b'"a b"', b'"*"', b'"' + b"x" * 256 + b'"', b'"' + "é".encode() * 40 + b'"', b",}", b'"a":1,'),
+    *(
+        b'"\\u00e9"',
+        b'"\\/"',
+        b'"a b"',
+        b'"*"',
+        b'"' + b"x" * 256 + b'"',
+        b'"' + "é".encode() * 40 + b'"',
+        b",}",
+        b'"a":1,',
+    ),
 ]
 
 
@@ -120,13 +144,13 @@ def allowed(text: bytes) -> set[object]:
 
 def outcomes_of(fields: dict[Any, Any]) -> set[object]:
     kind = fields.get("type")
-    if not isinstance(kind, str) or isinstance(kind, Number) or ("id" in fields and not is_id(fields["id"])):
+    errors: set[object] = {REFUSED} if "id" in fields and not is_id(fields["id"]) else set()
+    if not is_text(kind):
         return {REFUSED}
     if kind == "history":
-        return {NOT_BUILT}
+        return errors | {NOT_BUILT}
     if kind not in RULES:
-        return {"Custom"}
-    errors: set[object] = set()
+        return errors or {"Custom"}
     for name, rule in RULES[kind].items():
         if rule is NotImplemented:
             errors |= {NOT_BUILT} if name in fields else set()
@@ -173,7 +197,10 @@ def is_any(value: Any) -> bool:
 
 OPTIONAL = {"user", "limit"}
 RULES: dict[str, dict[str, Any]] = {
-    "login": {"token": lambda value: value is None or is_text(value), "user": lambda value: value is None or is_user(value)},
+    "login": {
+        "token": lambda value: value is None or is_text(value),
+        "user": lambda value: value is None or is_user(value),
+    },
     "direct": {"to": is_user, "data": is_any},
     "join": {"channel": is_channel, "since": NotImplemented},
     "leave": {"channel": is_channel},
@@ -198,6 +225,9 @@ class Decode:
     """The target: a case is a message."""
 
     name = "decode"
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def run(self, case: bytes) -> Hashable:
         """Compare the readings; the signature is the outcome and the error's text."""

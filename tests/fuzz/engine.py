@@ -43,6 +43,11 @@ class Target(Protocol[Case]):
         """The reverse of `read`."""
 
 
+def load(target: Target[Case], path: Path) -> Case:
+    """A case of the corpus."""
+    return target.read(path.read_bytes().decode())
+
+
 class Fuzzer(Generic[Case]):
     """A run: everything in it follows from the seed, the corpus and the number of cases."""
 
@@ -56,7 +61,7 @@ class Fuzzer(Generic[Case]):
     def replay(self) -> None:
         """Run every case of the corpus."""
         for path in sorted((CORPUS / self.target.name).iterdir()):
-            case = self.target.read(path.read_text())
+            case = load(self.target, path)
             try:
                 self.signatures.add(self.target.run(case))
             except Difference as difference:
@@ -118,7 +123,7 @@ class Fuzzer(Generic[Case]):
         text = self.target.write(case)
         name = f"found-{random.Random(text).randrange(16**8):08x}"
         path = CORPUS / self.target.name / name
-        path.write_text(text)
+        path.write_bytes(text.encode())  # not as text, so that no line end is changed
         return f"saved as tests/fuzz/corpus/{self.target.name}/{name}:\n{text[:2_000]}"
 
 
