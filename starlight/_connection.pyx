@@ -9,11 +9,8 @@ N is handled, and then the connection fails; reading stops meanwhile, so that no
 """
 
 import asyncio
-import contextlib
 import logging
 import random
-import socket
-import struct
 from collections import deque
 
 cimport cython
@@ -30,7 +27,7 @@ from picows.picows import WSProtocol
 from starlight import close_codes
 from starlight._fanout import FRAMES, LINES
 from starlight._gate import Gate
-from starlight._handover import DISARMED, Answering, Discard, ParserLog
+from starlight._handover import DISARMED, Answering, Discard, ParserLog, reset_on_close, set_send_buffer
 from starlight.errors import CloseConnection
 from starlight.protocol.lines import LINES as LINES_SUBPROTOCOL
 from starlight.protocol.lines import split
@@ -52,7 +49,6 @@ cdef enum:
     READ_BUFFER_BYTES = 2048     # picows' minimum; it grows with what really arrives
     BURST_BYTES = 16 * 1024      # up to here by any burst, beyond only by a frame that is larger
 
-cdef object RESET_ON_CLOSE = struct.pack("ii", 1, 0)     # struct linger: close(2) drops what the kernel holds
 cdef object PING_WHEN_IDLE = 1
 cdef MemoryBuffer NO_WRITE_BUFFER = MemoryBuffer(16)     # for all connections: picows writes nothing after the handshake
 
@@ -145,9 +141,7 @@ cdef class Connection(WSListener):
             return False
         self.transport = transport
         self.set_deadline(acceptor.handshake_timeout_ms)
-        sock = transport.get_extra_info("socket")
-        if sock.family != socket.AF_UNIX and acceptor.send_buffer_bytes:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, acceptor.send_buffer_bytes)
+        set_send_buffer(transport, acceptor.send_buffer_bytes)
         return True
 
     def arm(self, WSTransport transport):
@@ -564,9 +558,7 @@ cdef class Connection(WSListener):
         if self.transport is None:
             return
         if self.is_evicted:
-            sock = self.transport.get_extra_info("socket")
-            with contextlib.suppress(OSError):           # it may be closed already
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            reset_on_close(self.transport)
         self.transport.abort()
 
     # ---- deadlines

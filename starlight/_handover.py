@@ -2,16 +2,20 @@
 
 In the handshake picows has `Answering` for a transport; from then on `DISARMED`, and the core writes. Its logger is a
 `ParserLog`, which hears of errors first. A connection that closes is read by `Discard`, no longer by picows.
+Two socket options are set here as well.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
+from contextlib import suppress
 from typing import Final, Protocol
 
 from starlight import close_codes
 
-__all__ = ["DISARMED", "Answering", "Discard", "ParserLog"]
+__all__ = ["DISARMED", "Answering", "Discard", "ParserLog", "reset_on_close", "set_send_buffer"]
 
 BAD_REQUEST: Final = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 """For what picows can't parse."""
@@ -20,6 +24,9 @@ TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection:
 """For a head of more than 16 KiB or 128 lines, picows' limits."""
 
 DISCARD_BYTES: Final = 64 * 1024
+
+RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+"""struct linger: close(2) drops what the kernel holds, and resets."""
 
 
 class Connection(Protocol):
@@ -128,3 +135,16 @@ class Discard(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """As before."""
         self.protocol.connection_lost(exc)
+
+
+def set_send_buffer(transport: asyncio.BaseTransport, size_bytes: int) -> None:
+    """Set SO_SNDBUF of a TCP socket; 0 leaves it to the kernel."""
+    sock = transport.get_extra_info("socket")
+    if size_bytes and sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size_bytes)
+
+
+def reset_on_close(transport: asyncio.BaseTransport) -> None:
+    """Make the close to come a reset; nothing happens if it has come."""
+    with suppress(OSError):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)

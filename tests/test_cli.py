@@ -229,7 +229,8 @@ def test_the_help_shows_the_defaults_and_no_setting_lacks_a_flag(capsys: pytest.
     text = " ".join(capsys.readouterr().out.split())
     shown = dict(re.findall(r"(--[a-z-]+) \S+ [A-Z][^\[]*\[default: ([^\]]+)\]", text))
     expected = {
-        cli.FLAGS.get(name, "--" + name.replace("_", "-")): field for name, field in Settings.model_fields.items()
+        cli.FLAGS.get(name, "--" + name.replace("_", "-")): field
+        for name, field in Settings.model_fields.items()
         if name not in ("jwt_secret", "insecure_no_auth")  # a secret is no flag; a switch has no value
     }
     assert "--insecure-no-auth " in text
