@@ -98,6 +98,8 @@ class Logins:
         """Clients whose login ends soon, each once, with the seconds left; and again, with 0 or less, when it has."""
         now_s = self._clock()
         for client in self._expiries.due(now_s):
+            if not client.is_connected:
+                continue
             left_s = client._ends_s - now_s
             client._due_second = self._expiries.add(client, client._ends_s) if left_s > 0 else 0
             yield client, left_s

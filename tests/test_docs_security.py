@@ -1,0 +1,73 @@
+"""docs/security.md: its flags exist, its groups can be read, its limits are true, its commands work."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from starlight import cli
+from starlight.config import Settings, format_size
+from starlight.limits import Limits
+from starlight.permissions import read_groups
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "security.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def test_its_flags_exist(capsys: pytest.CaptureFixture[str]):
+    known = ""
+    for command in (["serve"], ["token", "new"], ["token", "check"]):
+        assert cli.main([*command, "--help"]) == 0
+        known += capsys.readouterr().out
+    shell = "\n".join(blocks("sh")) + "\n".join(re.findall(r"`(--[^`]*)`", PAGE))
+    for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", shell)):
+        assert f"{flag} " in known, flag
+
+
+def test_its_groups_can_be_read(tmp_path: Path):
+    (text,) = blocks("toml")
+    path = tmp_path / "starlight.toml"
+    path.write_text(text)
+    assert set(read_groups(str(path))) == set(tomllib.loads(text)["groups"]) == {"default", "trader", "admin"}
+    assert set(read_groups(str(ROOT / "examples" / "auction.toml"))) == {"default", "seller"}
+
+
+def test_its_table_of_limits_is_true():
+    rows = dict(re.findall(r"^\| `(--[a-z-]+)` \| ([^|]+?) \|", PAGE, re.MULTILINE))
+    fields = {cli.FLAGS.get(name, "--" + name.replace("_", "-")): name for name in Settings.model_fields}
+    for flag, shown in rows.items():
+        if flag.startswith("--jwt"):
+            continue
+        value = getattr(Settings(), fields[flag])
+        number = format_size(value) if fields[flag].endswith("_bytes") and flag != "--name-limit" else f"{value:,}"
+        expected = "none" if value == 0 else number.replace("MiB", " MiB").replace("KiB", " KiB")
+        assert shown.removesuffix(" a second").removesuffix(" bytes") == expected, flag
+
+
+def test_a_limit_from_the_environment_holds_without_tokens(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("STARLIGHT_MESSAGE_RATE", "7")
+    assert Limits.of(Settings()).message_rate == 7
+
+
+def test_its_commands_without_an_identity_provider_work(tmp_path: Path):
+    (tmp_path / "secret").write_bytes(os.urandom(48).hex().encode())
+    (tmp_path / "secret").chmod(0o600)
+    last = blocks("sh")[-1].splitlines()[-1]
+    assert last.startswith("starlight token new") and "| starlight token check" in last
+    shell = last.replace("starlight token", f"{sys.executable} -m starlight token")
+    run = subprocess.run(
+        ["sh", "-c", shell], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith('accepted: {"user": "ann"')
