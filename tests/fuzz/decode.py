@@ -139,7 +139,7 @@ def allowed(text: bytes) -> set[object]:
     if not isinstance(value, dict) or has_surrogate(value) or depth(value) > MAX_DEPTH:
         return {REFUSED}
     outcomes = outcomes_of(value)
-    return outcomes | {REFUSED} if TWICE in value else outcomes
+    return outcomes | {REFUSED, NOT_BUILT} if TWICE in value else outcomes  # for the first type, it may be
 
 
 def outcomes_of(fields: dict[Any, Any]) -> set[object]:
