@@ -1,4 +1,4 @@
-"""One figure for each built-in scenario of `starlight bench` against `starlight serve`; its engine's ceiling at the floor.
+"""A figure for each scenario of `starlight bench` against `starlight serve`; its engine's ceiling at the floor.
 
     python bench/scenarios.py [--duration 4s] [--ceiling]
 
