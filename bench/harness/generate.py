@@ -10,6 +10,7 @@ import os
 import sys
 
 import msgspec
+
 from starlight.loadtest import LoadTestError, Scenario, Target, run_scenario
 
 
