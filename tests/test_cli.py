@@ -299,6 +299,7 @@ async def test_sub_ends_when_nobody_reads_it_any_more() -> None:
     async with scripted_server() as server, running("sub", "news", "--url", server.url) as sub:
         await sub.line("stderr", "joined")
         sub.process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]  # what `| head -1` does
+        await asyncio.sleep(0)  # the pipe is closed in the next turn
         for _ in range(2):
             await server.push({"type": "server", "data": 1})
         assert await sub.end() == 141

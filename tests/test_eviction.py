@@ -106,7 +106,7 @@ def text(n_bytes: int) -> bytes:
 
 
 async def test_one_that_stalls_among_two_hundred(play: Opening):
-    async with play(evict_after_s=0.1) as on:
+    async with play(evict_after_s=0.5) as on:  # the others are slow themselves on a busy machine, but not so slow
         others = [await on.login(f"u{i}", "c") for i in range(199 if on.is_direct else 19)]
         stalled = await on.stalled("stalled", "c")
         n_messages = 400 if on.is_direct else 1_000  # a transport takes 64 KiB before it is full
@@ -115,10 +115,10 @@ async def test_one_that_stalls_among_two_hundred(play: Opening):
             on.node.hub.push_to_channel("c", b'{"n":%d,"x":%b}' % (i, text(400)))
             if i % 4 == 3:
                 await asyncio.sleep(0)
-        await eventually(lambda: not on.is_there("stalled"), 1.0 if on.is_direct else 8.0)  # TLS by hand is slow
+        await eventually(lambda: not on.is_there("stalled"), 8.0)  # TLS by hand is slow
+        frames, _ = await stalled.to_the_end()  # at once: after a second it is reset
         for task in heard:
             assert await task == list(range(n_messages))
-        frames, _ = await stalled.to_the_end()
         assert frames[-1] == (CLOSE, SLOW)
         assert all(opcode == TEXT for opcode, _ in frames[:-1])
         numbers = [json.loads(payload)["data"]["n"] for _, payload in frames[:-1]]

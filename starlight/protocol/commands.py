@@ -22,8 +22,8 @@ does when it skips a value into a Raw (each line has its test, against orjson an
 
 How the other bad input reads:
 
-- Duplicate keys of the message itself: the last one counts, but a `type` that turns into a built-in one is refused
-  (107).
+- Duplicate keys of the message itself: the last one counts, but each has to be of the field's type, and a `type` that
+  turns into a built-in one is refused (107).
 - Not JSON, an array, a scalar: `BadMessage`, which the hub turns into a 4501 before login and a 107 after it.
 - A wrong or missing field: 107 with the field's name in the message, and the request's id if that could be read.
 - A field that is not built yet (`since` of join; `key`, `ttl_ms`, `idempotency` of publish), whatever its value, null

@@ -76,14 +76,15 @@ def refuse(constant: str) -> None:
 
 
 def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; a repeated `type` is remembered under a key that no JSON text can have."""
+    """An object; that a field of commands is repeated is kept under a key that no JSON text can have."""
     fields: dict[Any, Any] = dict(items)
-    if sum(name == "type" for name, _ in items) > 1:
+    if len(fields) < len(items) and any(sum(key == name for key, _ in items) > 1 for name in FIELDS & fields.keys()):
         fields[TWICE] = True
     return fields
 
 
-TWICE = ("type", "twice")
+TWICE = ("a field", "twice")
+FIELDS = set(NAMES[: NAMES.index(" login")].split()) - {"data", "from", "offset"}
 
 
 def read(text: bytes) -> Any:
@@ -139,7 +140,7 @@ def allowed(text: bytes) -> set[object]:
     if not isinstance(value, dict) or has_surrogate(value) or depth(value) > MAX_DEPTH:
         return {REFUSED}
     outcomes = outcomes_of(value)
-    return outcomes | {REFUSED, NOT_BUILT} if TWICE in value else outcomes  # for the first type, it may be
+    return outcomes | {REFUSED, NOT_BUILT} if TWICE in value else outcomes  # for what came first, it may be
 
 
 def outcomes_of(fields: dict[Any, Any]) -> set[object]:
