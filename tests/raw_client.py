@@ -358,9 +358,13 @@ def socket_of(peername: tuple[str, int]) -> socket.socket:
     raise AssertionError(f"nobody is connected to {peername}")
 
 
+IS_SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
+"""AddressSanitizer keeps what is freed, and takes two or three times as long: no test judges memory or time then."""
+
+
 def resident_bytes() -> int:
-    """Memory of this process; 0 under AddressSanitizer, which keeps what is freed, so that no test judges it."""
-    if "libasan" in os.environ.get("LD_PRELOAD", ""):
+    """Memory of this process; 0 if it is not to be judged."""
+    if IS_SANITIZED:
         return 0
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * 4096

@@ -12,7 +12,7 @@ import socket
 import uvloop
 
 from starlight.node import RESERVED_FILES
-from tests.raw_client import TEXT, close_frame, frame, message, request, set_reset
+from tests.raw_client import IS_SANITIZED, TEXT, close_frame, frame, message, request, set_reset
 from tests.server_process import server_process
 
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
@@ -121,7 +121,7 @@ async def test_65_ten_thousand_that_come_back_at_once_are_back_within_ten_second
     async with server_process(max_connections=n_clients, ping_interval_s=300) as server:
         started_s = asyncio.get_running_loop().time()
         await asyncio.get_running_loop().run_in_executor(None, crowd, server.port, n_clients)
-        assert asyncio.get_running_loop().time() - started_s < 10
+        assert asyncio.get_running_loop().time() - started_s < 10 or IS_SANITIZED
         await server.until(connections=0)
 
 
