@@ -1,4 +1,4 @@
-"""An auction: whoever joins the channel of a lot sees its bids, and the highest one when time is up wins.
+"""An auction: whoever joins its channel sees the bids, and the highest one when time is up wins.
 
     starlight serve examples.auction:app
 
@@ -7,18 +7,11 @@
     > {"type":"open","data":{"item":"a clock","seconds":30},"id":2}
     > {"type":"bid","data":120,"id":3}
 
-Bids are whole numbers; one too low is an error reply. The winner is told directly.
-
-With tokens, everybody may join and bid, and who is in the group `seller` may open lots (examples/auction.toml):
-
-    openssl rand -base64 48 > secret
-    starlight serve examples.auction:app --auth jwt --jwt-secret-file secret --config examples/auction.toml
-    starlight token new --user ann --group seller --secret-file secret
-
-    > {"type":"login","token":"..."}
+One too low is an error reply; the winner is told directly. With tokens only sellers open lots: see auction.toml.
 """
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 from starlight import Starlight
@@ -26,20 +19,9 @@ from starlight.close_codes import ErrorCode
 from starlight.errors import RequestError
 from starlight.hub import Client
 
-CHANNEL = "auction"
 app = Starlight()
-
-
-class Lot:
-    """What is being sold; there is one at a time. Handlers run one after the other, so it needs no lock."""
-
-    item: str | None = None
-    closes_at = 0.0
-    amount = 0
-    bidder: str | None = None
-
-
-lot = Lot()
+# What is being sold; there is one at a time. Handlers run one after the other, so it needs no lock.
+lot = SimpleNamespace(item=None, closes_at=0.0, amount=0, bidder=None)
 
 
 @app.on_login
@@ -52,7 +34,7 @@ def assign_groups(client: Client, login: dict[str, Any]) -> None:
 @app.authorize
 def authorize(client: Client, action: str, name: str) -> bool | None:
     """What is published about the auction comes from the auction: bids are messages of their own."""
-    return False if action == "publish" and name == CHANNEL else None
+    return False if action == "publish" and name == "auction" else None
 
 
 @app.on("open")
@@ -64,7 +46,7 @@ def open_lot(client: Client, data: dict[str, Any]) -> dict[str, Any]:
         raise RequestError(ErrorCode.NOT_AVAILABLE, "another item is being sold")
     lot.item, lot.amount, lot.bidder = str(data["item"]), 0, None
     lot.closes_at = time.monotonic() + float(data["seconds"])
-    app.publish(CHANNEL, {"event": "opened", "item": lot.item, "seconds": data["seconds"]})
+    app.publish("auction", {"event": "opened", "item": lot.item, "seconds": data["seconds"]})
     return {"item": lot.item}
 
 
@@ -76,7 +58,7 @@ async def bid(client: Client, data: Any) -> dict[str, Any]:
     if type(data) is not int or data <= lot.amount:
         raise RequestError(ErrorCode.BAD_REQUEST, f"a bid must be a whole number above {lot.amount}")
     lot.amount, lot.bidder = data, client.user
-    app.publish(CHANNEL, {"event": "highest", "item": lot.item, "amount": data, "bidder": client.user})
+    app.publish("auction", {"event": "highest", "item": lot.item, "amount": data, "bidder": client.user})
     return {"highest": data}
 
 
@@ -85,11 +67,7 @@ def close_lot() -> None:
     """Sell the lot when its time is up."""
     if lot.item is None or time.monotonic() < lot.closes_at:
         return
-    app.publish(CHANNEL, {"event": "sold", "item": lot.item, "amount": lot.amount, "bidder": lot.bidder})
+    app.publish("auction", {"event": "sold", "item": lot.item, "amount": lot.amount, "bidder": lot.bidder})
     if lot.bidder is not None:
         app.send(lot.bidder, {"event": "won", "item": lot.item, "amount": lot.amount})
     lot.item = None
-
-
-if __name__ == "__main__":
-    app.run()

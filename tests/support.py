@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 import orjson
+import pytest
 
 from starlight._fanout import FRAMES, Core, Subscriber
 from starlight.errors import CloseConnection
@@ -17,6 +19,9 @@ from starlight.protocol import bye
 
 TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
 READ_BYTES = 1 << 20
+needs_speed = pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="plays both sides within a second; a sanitizer build can't"
+)
 
 
 def split_frames(wire: bytes) -> Iterator[tuple[int, bytes]]:

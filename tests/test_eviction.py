@@ -32,7 +32,7 @@ from tests.raw_client import (
     socket_of,
     stage,
 )
-from tests.support import eventually
+from tests.support import eventually, needs_speed
 from tests.transports import HidingNode, TlsClient, TlsNode, contexts
 
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
@@ -106,6 +106,7 @@ def text(n_bytes: int) -> bytes:
     return b'"' + b"x" * n_bytes + b'"'
 
 
+@needs_speed
 async def test_one_that_stalls_among_two_hundred(play: Opening):
     async with play(evict_after_s=0.5) as on:  # the others are slow themselves on a busy machine, but not so slow
         n_others = (199 if on.is_direct else 19) // (4 if IS_SANITIZED else 1)  # they read on the node's own loop
@@ -157,6 +158,7 @@ async def test_one_that_never_reads_is_reset_with_nothing_behind_the_torn_frame(
         assert (4008).to_bytes(2, "big") not in stalled.rest
 
 
+@needs_speed
 async def test_ten_thousand_messages_in_one_turn_evict_nobody_who_reads(play: Opening):
     async with play(send_buffer_bytes=65_536) as on:
         client = await on.login("healthy", "c")

@@ -90,4 +90,4 @@ async def test_with_tokens_and_groups_sellers_open_lots_and_nobody_publishes_for
 
 
 def test_the_example_stays_short():
-    assert len(EXAMPLE.read_text().splitlines()) < 110
+    assert len(EXAMPLE.read_text().splitlines()) < 80

@@ -16,6 +16,7 @@ from starlight.loadtest.cli import app, seconds
 from starlight.loadtest.errors import BadScenario
 from starlight.loadtest.result import read_json
 from tests.loadtest_helpers import Peer, peer
+from tests.support import needs_speed
 
 __all__ = ["peer"]
 
@@ -75,6 +76,7 @@ def test_scenario_file(peer: Peer, tmp_path: Path) -> None:
     assert code == 0 and "small: 3 connections, closed model, window 2" in text
 
 
+@needs_speed
 def test_find_max(peer: Peer) -> None:
     code, text = bench(
         "find-max", "broadcast", "-c", "3", "-d", "200ms", "--warmup", "0", "-u", peer.url("max"),
