@@ -75,16 +75,32 @@ def refuse(constant: str) -> None:
     raise NotJson(constant)
 
 
-def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; that a field of commands is repeated is kept under a key that no JSON text can have."""
-    fields: dict[Any, Any] = dict(items)
-    if len(fields) < len(items) and any(sum(key == name for key, _ in items) > 1 for name in FIELDS & fields.keys()):
+def pairs(items: list[tuple[str, Any]]) -> dict[Any, Any]:
+    """An object. What JSON's readers drop is kept under keys that no JSON text can have: the values of repeated names,
+    and that a field of commands is among them."""
+    fields: dict[Any, Any] = {}
+    dropped = []
+    for name, value in items:
+        if name in fields:
+            dropped.append((name, fields[name]))
+        fields[name] = value
+    if dropped:
+        fields[DROPPED] = [value for _, value in dropped]
+    if any(name in FIELDS for name, _ in dropped):
         fields[TWICE] = True
     return fields
 
 
+DROPPED = ("dropped",)
 TWICE = ("a field", "twice")
 FIELDS = set(NAMES[: NAMES.index(" login")].split()) - {"data", "from", "offset"}
+
+
+def inside(value: Any) -> list[Any] | None:
+    """The values in an object or an array, those dropped too; None for a scalar."""
+    if isinstance(value, dict):
+        return [one for key, one in value.items() if key not in (DROPPED, TWICE)] + value.get(DROPPED, [])
+    return value if isinstance(value, list) else None
 
 
 def read(text: bytes) -> Any:
@@ -106,7 +122,7 @@ def depth(value: Any) -> int:
     deepest, todo = 0, [(value, 0)]
     while todo:
         one, level = todo.pop()
-        inner = list(one.values()) if isinstance(one, dict) else one if isinstance(one, list) else None
+        inner = inside(one)
         if inner is not None:
             deepest = max(deepest, level + 1)
             todo += [(other, level + 1) for other in inner]
@@ -118,13 +134,10 @@ def has_surrogate(value: Any) -> bool:
     todo = [value]
     while todo:
         one = todo.pop()
-        if isinstance(one, dict):
-            todo += [key for key in one if key is not TWICE]
-            todo += one.values()
-        elif isinstance(one, list):
-            todo += one
-        elif isinstance(one, str) and any("\ud800" <= character <= "\udfff" for character in one):
+        if isinstance(one, str) and any("\ud800" <= character <= "\udfff" for character in one):
             return True
+        todo += inside(one) or []
+        todo += [key for key in one if isinstance(key, str)] if isinstance(one, dict) else []
     return False
 
 
