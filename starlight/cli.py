@@ -39,8 +39,13 @@ DEFAULT_URL: Final = "ws://127.0.0.1:8765/ws"
 DEFAULT_USER: Final = "cli"
 """Who `sub`, `pub` and `send` are unless told: a name that says where the message came from."""
 
-LAZY_COMMANDS: Final = {"bench": "starlight.loadtest.cli", "token": "starlight.cli_token"}
-"""Commands that live elsewhere, as `app` of that module; shown if it is there, imported when called."""
+LAZY_COMMANDS: Final = {
+    "top": "starlight.cli_top",
+    **dict.fromkeys(("conns", "kick", "drain"), "starlight.cli_ops"),
+    "token": "starlight.cli_token",
+    "bench": "starlight.loadtest.cli",
+}
+"""Commands that live elsewhere, as `app` of that module or a command of it; shown if there, imported when called."""
 
 
 class CommandGroup(typer.core.TyperGroup):
@@ -54,7 +59,8 @@ class CommandGroup(typer.core.TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name, imported now if it lives elsewhere; None if there is none."""
         if cmd_name in LAZY_COMMANDS and _is_installed(LAZY_COMMANDS[cmd_name]):
-            return typer.main.get_command(importlib.import_module(LAZY_COMMANDS[cmd_name]).app)
+            command = typer.main.get_command(importlib.import_module(LAZY_COMMANDS[cmd_name]).app)
+            return getattr(command, "commands", {}).get(cmd_name, command)
         return super().get_command(ctx, cmd_name)
 
 
