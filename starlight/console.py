@@ -20,7 +20,7 @@ _BLOCK: Final = r"<{0}>(.*?)</{0}>"
 
 @cache
 def page() -> tuple[bytes, dict[str, str]]:
-    """The page in UTF-8, and the headers to serve it with. Both are the same for every request."""
+    """The page in UTF-8, and the headers it needs besides those of every answer of the internal port."""
     text = resources.files("starlight").joinpath("console.html").read_text(encoding="utf-8")
     policy = {
         "default-src": "'none'",
@@ -37,10 +37,7 @@ def page() -> tuple[bytes, dict[str, str]]:
     return text.encode(), {
         "Content-Type": "text/html; charset=utf-8",
         "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
         "Cross-Origin-Opener-Policy": "same-origin",
-        "Cache-Control": "no-cache",
     }
 
 
