@@ -40,7 +40,7 @@ class Internal:
 
     @property
     def url(self) -> str | None:
-        """Where it is, such as ``http://127.0.0.1:9000``; None where there is none."""
+        """Where it is, such as ``http://127.0.0.1:8766``; None where there is none."""
         return None if self._port is None else self._port.url
 
     def listen(self) -> None:

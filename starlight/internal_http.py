@@ -92,7 +92,7 @@ class InternalPort:
 
     @property
     def url(self) -> str:
-        """Where it is: ``http://127.0.0.1:9000``."""
+        """Where it is: ``http://127.0.0.1:8766``."""
         host = self._node.settings.internal_host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 

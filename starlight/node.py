@@ -192,7 +192,7 @@ class Node:
 
     @property
     def internal_url(self) -> str | None:
-        """Where the internal port is, such as ``http://127.0.0.1:9000``; None where there is none."""
+        """Where the internal port is, such as ``http://127.0.0.1:8766``; None where there is none."""
         return self._internal.url
 
     @property

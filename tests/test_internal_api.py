@@ -11,7 +11,7 @@ import pytest
 
 from starlight.internal_api import BATCH_LIMIT, ApiError, IdempotencyKeys, Receipt
 from tests.support import eventually
-from tests.support_internal import inside
+from tests.support_inside import inside
 
 
 def receipt(subscribers: int, written: int, queued: int = 0, evicted: int = 0) -> dict[str, int]:

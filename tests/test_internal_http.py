@@ -16,7 +16,7 @@ from starlight.errors import ConfigError, ListenFailed
 from starlight.internal_http import REQUESTS_LIMIT
 from starlight.node import Node
 from tests.support import eventually
-from tests.support_internal import KEY, Inside, inside
+from tests.support_inside import KEY, Inside, inside
 
 READING = ("/varz", "/connz", "/channelz", "/metrics")
 OPEN = ("/healthz", "/readyz", "/openapi.json")

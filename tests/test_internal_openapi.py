@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from tests.support_internal import KEY, inside
+from tests.support_inside import KEY, inside
 
 TIMEOUT_S = 120.0
 CHECKS = (

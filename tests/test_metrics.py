@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from starlight.close_codes import CLOSE_CODES, ErrorCode
 from starlight.metrics import SERIES_LIMIT, exposition, make_registry
-from tests.support_internal import Inside, inside
+from tests.support_inside import Inside, inside
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

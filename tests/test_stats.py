@@ -13,7 +13,7 @@ from websockets.exceptions import WebSocketException
 
 from starlight.stats import LAG_INTERVAL_S, SLICE, LoopLag, _address, _largest
 from tests.support import eventually
-from tests.support_internal import inside
+from tests.support_inside import inside
 
 
 async def test_varz_counts_what_clients_do(tmp_path: Path):
