@@ -222,7 +222,13 @@ def measure_scrape(pairs: int, connections: int, duration_s: float) -> None:
     with serving("--internal-port", str(internal_port)) as (process, port, _):
         os.sched_setaffinity(process.pid, {0})
         target = Target(f"ws://127.0.0.1:{port}/ws")
-        changes = {"connections": connections, "duration_s": duration_s, "warmup_s": 1.0, "model": "closed", "window": 64}
+        changes = {
+            "connections": connections,
+            "duration_s": duration_s,
+            "warmup_s": 1.0,
+            "model": "closed",
+            "window": 64,
+        }
         for number in range(pairs):
             rates: dict[bool, float] = {}
             for is_scraped in (False, True) if number % 2 else (True, False):
@@ -238,7 +244,9 @@ def measure_scrape(pairs: int, connections: int, duration_s: float) -> None:
             ratios.append(rates[True] / rates[False])
             print(f"{rates[False]:12,.0f} {rates[True]:12,.0f} deliveries/s, ratio {ratios[-1]:.4f}")
     ratios.sort()
-    print(f"scraped each second: {statistics.median(ratios):.4f} of the rate without (from {ratios[0]:.4f} to {ratios[-1]:.4f})")
+    print(
+        f"scraped each second: {statistics.median(ratios):.4f} of the rate without (from {ratios[0]:.4f} to {ratios[-1]:.4f})"
+    )
 
 
 def scrape(port: int, stop: threading.Event) -> None:

@@ -203,9 +203,7 @@ class _Sent:
 
     __slots__ = ("future", "group", "subscribers")
 
-    def __init__(
-        self, future: asyncio.Future[Receipt] | None, group: str | None = None, subscribers: int = 0
-    ) -> None:
+    def __init__(self, future: asyncio.Future[Receipt] | None, group: str | None = None, subscribers: int = 0) -> None:
         self.future = future  # of the first request with its key; None without a key
         self.group = group  # its receivers, as a key of the request's groups; None: it came again
         self.subscribers = subscribers

@@ -210,9 +210,7 @@ class InternalPort:
         return _json({"ready": False, "reasons": reasons}, 503) if reasons else _json({"ready": True})
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        return web.Response(
-            body=metrics.exposition(self._registry), headers={"Content-Type": metrics.CONTENT_TYPE}
-        )
+        return web.Response(body=metrics.exposition(self._registry), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def _varz(self, request: web.Request) -> web.Response:
         return _json(self.stats.varz())

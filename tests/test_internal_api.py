@@ -36,7 +36,7 @@ async def test_publish_reaches_the_channel_and_says_so(tmp_path: Path):
 async def test_data_is_passed_on_as_it_was_written(tmp_path: Path):
     async with inside(tmp_path) as on:
         ann = await on.login("ann", "news")
-        for data in ('1e400', '"\\u00e9 é"', '{ "a" : 1 }', "123456789012345678901234567890", "null", '"\\n"'):
+        for data in ("1e400", '"\\u00e9 é"', '{ "a" : 1 }', "123456789012345678901234567890", "null", '"\\n"'):
             await on.post("/api/publish", b'{"channel":"news","data":%b}' % data.encode())
             heard = await asyncio.wait_for(ann.socket.recv(), 10)
             assert str(heard).endswith(f'"from":null,"data":{data}}}')
@@ -187,7 +187,11 @@ async def test_presence_and_channels(tmp_path: Path):
         await on.login("ann", "room.1", "room.2", "hall")
         await on.login("bob", "room.1")
         await on.login("bob", "room.1")
-        assert await on.post("/api/presence", {"channel": "room.1"}) == {"users": ["ann", "bob"], "clients": 3, "total": 2}
+        assert await on.post("/api/presence", {"channel": "room.1"}) == {
+            "users": ["ann", "bob"],
+            "clients": 3,
+            "total": 2,
+        }
         assert await on.post("/api/presence", {"channel": "room.1", "limit": 1}) == {
             "users": ["ann"], "clients": 3, "total": 2
         }  # fmt: skip

@@ -193,7 +193,11 @@ async def test_the_console_is_served_if_the_package_has_it(tmp_path: Path):
 
 async def test_ten_thousand_bytes_of_garbage_do_not_hurt(tmp_path: Path):
     async with inside(tmp_path) as on:
-        for garbage in (b"\x16\x03\x01" + b"\xff" * 10_000, b"GET " + b"/" * 10_000 + b" HTTP/1.1\r\n\r\n", b"\r\n" * 99):
+        for garbage in (
+            b"\x16\x03\x01" + b"\xff" * 10_000,
+            b"GET " + b"/" * 10_000 + b" HTTP/1.1\r\n\r\n",
+            b"\r\n" * 99,
+        ):
             reader, writer = await asyncio.open_connection("127.0.0.1", on.port.port)
             writer.write(garbage)
             writer.write_eof()
