@@ -1,12 +1,12 @@
 """What the internal port costs: at start-up, for a page of 10,000 connections, and while it is scraped under load.
 
     PYTHONPATH=. python bench/internal_cost.py start       # from the command to the first client's handshake, s
-    PYTHONPATH=. python bench/internal_cost.py connz       # the longest that /connz, /varz and /metrics hold the loop, ms
+    PYTHONPATH=. python bench/internal_cost.py connz       # the longest that /connz and others hold the loop, ms
     PYTHONPATH=. python bench/internal_cost.py scrape      # a broadcast with and without a scrape a second, as a ratio
 
-`connz` runs the routes' own coroutines and times each step between two turns of the loop, which is what the other clients
-wait; then it asks over HTTP while the loop's lag is measured. `scrape` alternates runs with and without the scraper,
-on a machine that does nothing else (README.md says how to tell).
+`connz` runs the routes' own coroutines and times each step between two turns of the loop, which is what the other
+clients wait; then it asks over HTTP and times the turns. `scrape` alternates runs with and without the scraper, on a
+machine that does nothing else (README.md says how to tell).
 """
 
 from __future__ import annotations
@@ -244,9 +244,8 @@ def measure_scrape(pairs: int, connections: int, duration_s: float) -> None:
             ratios.append(rates[True] / rates[False])
             print(f"{rates[False]:12,.0f} {rates[True]:12,.0f} deliveries/s, ratio {ratios[-1]:.4f}")
     ratios.sort()
-    print(
-        f"scraped each second: {statistics.median(ratios):.4f} of the rate without (from {ratios[0]:.4f} to {ratios[-1]:.4f})"
-    )
+    spread = f"from {ratios[0]:.4f} to {ratios[-1]:.4f}"
+    print(f"scraped each second: {statistics.median(ratios):.4f} of the rate without ({spread})")
 
 
 def scrape(port: int, stop: threading.Event) -> None:

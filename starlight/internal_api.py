@@ -171,7 +171,7 @@ class IdempotencyKeys:
         self._kept: OrderedDict[str, tuple[bytes, float, asyncio.Future[Receipt]]] = OrderedDict()
 
     def find(self, key: str, content: bytes) -> asyncio.Future[Receipt] | None:
-        """The receipt of this key, perhaps to come; None if it is new. Raises `ApiError` 409 if it was for other content.
+        """The receipt of this key, perhaps to come; None if it is new. `ApiError` 409 if it was for other content.
 
         Args:
             key: the caller's.
@@ -339,7 +339,7 @@ class Api:
 
     async def _settle(self, groups: dict[str, list[Subscriber]]) -> dict[str, tuple[int, int, int]]:
         """(written, queued, evicted) of each group of receivers, once all were flushed or `RECEIPT_S` has passed."""
-        counts = {name: (0, 0, 0) for name in groups}
+        counts = dict.fromkeys(groups, (0, 0, 0))
         deadline_s = time.monotonic() + RECEIPT_S
         waiting = {name: receivers for name, receivers in groups.items() if receivers}
         while waiting:

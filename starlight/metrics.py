@@ -4,7 +4,7 @@ The law: the number of series depends on the tables of codes and on nothing a us
 channels or addresses, and a code that is in no table is counted as ``other``: `SERIES_LIMIT` holds whatever happens.
 
 Names follow Prometheus' conventions: ``starlight_`` first, base units (seconds, bytes), ``_total`` for what only grows.
-`prometheus_client` takes a tenth of a second to import, so this module is imported only where there is an internal port.
+`prometheus_client` takes a tenth of a second to import, so this module is imported only with the internal port.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""starlight.internal_http: who may use the internal port, what its answers look like, and that its description is true."""
+"""starlight.internal_http: who may use the internal port, and what its answers look like."""
 
 from __future__ import annotations
 
