@@ -346,6 +346,26 @@ class Settings(BaseSettings):
         description="How long SIGTERM waits for outboxes to empty before it leaves anyway; below the 30 s that "
         "Kubernetes waits. 0 leaves at once.",
     )
+    internal_host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        max_length=255,
+        description="Address of the internal port: health, metrics, control. Any but a loopback one needs "
+        "internal_key_file, as the port tells who is connected.",
+    )
+    internal_port: int | None = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="TCP port for health, metrics and control; 0 lets the kernel pick one. None: there is no such "
+        "port, and nothing is measured for it.",
+    )
+    internal_key_file: str = Field(
+        "",
+        max_length=4096,
+        description="File with the bearer key for whatever changes things over the internal port, at least 32 bytes. "
+        "Empty: that port only tells.",
+    )
     log_level: Annotated[
         Literal["critical", "error", "warning", "info", "debug"],
         BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
@@ -379,9 +399,19 @@ _RULES: Final = {
     "insecure_no_auth": "true or false",
     "jwt_secret": "text",
     **dict.fromkeys(
-        ("config_file", "jwt_secret_file", "jwt_key_file", "session_secret_file", "tls_cert", "tls_key"),
+        (
+            "config_file",
+            "jwt_secret_file",
+            "jwt_key_file",
+            "session_secret_file",
+            "tls_cert",
+            "tls_key",
+            "internal_key_file",
+        ),
         "a file's name",
     ),
+    "internal_host": "1 to 255 characters",
+    "internal_port": "a whole number from 0 to 65535",
     "jwt_jwks_url": "a URL",
 }
 

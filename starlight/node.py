@@ -37,6 +37,7 @@ from starlight.config import Settings, format_duration, format_size
 from starlight.errors import ConfigError, ListenFailed, NotServing
 from starlight.handlers import Handlers, Timer, call_logged
 from starlight.hub import Hub
+from starlight.internal import Internal
 from starlight.limits import Limits
 from starlight.permissions import make_permissions
 
@@ -97,6 +98,7 @@ class Node:
         has_tls = bool(settings.tls_cert or settings.tls_key)
         self._certificate = Certificate(settings.tls_cert, settings.tls_key) if has_tls else None
         self._authenticator = authenticator or make_authenticator(settings)
+        self._internal = Internal(settings)
         self.core = Core(
             outbox_messages=settings.outbox_messages,
             outbox_bytes=settings.outbox_bytes,
@@ -142,17 +144,20 @@ class Node:
         self._acceptor.start()
         self.is_serving = True
         try:
+            self._internal.listen()
             self._server = await self._listen(self._acceptor)
         except BaseException:
             self.is_serving = False
             self._acceptor.stop()
             self.core.unbind()
+            await self._internal.stop()
             raise
         self._timers = [self._loop.create_task(_run_timer(timer)) for timer in self.handlers.timers]
         self._timers.append(self._loop.create_task(self._expire_logins()))
         if isinstance(self._authenticator, TokenAuth):
             self._authenticator.start()
         log.info("%s", self.start_line())
+        await self._internal.start(self)
 
     def make_acceptor(self) -> Acceptor:
         """What its connections share; `starlight.conformance` has another one."""
@@ -184,6 +189,24 @@ class Node:
         """Where clients connect, such as ``ws://127.0.0.1:8765/ws``; ``wss`` with a certificate."""
         host, scheme = self.settings.host, "ws" if self._certificate is None else "wss"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}{self.settings.path}"
+
+    @property
+    def internal_url(self) -> str | None:
+        """Where the internal port is, such as ``http://127.0.0.1:8766``; None where there is none."""
+        return self._internal.url
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether it accepts connections: it listens, and has descriptors left for them."""
+        server = self._server
+        return server is not None and bool(server.sockets) and not getattr(server, "is_resting", False)
+
+    @property
+    def acceptor(self) -> Acceptor:
+        """What its connections share. Raises RuntimeError before the start."""
+        if self._acceptor is None:
+            raise RuntimeError("the node has not been started")
+        return self._acceptor
 
     @property
     def connections(self) -> int:
@@ -280,6 +303,7 @@ class Node:
         await self.handlers.settle(max(0.0, deadline_s - self._loop.time()))
         self._acceptor.stop()
         self._has_stuck_threads = self.handlers.close()
+        await self._internal.stop()
         self.core.unbind()
         log.info("drained")
 

@@ -130,6 +130,8 @@ class Revocations:
     def __init__(self, limit: int = REVOCATIONS_LIMIT, clock: Callable[[], float] = time.time) -> None:
         self._limit = limit
         self._clock = clock
+        self.total = 0
+        """How many there ever were."""
         self._users: dict[str, tuple[float, float]] = {}  # user: (revoked at, forgotten at)
         self._tokens: dict[str, float] = {}  # token id: forgotten at
 
@@ -138,11 +140,13 @@ class Revocations:
         self._make_room(user in self._users)
         now_s = self._clock()
         self._users[user] = (now_s, now_s + seconds)
+        self.total += 1
 
     def add_token(self, token_id: str, seconds: float) -> None:
         """Refuse one token for so long. Raises OverflowError if there are too many."""
         self._make_room(token_id in self._tokens)
         self._tokens[token_id] = self._clock() + seconds
+        self.total += 1
 
     def holds(self, user: str, token_id: str, issued: float) -> bool:
         """Whether a token of this user, with this id, made at that time, was revoked."""

@@ -55,15 +55,15 @@ class Serving:
 @asynccontextmanager
 async def serving(key_file: Path | None = None, internal_port: int = 0, *words: str) -> AsyncIterator[Serving]:
     """Serve with an internal port; with a key in this file, which is written, if one is named."""
+    environment = {"PYTHONPATH": str(ROOT), "STARLIGHT_INTERNAL_PORT": str(internal_port)}
     if key_file is not None:
         key_file.write_text(KEY + "\n")
         key_file.chmod(0o600)
-        words = ("--internal-key-file", str(key_file), *words)
+        environment["STARLIGHT_INTERNAL_KEY_FILE"] = str(key_file)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "starlight", "serve", "--port", "0", "--internal-port", str(internal_port)),
-        *("--drain-timeout", "2s", *words),
+        *(sys.executable, "-m", "starlight", "serve", "--port", "0", "--drain-timeout", "2s", *words),
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **environment},
         stderr=asyncio.subprocess.PIPE,
     )
     try:

@@ -53,7 +53,8 @@ async def test_a_node_that_runs() -> None:
         client = NodeClient(node.internal_url)
         varz = await asyncio.to_thread(client.varz)
         assert (varz.state, varz.url, varz.connections, varz.clients, varz.users) == ("serving", node.url, 2, 2, 2)
-        assert varz.totals.publications == varz.totals.deliveries == 10
+        assert varz.totals.publications == 10
+        assert varz.totals.deliveries >= 10  # replies count, too
         assert varz.now >= varz.started > 0
         assert varz.memory.budget_bytes == 512 << 20
         page = await asyncio.to_thread(client.connections, "messages_in", None, 1)
@@ -113,7 +114,7 @@ def test_an_idle_connection_that_was_closed_is_opened_again_but_no_change_is_sen
         (http(b'{"node":"n","now":"soon"}'), "not that of a Starlight node"),
         (http(b'{"now":1}'), "not that of a Starlight node"),
         (http(b"[" * 100_000), "not that of a Starlight node"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}", "the answer is not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}", "not that of a Starlight node"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n", "the answer is not HTTP"),
     ],
 )
