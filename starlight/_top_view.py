@@ -315,7 +315,7 @@ def _state_style(node: NodeView) -> str:
 def _node_row(node: NodeView, is_ascii: bool) -> tuple[list[str], list[str]]:
     """A node's words and their styles."""
     varz = node.latest.varz if node.latest is not None else Varz(node=node.url, now=0.0)
-    rates, used = node.rates, _used(varz)
+    rates, used, oldest_ms = node.rates, _used(varz), _oldest_ms(varz)
     words = [
         clean(varz.node, is_ascii),
         clean(_state(node), is_ascii),
@@ -328,14 +328,14 @@ def _node_row(node: NodeView, is_ascii: bool) -> tuple[list[str], list[str]]:
         size(rates and rates.bytes_out),
         count(sum(varz.totals.evictions.values())),
         size(varz.outbox.bytes),
-        duration(_seconds(varz.outbox.oldest_ms)),
+        duration(_seconds(oldest_ms)),
         duration(varz.loop.lag_ms / 1_000),
         size(varz.memory.rss_bytes),
         f"{used:.0%}" if used is not None else "-",
     ]
     styles = ["bold", _state_style(node), *[""] * (len(words) - 2)]
     styles[9] = "bold red" if rates is not None and rates.evictions else ""
-    styles[11] = _level(varz.outbox.oldest_ms, ATTENTION_AGE_MS, ALARM_AGE_MS)
+    styles[11] = _level(oldest_ms, ATTENTION_AGE_MS, ALARM_AGE_MS)
     styles[12] = _level(varz.loop.lag_ms, ATTENTION_LAG_MS, ALARM_LAG_MS)
     styles[14] = _level(used, ATTENTION_BUDGET, ALARM_BUDGET)
     return words, styles
@@ -358,7 +358,7 @@ def _total_row(nodes: Sequence[NodeView]) -> tuple[list[str], list[str]]:
         size(sum(one.bytes_out for one in rates) if rates else None),
         count(sum(sum(varz.totals.evictions.values()) for varz in all_varz)),
         size(sum(varz.outbox.bytes for varz in all_varz)),
-        duration(_seconds(max((varz.outbox.oldest_ms or 0.0 for varz in all_varz), default=0.0) or None)),
+        duration(_seconds(max((_oldest_ms(varz) or 0.0 for varz in all_varz), default=0.0) or None)),
         duration(max((varz.loop.lag_ms for varz in all_varz), default=0.0) / 1_000),
         size(sum(varz.memory.rss_bytes for varz in all_varz)),
         "",
@@ -369,6 +369,11 @@ def _total_row(nodes: Sequence[NodeView]) -> tuple[list[str], list[str]]:
 def _used(varz: Varz) -> float | None:
     """The part of the memory budget that is in use; None without a budget."""
     return varz.memory.chunk_bytes / varz.memory.budget_bytes if varz.memory.budget_bytes else None
+
+
+def _oldest_ms(varz: Varz) -> float | None:
+    """How long the oldest message has waited; None if none waits."""
+    return varz.outbox.oldest_ms if varz.outbox.messages else None
 
 
 def _seconds(milliseconds: float | None) -> float | None:
