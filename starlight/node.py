@@ -280,7 +280,8 @@ class Node:
     async def _drain(self, server: Listener | TlsListener) -> None:
         assert self._loop is not None and self._acceptor is not None
         deadline_s = self._loop.time() + self.settings.drain_timeout_s
-        await asyncio.sleep(min(self.settings.drain_notice_s, self.settings.drain_timeout_s))
+        if self.settings.drain_notice_s > 0:
+            await asyncio.sleep(min(self.settings.drain_notice_s, self.settings.drain_timeout_s))
         await server.close()
         log.info("draining %d connections", self._acceptor.connections)
         await Drain(self._acceptor, self.settings.drain_rate, deadline_s, self._end_handshakes).run()
