@@ -1,7 +1,6 @@
 """Stubs of the compiled connection. What each call means stands in the docstrings of _connection.pyx."""
 
 from asyncio import BufferedProtocol
-from collections.abc import Callable
 from typing import Any, final
 
 from starlight._fanout import Core, Subscriber

@@ -2,8 +2,8 @@
 
 Strategy: who closes 10,000 connections in one turn has 10,000 clients log in elsewhere a moment later. So closes are
 spread: at most `drain_rate` a second, clients in random order, each told a random time after which to come back. Until
-its own close a client is served as ever: what it publishes is accepted and acknowledged, and what others publish reaches
-it, which is why the acknowledged messages of a drain are not lost.
+its own close a client is served as ever: what it publishes is acknowledged, and what others publish reaches it, which
+is why the acknowledged messages of a drain are not lost.
 
 The law: the drain ends in time. If the rate is too low for so many clients, it is raised, evenly, and the log says so;
 a close frame a little early does less harm than the cut at the end.
@@ -37,7 +37,7 @@ BURST_S: Final = 0.1
 """How much of the rate a loop that was held up may make good at once."""
 
 CLOSING_SHARE: Final = 0.8
-"""The share of the drain time in which clients are sent away; the rest is for the last ones to take what they are owed."""
+"""The share of the drain time in which clients are sent away; in the rest the last ones take what they are owed."""
 
 HANDSHAKE_GRACE_S: Final = 1.0
 """How long a drain waits for handshakes that were under way: some round trips to the other side of the world, TLS

@@ -1,8 +1,8 @@
 """A node's listening sockets: its own, or those that a service manager handed to it.
 
-At the end nobody who has connected is refused. A connection that the kernel has completed waits in the listening socket's
-queue, and closing the socket resets it; so the queue is accepted first. A socket that others hold too is left as it is: its
-queue stays, for the next process. They rest while the process is about to run out of file descriptors.
+At the end nobody who has connected is refused. A connection that the kernel has completed waits in the listening
+socket's queue, and closing the socket resets it; so the queue is accepted first. A socket that others hold too is left
+as it is: its queue stays, for the next process. They rest while the process is about to run out of file descriptors.
 
 An accept that fails for want of a descriptor leaves its client in the kernel's queue, so libuv (uvloop) tries it again
 in every poll: a loop that is busy and gets nowhere. `max_connections` keeps the node itself below the limit, but the

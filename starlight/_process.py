@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from types import FrameType
 from typing import Final, NoReturn, Protocol
 
@@ -40,7 +40,7 @@ class Node(Protocol):
     async def start(self, listening: Sequence[socket.socket] = ()) -> None: ...
     async def drain_begun(self) -> None: ...
     async def drain(self) -> None: ...
-    def reload(self) -> None: ...
+    def reload(self) -> Awaitable[bool] | None: ...
 
 
 def run(node: Node) -> None:
@@ -117,9 +117,21 @@ def _on_signal(number: signal.Signals, signalled: asyncio.Event) -> None:
 
 def _on_reload(node: Node) -> None:
     """SIGHUP."""
+    task = asyncio.ensure_future(_reload(node))
+    _reloads.add(task)
+    task.add_done_callback(_reloads.discard)
+
+
+_reloads: Final[set[asyncio.Task[None]]] = set()
+"""Under way: the loop itself holds tasks weakly."""
+
+
+async def _reload(node: Node) -> None:
     activation.reloading()
     try:
-        node.reload()
+        pending = node.reload()
+        if pending is not None and await pending:
+            logs.set_level(node.settings.log_level)
     except Exception:
         log.exception("reading the configuration again failed")
     finally:

@@ -1,8 +1,8 @@
 """What a service manager hands to a process, and what it wants to hear: systemd's protocols, without its library.
 
-Sockets: `LISTEN_FDS` descriptors from 3 on, meant for the process `LISTEN_PID` (sd_listen_fds(3)). They outlive the process,
-so nobody who connects during a restart is refused. State: datagrams to `NOTIFY_SOCKET` (sd_notify(3)). Without these
-variables nothing here does anything, so any program that speaks the protocols can be the manager: a container's, a test.
+Sockets: `LISTEN_FDS` descriptors from 3 on, meant for the process `LISTEN_PID` (sd_listen_fds(3)). They outlive the
+process, so nobody who connects during a restart is refused. State: datagrams to `NOTIFY_SOCKET` (sd_notify(3)). Without
+these variables nothing here does anything. Any program that speaks the protocols can be the manager, a test for one.
 """
 
 from __future__ import annotations

@@ -350,8 +350,8 @@ class Settings(BaseSettings):
         0.0,
         ge=0,
         le=3_600,
-        description="How long of that a node goes on as ever but says that it isn't ready, before it stops to listen. 0 "
-        "where nobody asks; else what a load balancer needs to notice: its interval times the failures it waits for.",
+        description="How long of that a node goes on as ever but says that it isn't ready, before it listens no more. "
+        "0 where nobody asks; else what a load balancer needs to notice: its interval times the failures it waits for.",
     )
     drain_rate: int = Field(
         1_500,

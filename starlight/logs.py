@@ -1,15 +1,15 @@
 """The log of a node that has a process of its own: one handler, through which every line goes.
 
 Strategy: modules log through the standard library, so that in somebody else's program their lines are the program's.
-Only `Node.run` comes here. The handler does three things, each in one place for all that is logged, tracebacks included:
+Only `Node.run` comes here. The handler does three things, each in one place for all lines, tracebacks included:
 
 - It leaves out what is too much. What clients can provoke comes from the loggers in `LIMITED`; from each line of source
-  that logs, and for each place where an exception comes from, `LINES_PER_S` lines a second are written, and then one that
-  says how many were left out. Lines of the application itself are the application's to bound.
+  that logs, and for each place where an exception comes from, `LINES_PER_S` lines a second are written, and then one
+  that says how many were left out. Lines of the application itself are the application's to bound.
 - It escapes. No character of a text that has another meaning to a terminal or to a reader of lines is written as it is.
 - It renders, by structlog: a line for people, or JSON.
 
-The fan-out logs nothing, so none of this is ever on a message's way. structlog is imported at `set_up`, 15 ms of a start.
+The fan-out logs nothing, so none of this is ever on a message's way. structlog is imported at `set_up`, for 15 ms.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LINES_PER_S: Final = 5
 """Lines a second of each kind. Five show whether it is always the same; a flood at this rate is 30 MB a day."""
 
 KINDS_LIMIT: Final = 1_000
-"""Kinds of lines that are counted apart within a second; all others count as one. There are fewer than 200 in the sources."""
+"""Kinds of lines that are counted apart within a second; all others count as one. The sources have fewer than 200."""
 
 LIMITED: Final = ("starlight", "asyncio", "aiohttp", "picows", "aiofastnet")
 """The loggers whose lines clients can provoke. An exception of a handler is logged by `starlight.handlers`."""
@@ -145,7 +145,7 @@ def set_level(level: str) -> None:
 
 
 def set_up(level: str, format: str, stream: TextIO | None = None) -> Handler | None:
-    """Send all lines of the process to a stream, unless logging has been set up: then it stays as it is. Once is enough.
+    """Send all lines of the process to a stream, unless logging has been set up: then it stays as it is.
 
     Args:
         level: the least severe that is written.
@@ -160,7 +160,9 @@ def set_up(level: str, format: str, stream: TextIO | None = None) -> Handler | N
     stream = stream or sys.stderr
     is_terminal = stream.isatty()
     handler = Handler(stream, RateLimit())
-    handler.setFormatter(_formatter(is_json=format == "json" or (format == "auto" and not is_terminal), colors=is_terminal))
+    handler.setFormatter(
+        _formatter(is_json=format == "json" or (format == "auto" and not is_terminal), colors=is_terminal)
+    )
     root.addHandler(handler)
     set_level(level)
     return handler
@@ -218,7 +220,7 @@ def _import_structlog() -> ModuleType:
 
 
 def _escape_json(logger: object, method: str, event: EventDict) -> EventDict:
-    """Texts escaped once more than JSON does it: what a reader prints of them is still safe. Lines of a traceback stay."""
+    """Texts escaped before JSON does it, so that what a reader prints of them is safe; a traceback keeps its lines."""
     for key, value in event.items():
         if isinstance(value, str):
             event[key] = escape(value, _UNSAFE_IN_TRACEBACK if key in _TRACEBACKS else UNSAFE)

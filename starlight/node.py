@@ -190,7 +190,7 @@ class Node:
 
     @property
     def is_ready(self) -> bool:
-        """Whether new clients should be sent here: it listens, has descriptors left to accept with, and isn't draining."""
+        """Whether new clients should be sent here: it listens, isn't draining, and has descriptors to accept with."""
         server = self._server
         return self.is_serving and not self.is_draining and server is not None and not server.is_resting
 

@@ -7,7 +7,8 @@ As a program it is the long form of `test_restarts.py`:
     python -m tests.restarts reuse-port        no manager: both processes listen on the port with SO_REUSEPORT
 
 with --restarts 10 --rate 1000. It prints what it counted, and fails if a connect was refused or an accepted connection
-got no answer. Each connect is a socket, an upgrade request, and the 101; every 50th stays, logs in, and must be told 1001.
+got no answer. Each connect is a socket, an upgrade request, and the 101; every 50th stays, logs in, and must be told
+1001.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Way = Literal["socket", "handover", "reuse-port"]
 
 STAYS_EVERY: Final = 50
 ANSWER_TIMEOUT_S: Final = 15.0
-"""A connect that falls into a restart waits for the drain and the start; one whose SYN was dropped for another second."""
+"""A connect that falls into a restart waits for the drain and the start; one whose SYN was dropped, another second."""
 
 SERVE: Final = (sys.executable, "-m", "starlight", "serve", "--drain-timeout", "3s", "--log-level", "warning")
 UPGRADE: Final = request()

@@ -88,7 +88,7 @@ def test_the_watchdog_is_told_at_half_of_its_time(
     assert activation.watchdog_interval_s() == interval_s
 
 
-# --- sockets: descriptor 3 is somebody's here, so each case is a process of its own --------------------------------------
+# --- sockets: descriptor 3 is somebody's here, so each case is a process of its own ----------------------------------
 
 PROGRAM = """
 import os
@@ -132,6 +132,9 @@ def test_sockets_for_another_process_are_not_ours():
 def test_what_is_no_listening_socket_of_tcp_is_refused():
     with socket.socket() as silent, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
         for sock in (silent, datagrams):
-            assert passed(sock) == "refused: [Errno 0] LISTEN_FDS: descriptor 3 is not a TCP socket that listens (Accept=no)"
+            assert (
+                passed(sock)
+                == "refused: [Errno 0] LISTEN_FDS: descriptor 3 is not a TCP socket that listens (Accept=no)"
+            )
     assert passed(None).startswith("refused: [Errno 9] LISTEN_FDS: descriptor 3: bad file descriptor")
     assert "expected at most 64" in passed(None, "65")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import time
 from typing import Any
 
@@ -162,7 +161,7 @@ async def test_closes_are_spread_and_their_peak_is_bounded():
     await asyncio.gather(node.drain(), *map(follow, clients))
     closed_s.sort()
     assert len(closed_s) == number
-    # heard by clients in this same loop, a little later than sent; a window that much longer than a second holds for both
+    # clients hear it in this same loop, a little later than it was sent: hence the shorter window
     for begin in range(number):
         in_a_second = sum(closed_s[begin] <= when < closed_s[begin] + 0.9 for when in closed_s)
         assert in_a_second <= rate * (1 + 2 * BURST_S)
@@ -182,7 +181,9 @@ async def test_the_order_of_closes_is_not_that_of_logins():
     assert sorted(order) == list(range(40)) != order
 
 
-async def test_a_rate_that_is_too_low_for_the_drain_time_is_raised_and_the_log_says_so(caplog: pytest.LogCaptureFixture):
+async def test_a_rate_that_is_too_low_for_the_drain_time_is_raised_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture,
+):
     node = Node(small(drain_rate=1, drain_timeout_s=2))
     await node.start()
     clients = [await WireClient.login(node.url, f"user{index}") for index in range(30)]
@@ -231,8 +232,8 @@ class Talker:
 async def test_no_acknowledged_message_is_lost_by_who_stays_until_its_own_close():
     """Every subscriber heard the channel from the first message to the last before its own close, without a hole.
 
-    All on a node hear one order, so what one heard must be a beginning of what the last one heard; and who was told "ok"
-    had, as a subscriber, its own message before that.
+    All on a node hear one order, so what one heard must be a beginning of what the last one heard; and who was told
+    "ok" had, as a subscriber, its own message before that.
     """
     node = Node(small(drain_rate=15))
     await node.start()

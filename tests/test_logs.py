@@ -51,7 +51,9 @@ def set_up() -> Iterator[SetUp]:
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
 
-    def start(format: str, level: str = "info", stream: io.StringIO | None = None) -> tuple[logging.Logger, io.StringIO]:
+    def start(
+        format: str, level: str = "info", stream: io.StringIO | None = None
+    ) -> tuple[logging.Logger, io.StringIO]:
         root.handlers.clear()
         stream = stream or io.StringIO()
         handler = logs.set_up(level, format, stream)
@@ -248,7 +250,9 @@ def test_what_was_left_out_is_said(set_up: SetUp):
     clock.now_s += 1.5
     handler.tell()
     handler.tell()
-    assert stream.getvalue().splitlines()[LINES_PER_S:] == [f"{1_000 - LINES_PER_S} more like this were left out: refused %d"]
+    assert stream.getvalue().splitlines()[LINES_PER_S:] == [
+        f"{1_000 - LINES_PER_S} more like this were left out: refused %d"
+    ]
 
 
 # --- a node ----------------------------------------------------------------------------------------------------------

@@ -5,14 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import re
 import resource
-import signal
 import socket
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -20,8 +15,6 @@ from websockets.asyncio.client import connect
 
 from starlight.config import Settings
 from starlight.errors import ConfigError, ListenFailed
-from starlight.handlers import Handlers
-from starlight.hub import Client
 from starlight.node import Node, _within_open_files, raise_open_files_limit
 from tests.support import eventually
 from tests.wire_client import WireClient

@@ -1,4 +1,4 @@
-"""Nobody is refused while a node restarts: the short form of `python -m tests.restarts`, which has 10 under 1,000 a second."""
+"""Nobody is refused while a node restarts: the short form of `python -m tests.restarts`, 10 under 1,000 a second."""
 
 from __future__ import annotations
 
