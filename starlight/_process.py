@@ -76,7 +76,7 @@ async def _serve(node: Node, listening: Sequence[socket.socket], handler: logs.H
         await node.drain()
         beating.cancel()
         if handler is not None:
-            handler.tell()
+            handler.tell(at_end=True)
 
 
 def _take_signals(node: Node, signalled: asyncio.Event) -> None:

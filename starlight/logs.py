@@ -82,10 +82,14 @@ class RateLimit:
             self._texts[kind] = str(record.msg)
         return count <= self._lines_per_s
 
-    def left_out(self) -> list[tuple[int, str]]:
-        """At the end of a second, how many lines of which kind it left out; the next second begins."""
+    def left_out(self, *, at_end: bool = False) -> list[tuple[int, str]]:
+        """At the end of a second, how many lines of which kind it left out; the next second begins.
+
+        Args:
+            at_end: the process ends, and the second with it.
+        """
         now_s = self._clock()
-        if now_s - self._second_s < 1:
+        if now_s - self._second_s < 1 and not at_end:
             return []
         left_out = [(self._counts[kind] - self._lines_per_s, text) for kind, text in self._texts.items()]
         self._second_s = now_s
@@ -127,11 +131,11 @@ class Handler(logging.StreamHandler[TextIO]):
             self.release()
         return bool(super().handle(record)) if is_admitted else False
 
-    def tell(self) -> None:
-        """Write what the last second left out, if it is over."""
+    def tell(self, *, at_end: bool = False) -> None:
+        """Write what the last second left out, if it is over, or if the process ends."""
         self.acquire()
         try:
-            left_out = self.limit.left_out()
+            left_out = self.limit.left_out(at_end=at_end)
         finally:
             self.release()
         for count, text in left_out:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,9 @@ class Manager:
         self, *command: str, listening: socket.socket | None = None, **environment: str
     ) -> asyncio.subprocess.Process:
         """Start a process, with the listening socket as its descriptor 3 if there is one; its log goes to a pipe."""
-        words, kept = command, ()
-        if listening is not None:
-            fd = listening.fileno()  # LISTEN_PID is the shell's, which becomes the command
-            words = ("sh", "-c", f'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&{fd}', "sh", *command)
-            kept = (fd,)
         process = await asyncio.create_subprocess_exec(
-            *words,
-            pass_fds=kept,
+            *(command if listening is None else activated(listening, *command)),
+            pass_fds=() if listening is None else (listening.fileno(),),
             stderr=asyncio.subprocess.PIPE,
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "NOTIFY_SOCKET": str(self.path), **environment},
@@ -74,6 +70,20 @@ class Manager:
                 process.kill()
                 await process.communicate()
         self._socket.close()
+
+
+_HAND_OVER = """
+import os, sys
+fd, fds, pid, *command = sys.argv[1:]
+os.dup2(int(fd), 3)
+os.environ.update(LISTEN_FDS=fds, LISTEN_PID=pid or str(os.getpid()), LISTEN_FDNAMES="x")
+os.execvp(command[0], command)
+"""
+
+
+def activated(listening: socket.socket, *command: str, fds: str = "1", pid: str = "") -> tuple[str, ...]:
+    """The command with a socket as its descriptor 3; `pass_fds` has to keep it. No pid: its own."""
+    return (sys.executable, "-SEc", _HAND_OVER, str(listening.fileno()), fds, pid, *command)
 
 
 def listening_socket(host: str = "127.0.0.1") -> socket.socket:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from starlight import activation
-from tests.support_manager import ROOT, listening_socket
+from tests.support_manager import ROOT, activated, listening_socket
 
 
 @pytest.fixture
@@ -102,13 +102,11 @@ except errors.ListenFailed as error:
 """
 
 
-def passed(sock: socket.socket | None, fds: str = "1", pid: str = "$$") -> str:
+def passed(sock: socket.socket, fds: str = "1", pid: str = "") -> str:
     """What a process prints that got this socket."""
-    fd = sock.fileno() if sock is not None else 0
-    script = f'LISTEN_FDS={fds} LISTEN_FDNAMES=x LISTEN_PID={pid} exec "$@" {f"3<&{fd}" if sock else ""}'
     run = subprocess.run(
-        ["sh", "-c", script, "sh", sys.executable, "-c", PROGRAM],
-        pass_fds=(fd,) if sock is not None else (),
+        activated(sock, sys.executable, "-c", PROGRAM, fds=fds, pid=pid),
+        pass_fds=(sock.fileno(),),
         stdout=subprocess.PIPE,
         text=True,
         timeout=60,
@@ -125,7 +123,7 @@ def test_a_socket_that_listens_is_taken_once_and_the_variables_with_it():
 
 def test_sockets_for_another_process_are_not_ours():
     with listening_socket() as sock:
-        for pid, fds in (("1", "1"), ("", "1"), ("$$", ""), ("$$", "x"), ("$$", "0")):
+        for pid, fds in (("1", "1"), ("x", "1"), ("", ""), ("", "x"), ("", "0")):
             assert passed(sock, fds, pid) == "[] [] []"
 
 
@@ -136,5 +134,9 @@ def test_what_is_no_listening_socket_of_tcp_is_refused():
                 passed(sock)
                 == "refused: [Errno 0] LISTEN_FDS: descriptor 3 is not a TCP socket that listens (Accept=no)"
             )
-    assert passed(None).startswith("refused: [Errno 9] LISTEN_FDS: descriptor 3: bad file descriptor")
-    assert "expected at most 64" in passed(None, "65")
+
+
+def test_more_sockets_than_were_passed_are_refused():
+    with listening_socket() as sock:
+        assert passed(sock, fds="60").startswith("refused: [Errno 9] LISTEN_FDS: descriptor ")
+        assert "expected at most 64" in passed(sock, fds="65")

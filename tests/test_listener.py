@@ -60,9 +60,10 @@ async def test_the_queue_of_a_socket_that_others_hold_is_left_to_them():
     with listening_socket() as shared:
         first, second = Node(small()), Node(small())
         await first.start([shared.dup()])
-        await (await WireClient.login(first.url, "ann")).close()
+        url = first.url
+        await (await WireClient.login(url, "ann")).close()
         await asyncio.wait_for(first.drain(), 10)
-        waiting = asyncio.ensure_future(WireClient.login(f"ws://127.0.0.1:{shared.getsockname()[1]}/ws", "bob"))
+        waiting = asyncio.ensure_future(WireClient.login(url, "bob"))
         await asyncio.sleep(0.2)
         assert not waiting.done()
         await second.start([shared.dup()])
