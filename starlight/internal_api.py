@@ -455,7 +455,7 @@ def _content(route: str, message: _Message | _Direct | _Broadcast) -> bytes:
     """All that makes a message but its key; b"" without a key."""
     if message.idempotency_key is None:
         return b""
-    to: str = getattr(message, "channel", None) or getattr(message, "to", "")
+    to = message.channel if isinstance(message, _Message) else getattr(message, "to", "")
     return b"%b %b\x00%b" % (route.encode(), to.encode(), bytes(message.data))
 
 
