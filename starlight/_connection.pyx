@@ -685,10 +685,7 @@ cdef class Acceptor:
         self.gate.tell_failures()
 
     def close_all(self, int code, str reason=None, retry_ms=None):
-        """Close every connection in good order; those still in the handshake are cut off.
-
-        retry_ms: a number, or a function that gives one for each connection.
-        """
+        """Close all in good order; handshakes are cut off. retry_ms: a number, or a function that gives each its own."""
         self.abort_all(PHASE_HANDSHAKE)
         for connection in self.core.owners():
             connection.close(code, reason, retry_ms() if callable(retry_ms) else retry_ms)

@@ -460,8 +460,7 @@ cdef class Core:
         self.now_ms()
         self.c.totals.turns += 1
         cdef bint more = self.flush_some()
-        if self.c.flusher.eventful.n:
-            self.act()
+        self.act()
         if self.c.arena.held_bytes > self.compact_above_bytes:
             self.keep_budget()
         if more:
@@ -635,8 +634,7 @@ cdef class Core:
             self.keep_budget()
         else:
             self.compact_above_bytes = c.limits.memory_budget_bytes // 2
-        if c.flusher.eventful.n:
-            self.act()
+        self.act()
 
     cdef int keep_budget(self) except -1:
         """Over half the budget: copy what pins chunks. Over all of it: evict, the largest outbox first.
