@@ -684,11 +684,9 @@ cdef class Acceptor:
         self.core.sweep()
         self.gate.tell_failures()
 
-    def close_all(self, int code, str reason=None, retry_ms=None):
-        """Close all in good order; handshakes are cut off. retry_ms: a number, or a function that gives each its own."""
+    def abort_handshakes(self):
+        """Cut off whoever is still in the handshake."""
         self.abort_all(PHASE_HANDSHAKE)
-        for connection in self.core.owners():
-            connection.close(code, reason, retry_ms() if callable(retry_ms) else retry_ms)
 
     def echo(self, Connection connection not None, bytes message, bint is_text):
         """Send a message back as it came (conformance)."""
