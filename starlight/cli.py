@@ -255,6 +255,16 @@ def serve(
     drain_timeout: Annotated[
         str | None, _flag("--drain-timeout", "10s", "For emptying outboxes after SIGTERM.", "DURATION")
     ] = None,
+    drain_notice: Annotated[
+        str | None, _flag("--drain-notice", "0s", "How long of that it only says it isn't ready.", "DURATION")
+    ] = None,
+    drain_rate: Annotated[str | None, _flag("--drain-rate", "1500", "Closes a second of a drain.", "INTEGER")] = None,
+    reuse_port: Annotated[
+        bool, typer.Option("--reuse-port", help="Let the next process listen on the port before this one ends.")
+    ] = False,
+    log_format: Annotated[
+        str | None, _flag("--log-format", "auto", "For people, or for programs.", "auto|console|json")
+    ] = None,
     log_level: Annotated[
         str | None, _flag("--log-level", "info", "Least severe line to log.", "critical|error|warning|info|debug")
     ] = None,
@@ -307,6 +317,10 @@ def serve(
         "max_connections": max_connections,
         "memory_budget_bytes": memory_budget,
         "drain_timeout_s": drain_timeout,
+        "drain_notice_s": drain_notice,
+        "drain_rate": drain_rate,
+        "reuse_port": "true" if reuse_port else None,
+        "log_format": log_format,
         "log_level": log_level,
     }
     return _serve(application, {field: word for field, word in words.items() if word is not None})
@@ -344,6 +358,7 @@ FLAGS: Final = {
     "write_timeout_s": "--write-timeout",
     "memory_budget_bytes": "--memory-budget",
     "drain_timeout_s": "--drain-timeout",
+    "drain_notice_s": "--drain-notice",
 }
 """The flags that are shorter than their settings' names; in any other, underscores become hyphens."""
 

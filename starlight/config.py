@@ -366,6 +366,28 @@ class Settings(BaseSettings):
         description="File with the bearer key for whatever changes things over the internal port, at least 32 bytes. "
         "Empty: that port only tells.",
     )
+    drain_notice_s: Duration = Field(
+        0.0,
+        ge=0,
+        le=3_600,
+        description="How long of that a node goes on as ever but says that it isn't ready, before it listens no more. "
+        "0 where nobody asks; else what a load balancer needs to notice: its interval times the failures it waits for.",
+    )
+    drain_rate: int = Field(
+        1_500,
+        ge=1,
+        le=1_000_000,
+        description="Connections a draining node closes a second at most. 1,500 logins a second are a third of a core "
+        "where the clients go; a full node of 10,000 is empty in 7 s of its drain_timeout.",
+    )
+    reuse_port: bool = Field(
+        False,
+        description="Listen with SO_REUSEPORT, so that the next process can listen before this one ends. Off: a second "
+        "process on the port is then most likely a mistake, and any of the same user could take connections.",
+    )
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="How log lines are written; auto: console on a terminal, json everywhere else."
+    )
     log_level: Annotated[
         Literal["critical", "error", "warning", "info", "debug"],
         BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
@@ -397,6 +419,7 @@ def _config_error(failure: ValidationError, given: dict[str, Any]) -> ConfigErro
 _RULES: Final = {
     "path": _PATH_RULE,
     "insecure_no_auth": "true or false",
+    "reuse_port": "true or false",
     "jwt_secret": "text",
     **dict.fromkeys(
         (

@@ -108,7 +108,7 @@ class _Nothing(Struct, forbid_unknown_fields=True):
 
 
 class _IsBatch(Struct):
-    messages: Raw | None = None
+    messages: Raw = Raw()
 
 
 class ApiError(Exception):
@@ -242,7 +242,7 @@ class Api:
     async def publish(self, body: bytes) -> tuple[int, dict[str, Any]]:
         """Publish one message to a channel, or a batch of them in order; `from` is null as with the application's."""
         self._require_serving()
-        is_batch = _decode(body, _IsBatch).messages is not None
+        is_batch = bool(memoryview(_decode(body, _IsBatch).messages).nbytes)
         messages = _decode(body, _Batch).messages if is_batch else [_decode(body, _Message)]
         for message in messages:
             _check_channel(message.channel)
@@ -455,7 +455,7 @@ def _content(route: str, message: _Message | _Direct | _Broadcast) -> bytes:
     """All that makes a message but its key; b"" without a key."""
     if message.idempotency_key is None:
         return b""
-    to = getattr(message, "channel", None) or getattr(message, "to", "")
+    to = message.channel if isinstance(message, _Message) else getattr(message, "to", "")
     return b"%b %b\x00%b" % (route.encode(), to.encode(), bytes(message.data))
 
 

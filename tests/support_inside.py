@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -63,7 +64,7 @@ class Inside:
     async def post(self, path: str, body: Any, status: int = 200, key: str | None = KEY) -> Any:
         """The JSON that comes of a request, which must be answered with this status. bytes are sent as they are."""
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        sent = {"data": body} if isinstance(body, bytes) else {"json": body}
+        sent = {"data": body} if isinstance(body, bytes | io.BytesIO) else {"json": body}
         async with self.http.post(path, headers=headers, **sent) as response:
             assert response.status == status, await response.text()
             return await response.json()

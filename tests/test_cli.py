@@ -231,7 +231,7 @@ def test_the_help_shows_the_defaults_and_no_setting_lacks_a_flag(capsys: pytest.
     expected = {
         cli.FLAGS.get(name, "--" + name.replace("_", "-")): field
         for name, field in Settings.model_fields.items()
-        if name not in ("jwt_secret", "insecure_no_auth")  # a secret is no flag; a switch has no value
+        if name not in ("jwt_secret", "insecure_no_auth", "reuse_port")  # a secret is no flag; a switch has no value
     }
     assert "--insecure-no-auth " in text
     assert "--jwt-secret " not in text

@@ -31,8 +31,8 @@ async def scrape(on: Inside) -> Samples:
     return samples
 
 
-def value(samples: Samples, name: str, **labels: str) -> float:
-    return samples[f"starlight_{name}", tuple(sorted(labels.items()))]
+def value(samples: Samples, metric: str, /, **labels: str) -> float:
+    return samples[f"starlight_{metric}", tuple(sorted(labels.items()))]
 
 
 async def test_metrics_say_what_varz_says(tmp_path: Path):

@@ -121,7 +121,7 @@ async def test_connz_shows_who_does_not_read(tmp_path: Path):
         assert worst["outbox_messages"] > 0 and worst["outbox_bytes"] > 10_000 and worst["oldest_ms"] >= 0
         assert (await on.get("/connz?sort=oldest&limit=1"))["connections"][0]["id"] == worst["id"]
         varz = await on.get("/varz")
-        assert varz["full_clients"] == 1
+        assert varz["full_clients"] >= 1
         assert varz["outbox"]["bytes"] >= worst["outbox_bytes"] and varz["outbox"]["oldest_ms"] >= worst["oldest_ms"]
 
 
