@@ -270,4 +270,3 @@ def _whole(request: web.Request, name: str, default: int, least: int, most: int)
     if not _NUMBER.fullmatch(word) or not least <= int(word) <= most:
         raise ApiError(400, f"{name}: expected a whole number from {least} to {most}")
     return int(word)
-
