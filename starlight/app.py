@@ -200,6 +200,7 @@ class Starlight:
             permissions=self._permissions,
             groups=self._groups,
             announces=self._announces,
+            reread=lambda: self.settings(**overrides),
         )
         return self._node
 

@@ -44,6 +44,7 @@ __all__ = [
     "entries",
     "format_duration",
     "format_size",
+    "hidden_errors",
     "origins",
     "parse_duration",
     "parse_size",
@@ -426,6 +427,26 @@ def origins(arguments: Mapping[str, Any]) -> dict[str, Origin]:
     """Where each field of `Settings(**arguments)` comes from. Raises `ConfigError` as that does for the file."""
     sources = Sources.of(arguments)
     return {name: sources.origin(name) for name in Settings.model_fields}
+
+
+def hidden_errors(arguments: Mapping[str, Any]) -> list[ConfigError]:
+    """What is wrong in the file with values that something else goes before, so that nobody else would notice."""
+    sources = Sources.of(arguments)
+    if sources.file is None:
+        return []
+    shown = sources.file_values()
+    hidden = {
+        name: value
+        for name, value in sources.file.settings.items()
+        if name in Settings.model_fields and name not in shown and name not in _secrets() and name != "config_file"
+    }
+    try:
+        Settings(_env_prefix="\0", config_file="", **hidden)
+    except ConfigError as error:
+        return [
+            ConfigError(sources.file.place(one.key), one.value, one.allowed, one.key) for one in (error, *error.others)
+        ]
+    return []
 
 
 def _config_error(detail: Any, sources: Sources) -> ConfigError:

@@ -146,6 +146,11 @@ class Entry:
         return BeforeValidator(parse_duration) in self._metadata
 
     @property
+    def is_list(self) -> bool:
+        """It is text with commas, or a list."""
+        return BeforeValidator(_join) in self._metadata
+
+    @property
     def reloads(self) -> bool:
         """SIGHUP applies a change of it."""
         return self._marker(Reloads) is not None

@@ -11,10 +11,23 @@ from typing import Final
 
 from starlight.errors import ConfigError
 
-__all__ = ["DURATION_RULE", "SIZE_RULE", "format_duration", "format_size", "parse_duration", "parse_size"]
+__all__ = [
+    "DURATION_PATTERN",
+    "DURATION_RULE",
+    "SIZE_PATTERN",
+    "SIZE_RULE",
+    "format_duration",
+    "format_size",
+    "parse_duration",
+    "parse_size",
+]
 
 SIZE_RULE: Final = "a size such as 64KiB, 1MiB, 64KB or a whole number of bytes"
 DURATION_RULE: Final = "a duration such as 250ms, 10s, 2m or a number of seconds"
+
+SIZE_PATTERN: Final = r"^\s*[0-9]{1,18}(\.[0-9]{1,9})?\s*([bB]|[kKmMgG][iI]?[bB])?\s*$"
+DURATION_PATTERN: Final = r"^\s*[0-9]{1,18}(\.[0-9]{1,9})?\s*([mM][sS]|[sSmMhH])?\s*$"
+"""The two as a JSON schema has them."""
 
 _NUMBER: Final = r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*"  # bounded, so that no input costs time
 _SIZE: Final = re.compile(_NUMBER + r"(B|[KMG]i?B)?\s*", re.IGNORECASE | re.ASCII)
