@@ -33,7 +33,7 @@ from starlight._listener import Listener
 from starlight._tls import Certificate, TlsListener
 from starlight._version import __version__
 from starlight.auth import Authenticator, Permissions, TokenAuth, make_authenticator
-from starlight.config import Settings, format_duration, format_size
+from starlight.config import Settings, format_duration, format_size, unknown_variables
 from starlight.errors import ListenFailed, NotServing
 from starlight.handlers import Handlers, Timer, call_logged
 from starlight.hub import Hub
@@ -339,6 +339,8 @@ class Node:
         with 128 + its number. Raises `ListenFailed`.
         """
         logging.basicConfig(level=self.settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+        for line in unknown_variables(os.environ):
+            log.warning("%s", line)
         uvloop.run(self._serve_until_signal())
         if self._has_stuck_threads:  # the interpreter would wait for them without end
             log.warning("handlers with thread=True are still under way; leaving without them")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from starlight.config import entries
 from starlight.config_types import Entry
 
 
@@ -34,3 +35,22 @@ def other_values(entry: Entry) -> list[Any]:
         values = [value if entry.type is float else int(value) for value in middle]
         return [value for value in values if value != entry.default][:3]
     return ["/a", "/b", "/c"]
+
+
+def table() -> str:
+    """The settings as docs/configuration.md has them."""
+    lines = []
+    panel = ""
+    for entry in entries():
+        if entry.panel != panel:
+            panel = entry.panel
+            lines += ["", f"### {panel}", "", "| setting | default | |", "|---|---|---|"]
+        default = f"`{entry.text(entry.default)}`" if entry.text(entry.default) else ""
+        shown = default if default.strip("`") == entry.default_text else entry.default_text
+        reload = " *reload*" if entry.reloads else ""
+        lines.append(f"| `{entry.name}` | {shown} | {entry.description}{reload} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(table(), end="")
