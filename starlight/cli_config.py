@@ -233,6 +233,14 @@ def _schema() -> dict[str, Any]:
 
 
 def _property(entry: Entry) -> dict[str, Any]:
+    described = _required(entry)
+    if not entry.is_optional:
+        return described
+    description = described.pop("description")
+    return {"description": description, "anyOf": [described, {"const": ""}]}
+
+
+def _required(entry: Entry) -> dict[str, Any]:
     from starlight.units import DURATION_PATTERN, SIZE_PATTERN
 
     described: dict[str, Any] = {"description": entry.description}

@@ -33,6 +33,7 @@ from starlight.config_types import (
     TextList,
     Url,
     UrlPath,
+    is_optional,
 )
 from starlight.errors import ConfigError
 from starlight.units import format_duration, format_size, parse_duration, parse_size
@@ -336,9 +337,12 @@ class Settings(BaseSettings):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Pydantic would read true as 1."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+    def _plain_values(cls, value: Any, info: ValidationInfo) -> Any:
+        """Nothing, for a setting that may be None: neither a variable nor a file can say that. No truth for a number."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if value == "" and is_optional(annotation):
+            return None
+        if isinstance(value, bool) and annotation is not bool:  # pydantic would read true as 1
             raise ValueError("true or false is meant for a switch")
         return value
 

@@ -33,6 +33,7 @@ __all__ = [
     "TextList",
     "Url",
     "UrlPath",
+    "is_optional",
 ]
 
 ENV_PREFIX: Final = "STARLIGHT_"
@@ -111,6 +112,7 @@ class Entry:
 
     Attributes:
         variable: the environment variable, such as ``STARLIGHT_OUTBOX_BYTES``.
+        is_optional: it may be None, which is written as an empty text.
     """
 
     def __init__(self, name: str, info: FieldInfo, panel: str) -> None:
@@ -119,6 +121,7 @@ class Entry:
         self.variable = ENV_PREFIX + name.upper()
         self.default: Any = None if info.default is PydanticUndefined else info.default
         self.description = info.description or ""
+        self.is_optional = is_optional(info.annotation)
         self.type, inner = _without_none(info.annotation)
         self._metadata = [*inner, *info.metadata]
 
@@ -219,15 +222,14 @@ class Entry:
             joint = "from " if self.type is int and not self.is_size else ""
             comma = " " if joint else ", "
             return f"{self._words.rule}{comma}{joint}{self.text(low)} to {self.text(high)}"
-        lengths = self._lengths()
-        if lengths and self._marker(Words) is None:
-            return lengths
-        return self._words.rule
+        return self._lengths() if self._words.metavar == "TEXT" and not self.is_secret else self._words.rule
 
     def _lengths(self) -> str:
         low = next((item.min_length for item in self._metadata if hasattr(item, "min_length")), 0)
         high = next((item.max_length for item in self._metadata if hasattr(item, "max_length")), None)
-        return f"{low} to {high} characters" if high is not None else ""
+        if high is None:
+            return self._words.rule
+        return f"{low} to {high} characters" if low else f"at most {high} characters"
 
     def text(self, value: Any) -> str:
         """A value as it would be written in a flag or a variable; secrets are hidden."""
@@ -259,9 +261,14 @@ class Entry:
         return marker.text.format(text) if marker is not None else text
 
 
+def is_optional(annotation: Any) -> bool:
+    """Whether it is ``T | None``."""
+    return get_origin(annotation) in (Union, UnionType) and NoneType in get_args(annotation)
+
+
 def _without_none(annotation: Any) -> tuple[Any, list[Any]]:
     """The type in ``T | None``, with what its `Annotated` says; any other as it is."""
-    if get_origin(annotation) in (Union, UnionType):
+    if is_optional(annotation):
         annotation = next(part for part in get_args(annotation) if part is not NoneType)
     if get_origin(annotation) is Annotated:
         inner, *metadata = get_args(annotation)

@@ -32,7 +32,7 @@ ENTRIES = {name: Entry(name, info, "Panel") for name, info in Model.model_fields
 
 TABLE = {
     "inner_port": ("--inner-port", "INTEGER", "", "a whole number from 0 to 65535"),
-    "key_file": ("--key-file", "FILE", "", "0 to 4096 characters"),
+    "key_file": ("--key-file", "FILE", "", "a file's name"),
     "named": ("--named", "FILE", "", "a file's name"),
     "closes_per_s": ("--closes-per-s", "INTEGER", "100", "a whole number from 1 to 1000"),
     "wait_s": ("--wait", "DURATION", "250ms", "number of seconds, 0s to 1m"),
