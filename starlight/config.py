@@ -338,7 +338,7 @@ class Settings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _plain_values(cls, value: Any, info: ValidationInfo) -> Any:
-        """Nothing, for a setting that may be None: neither a variable nor a file can say that. No truth for a number."""
+        """An empty text is None where that may be: no variable or file can say None. And true is no number."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         if value == "" and is_optional(annotation):
             return None
