@@ -478,7 +478,7 @@ def unknown_variables(names: Iterable[str]) -> list[str]:
     """
     known = [entry.variable for entry in entries()] + list(OTHER_VARIABLES)
     return [
-        f"{name}: no such variable{nearest(name, known)}"
+        f"{name}: no such variable{nearest(name, known, ENV_PREFIX)}"
         for name in sorted(names)
         if name.upper().startswith(ENV_PREFIX) and name.upper() not in known and not _SERVICE_LINK.search(name)
     ]
