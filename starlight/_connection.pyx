@@ -682,11 +682,9 @@ cdef class Acceptor:
         self.core.sweep()
         self.gate.tell_failures()
 
-    def close_all(self, int code, str reason=None, retry_ms=None):
-        """Close every connection in good order; those still in the handshake are cut off. retry_ms: a number, or a function that gives one for each connection."""
+    def abort_handshakes(self):
+        """Cut off whoever is still in the handshake."""
         self.abort_all(PHASE_HANDSHAKE)
-        for connection in self.core.owners():
-            connection.close(code, reason, retry_ms() if callable(retry_ms) else retry_ms)
 
     def echo(self, Connection connection not None, bytes message, bint is_text):
         """Send a message back as it came (conformance)."""

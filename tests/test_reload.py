@@ -378,7 +378,7 @@ def test_the_settings_that_reload_are_all_applied():
         *("jwt_algorithms", "jwt_issuer", "jwt_audience", "jwt_leeway_s", "jwt_groups_claim", "session_secret_file"),
         *("session_ttl_s", "allowed_origins", "trusted_proxies", "connections_per_user", "connections_per_address"),
         *("connection_rate", "message_rate", "byte_rate_bytes", "channels_per_client", "clients_per_channel"),
-        *("name_limit_bytes", "drain_timeout_s", "log_level"),
+        *("name_limit_bytes", "drain_timeout_s", "drain_notice_s", "drain_rate", "log_level"),
     }
 
 
