@@ -16,24 +16,18 @@ from typing import Annotated, Final
 
 import typer
 
+from starlight._cli import EXIT_REFUSED, EXIT_USAGE, complain, make_app
 from starlight._internal_client import CONNECTIONS_LIMIT, DEFAULT_NODE, Connection, NodeClient, clients
 from starlight._terminal import Column, clean, duration, rows, size
 from starlight.errors import ConfigError, NodeRefused, NodeUnreachable
+from starlight.units import parse_duration
 
 __all__ = ["app"]
 
-EXIT_REFUSED: Final = 1
-EXIT_USAGE: Final = 2
 DEFAULT_NODES: Final = [DEFAULT_NODE]
 WAIT_STEP_S: Final = 0.2
 
-app = typer.Typer(
-    help="Ask nodes, and change them, over their internal ports.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = make_app("Ask nodes, and change them, over their internal ports.")
 
 Nodes = Annotated[
     list[str],
@@ -174,8 +168,6 @@ def drain(
 
     With --wait, exit code 1 if one hasn't drained by then.
     """
-    from starlight.config import parse_duration
-
     try:
         wait_s = parse_duration(wait, "--wait") if wait is not None else None
     except ConfigError as error:
@@ -252,5 +244,4 @@ def _each(nodes: Sequence[str], key_file: str, act: Callable[[NodeClient], None]
 def _complain(message: str, code: int = EXIT_USAGE) -> int:
     """One line on stderr; a node's words can't do anything to the terminal."""
     line = " ".join(message.split())
-    print("starlight: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr)
-    return code
+    return complain("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), code=code)

@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Annotated, Final, TextIO
 
 import typer
 
+from starlight._cli import EXIT_REFUSED, EXIT_USAGE, complain, make_app
 from starlight._internal_client import DEFAULT_NODE, NodeClient, clients
 from starlight.errors import ConfigError, NodeRefused, OperatorError
+from starlight.units import parse_duration
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-EXIT_REFUSED: Final = 1
-EXIT_USAGE: Final = 2
 DEFAULT_NODES: Final = [DEFAULT_NODE]
 INTERVAL_MIN_S: Final = 0.2
 """Asking more often than this shows noise, and costs the node something."""
@@ -44,13 +44,7 @@ KEY_POLL_S: Final = 0.1
 ONCE_SIZE: Final = (120, 40)
 """Columns and rows of a frame whose output isn't a terminal; COLUMNS goes before it, and rows don't limit it."""
 
-app = typer.Typer(
-    help="Show what nodes do, live.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = make_app("Show what nodes do, live.")
 
 
 @app.command(short_help="Show what nodes do, live.")
@@ -69,19 +63,17 @@ def top(
 
     Rates are of the time between two samples. Leave with q. A node that doesn't answer is asked again each time.
     """
-    from starlight.config import parse_duration
-
     try:
         interval_s = parse_duration(interval, "--interval")
         if interval_s < INTERVAL_MIN_S:
             raise ConfigError("--interval", interval, "200ms or more")
         watch = Watch(clients(node, key_file), interval_s)
     except ConfigError as error:
-        return _complain(str(error))
+        return complain(str(error))
     if once:
         return _once(watch)
     if not sys.stdout.isatty():
-        return _complain("top: expected a terminal; --once prints one frame to anything else")
+        return complain("top: expected a terminal; --once prints one frame to anything else")
     return _live(watch, interval)
 
 
@@ -246,8 +238,3 @@ def _keys(stdin: TextIO) -> Iterator[Keys]:
         yield Keys(stdin)
     finally:
         termios.tcsetattr(stdin, termios.TCSADRAIN, before)
-
-
-def _complain(message: str) -> int:
-    print(f"starlight: {' '.join(message.split())}", file=sys.stderr)
-    return EXIT_USAGE
