@@ -111,6 +111,7 @@ class Node:
             permissions=permissions or make_permissions(settings, groups or {}, self.handlers.authorizer),
             sessions=self._authenticator.sessions if isinstance(self._authenticator, TokenAuth) else None,
             limits=Limits.of(settings),
+            login_timeout_s=settings.login_timeout_s,
             channels_limit=settings.channels_per_client,
             clients_limit=settings.clients_per_channel,
             name_limit_bytes=settings.name_limit_bytes,
