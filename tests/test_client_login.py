@@ -23,6 +23,13 @@ FAST = {"backoff_s": 0.01, "backoff_max_s": 0.05}
 JWT = {"port": 0, "drain_timeout_s": 2, "auth": "jwt", "jwt_secret": SECRET, "jwt_leeway_s": 0}
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that ends asks its clients to come back soon."""
+    monkeypatch.setattr("starlight.node.RETRY_MIN_MS", 10)
+    monkeypatch.setattr("starlight.node.RETRY_MAX_MS", 50)
+
+
 class Door:
     """A node, and what its `on_login` saw: the tokens that were JWTs, and how often a session was used."""
 
