@@ -13,8 +13,8 @@ const deferred = (one = {}) => { // a promise with its resolve and reject; that 
   (one.promise = new Promise((resolve, reject) => Object.assign(one, { resolve, reject }))).catch(() => {});
   return one;
 };
-/** options: user, or token (a string, or a function that is asked for one at login, when it expires, and to come back if
- *  the session isn't good any more); lines; reconnect; onMessage (all pushes); onState ("connected", ...); times. */
+/** options: user, or token (a string, or a function, possibly async, that gives one: at login, when it expires, and to
+ *  come back where the session isn't accepted); lines; reconnect; onMessage (all pushes); onState; times. */
 export const connect = (url, options) => new Client(url, options).open();
 
 export class Client {
@@ -89,7 +89,7 @@ export class Client {
     if (message.type === "publication") return this.#channels.get(message.channel)?.(message);
     if (message.type === "bye") this.#waitMs = message.retry_ms ?? 0;
     if (message.type === "expiring" && typeof this.#options.token === "function")
-      return Promise.resolve().then(this.#options.token).then((token) => this.refresh(token)).catch(this.#options.onMessage);
+      return (async () => this.refresh(await this.#options.token()))().catch(this.#options.onMessage);
     const request = this.#settle(message.id); // the welcome, too, is a reply
     if (!request) return this.#options.onMessage(message);
     if (message.type === "error") return request.reject(failure(message.name, message.message, message.code));
