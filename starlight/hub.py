@@ -28,7 +28,7 @@ from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, RequestError
 from starlight.handlers import Handlers, is_awaitable
 from starlight.limits import Limits, Meter
-from starlight.logins import CHECK_TIMEOUT_S, REVOKED_S, Logins
+from starlight.logins import CHECK_TIMEOUT_S, REVOKED_S, Logins, read_login
 from starlight.presence import Presence
 from starlight.protocol import commands, pushes, replies
 from starlight.protocol.commands import decode
@@ -380,7 +380,7 @@ class Hub:
         return Client(self, connection, identity, f"{self.node}-{next(self._client_numbers)}")
 
     def _check(self, client: Client, message: bytes) -> Awaitable[None] | None:
-        return self._handlers.login(client, loads(message)) if self._handlers.checks_logins else None
+        return self._handlers.login(client, read_login(message)) if self._handlers.checks_logins else None
 
     async def _login_later(
         self, connection: Connection, message: bytes, login: commands.Login, identity: Awaitable[Identity]
@@ -563,7 +563,7 @@ class Hub:
         """
         clients = list(self._users.get(user, ()))
         _end_all(clients)
-        self._logins.revocations.add_user(user, seconds)
+        self._logins.revocations.add_user(user, seconds, max((client._issued for client in clients), default=0.0))
         return len(clients)
 
     def revoke_token(self, token_id: str, seconds: float = REVOKED_S) -> int:

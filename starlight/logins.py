@@ -13,6 +13,8 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from orjson import JSONDecodeError, loads
+
 from starlight import close_codes
 from starlight.auth import Authenticator, Identity, TokenAuth
 from starlight.close_codes import ErrorCode
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from starlight.hub import Client
     from starlight.limits import Limits
 
-__all__ = ["CHECK_TIMEOUT_S", "REVOKED_S", "Logins"]
+__all__ = ["CHECK_TIMEOUT_S", "REVOKED_S", "Logins", "read_login"]
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +161,18 @@ class Logins:
             client.verdicts.clear()
         if identity.expires is not None:
             self._start(client, identity.expires)
+
+
+def read_login(message: bytes) -> object:
+    """The whole login message as Python objects, for `on_login`; it is a login already.
+
+    Raises `CloseConnection` 4501 for one with a number out of range in a field that we don't know: good JSON to the decoder
+    of commands, but not to orjson.
+    """
+    try:
+        return loads(message)
+    except JSONDecodeError:
+        raise CloseConnection(close_codes.BAD_REQUEST) from None
 
 
 async def _later(identity: Awaitable[Identity]) -> Identity:
