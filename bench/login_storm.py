@@ -42,7 +42,7 @@ ROOT = BENCH.parent
 sys.path.insert(0, str(BENCH))
 
 from harness.quiet import process_cpu_s  # noqa: E402
-from harness.servers import INSTALLED, LISTENING, START_TIMEOUT_S, _is_newer, _run  # noqa: E402
+from harness.servers import LISTENING, START_TIMEOUT_S, build_storm  # noqa: E402
 from harness.stats import estimate  # noqa: E402
 
 SERVER_CPU, CLIENT_CPU = 0, 1
@@ -93,17 +93,6 @@ def bad_guest(secret: str) -> bytes:
     return request.encode() + bytes((0x81, 0xFE)) + len(login).to_bytes(2, "big") + bytes(4) + login
 
 
-def prepare() -> Path:
-    """Compile the bad guests."""
-    source, built = BENCH / "storm.c", INSTALLED / "storm"
-    if not _is_newer(built, source):
-        INSTALLED.mkdir(exist_ok=True)
-        reason = _run(["gcc", "-O2", "-o", str(built), str(source)])
-        if reason is not None:
-            raise SystemExit(f"login_storm: {reason}")
-    return built
-
-
 @contextmanager
 def serving(directory: Path, secret: str) -> Iterator[tuple[int, int]]:
     """The server: its process id and its port."""
@@ -139,7 +128,7 @@ def rss_bytes(pid: int) -> int:
 
 
 def go_first() -> str:
-    """Have this process served before others of its core; says how."""
+    """Have this process, and threads it starts, served before others of its core; says how."""
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
         return "SCHED_FIFO"
@@ -165,6 +154,7 @@ def measure_others(port: int, seconds: float) -> int:
 
     dialects.dialect_of = lambda name: WithTokens()
     os.sched_setaffinity(0, {CLIENT_CPU})
+    print(go_first(), flush=True)
     scenario = Scenario(
         traffic={"broadcast": 1.0}, connections=OTHERS, rate=RATE_PER_S, ramp_per_s=RAMP_PER_S, connecting=8,
         warmup_s=WARMUP_S, duration_s=seconds, check=1.0,
@@ -174,7 +164,6 @@ def measure_others(port: int, seconds: float) -> int:
         if phase == "warm-up":
             print("ready", flush=True)
             sys.stdin.readline()
-            print(go_first(), flush=True)
 
     result = run_scenario(scenario, Target(url=f"ws://127.0.0.1:{port}/ws", sender_receives=True), on_progress=tell)
     faults = sum(getattr(result.check, fault) for fault in FAULTS) + result.disconnects + result.errors
@@ -202,13 +191,13 @@ class Bench:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.environment, cwd=ROOT,
         )  # fmt: skip
         assert others.stdin is not None and others.stdout is not None
+        self.priority = others.stdout.readline().strip()
         if others.stdout.readline() != "ready\n":
             raise SystemExit("login_storm: the others could not log in")
         bad = None if storm is None else self.begin(storm)
         started_s, cpu_s = time.monotonic(), process_cpu_s(self.pid)
         others.stdin.write("go\n")
         others.stdin.flush()
-        self.priority = others.stdout.readline().strip()
         found: dict[str, Any] = json.loads(others.stdout.readline())
         seconds, cpu_s = time.monotonic() - started_s, process_cpu_s(self.pid) - cpu_s
         guests: dict[str, float] = {}
@@ -268,7 +257,10 @@ def main() -> int:
     options = parser.parse_args()
     if options.others:
         return measure_others(options.others, options.seconds)
-    guests, secret, is_good = prepare(), secrets.token_urlsafe(48), True
+    guests, reason = build_storm()
+    if reason is not None:
+        raise SystemExit(f"login_storm: {reason}")
+    secret, is_good = secrets.token_urlsafe(48), True
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         (directory / "visit").write_bytes(bad_guest(secret))
