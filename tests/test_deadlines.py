@@ -15,6 +15,7 @@ from starlight.node import Node
 from tests.raw_client import CLOSE, PING, PONG, TEXT, RawClient, frame, header, message, stage
 from tests.support import eventually
 
+WIRES = ("ws", "wss")
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
 
 

@@ -15,6 +15,7 @@ from starlight.node import Node
 from tests.raw_client import KEY, RawClient, message, request, stage
 from tests.support import eventually
 
+WIRES = ("ws", "wss")
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
 
 LONG = "x" * 4_000

@@ -15,6 +15,8 @@ from starlight.node import Node
 from tests.raw_client import RawClient, Stage, request, stage
 from tests.support import eventually
 
+WIRES = ("ws", "wss")
+
 
 async def status(on_stage: Stage, *lines: str, target: str = "/ws") -> int:
     """What a request with these header lines is answered."""
