@@ -3,9 +3,9 @@
     PYTHONPATH=. python bench/jwt_cost.py                  # the checks: µs each, and how many a second on one core
     PYTHONPATH=. python bench/jwt_cost.py --storm 10000    # 10,000 logins over real connections, by each kind of token
 
-Prints Markdown. (Not jwt.py: that would be what `import jwt` finds.) The storm's clients run in the same process as the node, so its
-times are those of both together; what the ways of logging in differ by is the server's. Connections come from
-127.0.0.x in turn, 100 at a time.
+Prints Markdown. (Not jwt.py: that would be what `import jwt` finds.) The storm's clients run in the same process as
+the node, so its times are those of both together; what the ways of logging in differ by is the server's. Connections
+come from 127.0.0.x in turn, 100 at a time.
 """
 
 from __future__ import annotations

@@ -3,18 +3,19 @@
     PYTHONPATH=. python bench/login_storm.py                     # both storms, 9 pairs of 5 s each: about 8 minutes
     PYTHONPATH=. python bench/login_storm.py --pairs 3 --seconds 2
 
-The server is `starlight serve --auth jwt` with its default limits, on core 0. The others are 200 clients with tokens, to
-whom one of them broadcasts 100 times a second (the engine of `starlight bench`, which checks every delivery). The bad guests
-are `bench/storm.c`, on core 1 like the others, who go before it (SCHED_FIFO where that is allowed, else by niceness), so
-that what is measured is the server's delay and not the generator's.
+The server is `starlight serve --auth jwt` with its default limits, on core 0. The others are 200 clients with tokens,
+to whom one of them broadcasts 100 times a second (the engine of `starlight bench`, which checks every delivery). The
+bad guests are `bench/storm.c`, on core 1 like the others, who go before it (SCHED_FIFO where that is allowed, else by
+niceness), so that what is measured is the server's delay and not the generator's.
 
-- `logins`: 2,000 bad logins a second from 200 addresses, 10 a second each, so that the limits of an address let them all in
-  and each token is verified and refused (4500).
-- `connects`: as many connections as the guests can make from 4 addresses; all but 50 a second of each are refused at accept.
+- `logins`: 2,000 bad logins a second from 200 addresses, 10 a second each, so that the limits of an address let them
+  all in and each token is verified and refused (4500).
+- `connects`: as many connections as the guests can make from 4 addresses; all but 50 a second of each are refused at
+  accept.
 
 A pair is one run with the storm and one without it on the same server, in turned order every other time. The ratio of
-their p99s is to be at most 2 in the median; its 90% interval stands beside it. `µs each` is the server's additional CPU for
-one bad guest, `grown` what the server's memory grew by over all runs of the storm. Prints Markdown.
+their p99s is to be at most 2 in the median; its 90% interval stands beside it. `µs each` is the server's additional
+CPU for one bad guest, `grown` what the server's memory grew by over all runs of the storm. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -243,9 +244,11 @@ def row(storm: Storm, pairs: list[tuple[Run, Run]], grown_bytes: int) -> str:
     )
 
 
-HEAD = """| storm | made a second | 4500 | refused at accept | failed, late | server µs each | server CPU | others' p99 ms | with the \
-storm | ratio [90%] | within 2 | faults | grown |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|"""
+COLUMNS = (
+    "storm", "made a second", "4500", "refused at accept", "failed, late", "server µs each", "server CPU",
+    "others' p99 ms", "with the storm", "ratio [90%]", "within 2", "faults", "grown",
+)  # fmt: skip
+HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
 """What a client logs in with: a user's name, a token, or the session of its last login.
 
-Strategy: a session costs the server a tenth of a token and the application's token service nothing, so whoever comes back
-tries it first. One that is refused, or has ended, is dropped, and the token has its turn. No I/O; the token function is
-the application's.
+Strategy: a session costs the server a tenth of a token and the application's token service nothing, so whoever comes
+back tries it first. One that is refused, or has ended, is dropped, and the token has its turn. No I/O; the token function
+is the application's.
 """
 
 import inspect
@@ -22,8 +22,8 @@ which has another key, was asked. Not 4503: who was disconnected by the operator
 
 
 RENEWALS_LIMIT: Final = 3
-"""Renewals in a row that put the end of the login off by nothing: the function gives the same token again and again, and
-the server would say that it expires again and again."""
+"""Renewals in a row that put the end of the login off by nothing: the function gives the same token again and again,
+and the server would say that it expires again and again."""
 
 
 class Credentials:

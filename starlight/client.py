@@ -17,8 +17,8 @@ Tokens: give a function instead of a string, and the connection outlives them::
     starlight.connect("wss://example.org/ws", token=ask_my_backend_for_a_token)
 
 It is called for the first login and when the server says that the login ends soon; the new token is then sent on the
-open connection (`Client.refresh`). After a loss the client comes back with the session that the server gave it, and with
-a fresh token where the session is not accepted any more.
+open connection (`Client.refresh`). After a loss the client comes back with the session that the server gave it, and
+with a fresh token where the session is not accepted any more.
 
 Law: no request is ever sent twice. What was under way when a link ended raises `ConnectionClosed`, and its fate is
 unknown; what is asked while there is no connection waits for the next one, within its own timeout. All is bounded.

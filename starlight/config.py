@@ -315,7 +315,7 @@ class Settings(BaseSettings):
         5.0,
         ge=0.01,
         le=300,
-        description="From the handshake to the login message, and then for the application's check of it; 4502 after it.",
+        description="From the handshake to the login message, and then for the application's check of it; else 4502.",
     )
     ping_interval_s: Duration = Field(
         25.0,

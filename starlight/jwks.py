@@ -2,8 +2,8 @@
 
 The law: no request is made because of what a token says, except that an unknown key id may make one fetch come sooner,
 and that at most once in `COOLDOWN_S`. The fetch runs in a thread of its own, so the loop never waits for a network; all
-logins that need it share it. What was fetched once stays in use while the issuer can't be reached, for a day: longer, and
-whoever stole a key that the issuer has withdrawn could keep it good by keeping us from the issuer.
+logins that need it share it. What was fetched once stays in use while the issuer can't be reached, for a day: longer,
+and whoever stole a key that the issuer has withdrawn could keep it good by keeping us from the issuer.
 """
 
 from __future__ import annotations

@@ -166,8 +166,8 @@ class Logins:
 def read_login(message: bytes) -> object:
     """The whole login message as Python objects, for `on_login`; it is a login already.
 
-    Raises `CloseConnection` 4501 for one with a number out of range in a field that we don't know: good JSON to the decoder
-    of commands, but not to orjson.
+    Raises `CloseConnection` 4501 for one with a number out of range in a field that we don't know: good JSON to the
+    decoder of commands, but not to orjson.
     """
     try:
         return loads(message)

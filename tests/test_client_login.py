@@ -172,7 +172,11 @@ async def test_with_a_string_the_application_hears_expiring_and_refreshes():
 async def test_a_refresh_that_is_refused_leaves_the_login_as_it_was():
     async with Door().open() as node, connect(node.url, token=mint()) as client:
         expires = client.expires
-        for wrong, code in ((mint(exp=soon(-60)), 109), (mint(key="x" * 40), 101), (token("bob", iss=None, aud=None), 101)):
+        for wrong, code in (
+            (mint(exp=soon(-60)), 109),
+            (mint(key="x" * 40), 101),
+            (token("bob", iss=None, aud=None), 101),
+        ):
             with pytest.raises(RequestFailed) as failed:
                 await client.refresh(wrong)
             assert failed.value.code == code

@@ -86,7 +86,8 @@ def serving(shell: str, directory: Path, environment: dict[str, str]) -> Iterato
 def test_the_auction_runs_with_tokens_and_groups_from_the_page_alone(tmp_path: Path):
     section = PAGE[PAGE.index("## The auction") : PAGE.index("## Who may come in")]
     shells, (program,), (expected,) = (
-        re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL) for language in ("sh", "python", "")
+        re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+        for language in ("sh", "python", "")
     )
     for name, module in (("starlight", "-m starlight"), ("python", "")):
         (tmp_path / name).write_text(f'#!/bin/sh\nexec {sys.executable} {module} "$@"\n')

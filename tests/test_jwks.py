@@ -286,9 +286,7 @@ def test_a_body_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch):
         listening.close()
 
 
-async def test_what_an_address_holds_beside_the_place_is_not_shown(
-    issuer: Issuer, caplog: pytest.LogCaptureFixture
-):
+async def test_what_an_address_holds_beside_the_place_is_not_shown(issuer: Issuer, caplog: pytest.LogCaptureFixture):
     caplog.set_level("DEBUG")
     verifier = Verifier(FetchedKeys(issuer.url + "?key=canary"), Rules(ASYMMETRIC, ISSUER, AUDIENCE))
     await check(verifier, signed())
