@@ -1,8 +1,8 @@
 """What a client logs in with: a user's name, a token, or the session of its last login.
 
 Strategy: a session costs the server a tenth of a token and the application's token service nothing, so whoever comes
-back tries it first. One that is refused, or has ended, is dropped, and the token has its turn. No I/O; the token function
-is the application's.
+back tries it first. One that is refused, or has ended, is dropped, and the token has its turn. No I/O; the token
+function is the application's.
 """
 
 import inspect
