@@ -2,18 +2,25 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 from starlight._client_inbox import Inbox
 from starlight.errors import ConnectionClosed
 from starlight.protocol.client import Publication
 
-if TYPE_CHECKING:
-    from starlight.client import Client
-
 __all__ = ["JoinedChannel"]
+
+
+class Client(Protocol):
+    """What a channel asks of its client."""
+
+    _channels: dict[str, "JoinedChannel"]
+
+    async def leave(self, channel: str) -> None: ...
+    async def _ask(self, type: str, *, on_ok: Callable[[], None] | None = None, **fields: Any) -> object: ...
+    def _undo_join(self, channel: str) -> None: ...
 
 
 class JoinedChannel:
@@ -26,7 +33,7 @@ class JoinedChannel:
         channel: its name.
     """
 
-    def __init__(self, client: "Client", channel: str, inbox: Inbox[Publication]) -> None:
+    def __init__(self, client: Client, channel: str, inbox: Inbox[Publication]) -> None:
         self.channel = channel
         self.inbox = inbox
         self._client = client

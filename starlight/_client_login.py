@@ -7,7 +7,7 @@ function is the application's.
 
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 
 from starlight import close_codes
 
@@ -49,7 +49,7 @@ class Credentials:
         """Whether asking for a fresh token can put the end of the login off."""
         return callable(self._token) and self._vain_renewals < RENEWALS_LIMIT
 
-    async def login(self) -> dict[str, str | None]:
+    async def login(self) -> dict[str, Any]:
         """The fields of the next login message. Raises what the token function raises."""
         if self._session is not None:
             return {"token": self._session}

@@ -237,6 +237,10 @@ def trusting(authorities: str) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=authorities)
 
 
+class _NoNotify(ConnectionResetError):
+    """TCP's EOF without TLS's."""
+
+
 class TlsClient(RawClient):
     """A raw client that speaks TLS by hand, so that it can stop reading."""
 
@@ -261,7 +265,7 @@ class TlsClient(RawClient):
                 self._incoming.write(some) if some else self._incoming.write_eof()
                 continue
             except ssl.SSLEOFError:
-                raise ConnectionResetError("EOF without close_notify") from None
+                raise _NoNotify("EOF without close_notify") from None
             await self._send_out()
             return result
 
@@ -279,6 +283,10 @@ class TlsClient(RawClient):
                 data: bytes = await self._do(lambda: self._tls.read(size))
         except ssl.SSLZeroReturnError:
             return b""
+        except _NoNotify:
+            if self.context is not None:
+                raise
+            return b""  # the TCP connection was ended in order, so nothing was destroyed: that is an EOF as over ws
         return data
 
     async def on_close(self) -> None:
@@ -367,7 +375,8 @@ async def stage(
     made = (node or Node)(Settings(**{"port": 0, "drain_timeout_s": 2, "login_timeout_s": 60, **settings}))
     try:
         async with made:
-            on_stage = Stage(made, WireClient(await connect(made.url, compression=None, ssl=tls)))
+            context = {} if tls is None else {"ssl": tls}
+            on_stage = Stage(made, WireClient(await connect(made.url, compression=None, **context)))
             await on_stage.witness.ask("login", user="witness")
             await on_stage.witness.ask("join", channel="witness")
             tasks = [asyncio.create_task(on_stage._tell()), asyncio.create_task(on_stage._listen())]

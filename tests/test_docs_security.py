@@ -85,10 +85,9 @@ def serving(shell: str, directory: Path, environment: dict[str, str]) -> Iterato
 
 def test_the_auction_runs_with_tokens_and_groups_from_the_page_alone(tmp_path: Path):
     section = PAGE[PAGE.index("## The auction") : PAGE.index("## Who may come in")]
-    shells, (program,), (expected,) = (
-        re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-        for language in ("sh", "python", "")
-    )
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    shells = [text for language, text in found if language == "sh"]
+    program, expected = dict(found)["python"], dict(found)[""]
     for name, module in (("starlight", "-m starlight"), ("python", "")):
         (tmp_path / name).write_text(f'#!/bin/sh\nexec {sys.executable} {module} "$@"\n')
         (tmp_path / name).chmod(0o755)

@@ -166,7 +166,7 @@ async def test_caddy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             "Caddyfile",
             {
                 # what it does by itself on a public machine: a certificate of a public authority
-                "app.example.com {": "{\n\tadmin off\n\tauto_https off\n\tpersist_config off\n}\n\n"
+                "app.example.com {": "{\n\tadmin off\n\tauto_https off\n}\n\n"
                 f"https://localhost:{port}, https://127.0.0.1:{port} {{\n\tbind 127.0.0.1\n"
                 f"\ttls {certificate} {key}\n",
                 "127.0.0.1:8765": f"127.0.0.1:{made.port}",
