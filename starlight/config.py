@@ -301,7 +301,7 @@ class Settings(BaseSettings):
         5.0,
         ge=0.01,
         le=300,
-        description="From the handshake to the login message, and then for an application's check of it. 4502 after it.",
+        description="From the handshake to the login message, then for an application's check of it. 4502 after it.",
     )
     ping_interval_s: Duration = Field(
         25.0,

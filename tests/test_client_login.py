@@ -26,8 +26,8 @@ JWT = {"port": 0, "drain_timeout_s": 2, "auth": "jwt", "jwt_secret": SECRET, "jw
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that ends asks its clients to come back soon."""
-    monkeypatch.setattr("starlight.node.RETRY_MIN_MS", 10)
-    monkeypatch.setattr("starlight.node.RETRY_MAX_MS", 50)
+    monkeypatch.setattr("starlight._drain.RETRY_MIN_MS", 10)
+    monkeypatch.setattr("starlight._drain.RETRY_MAX_MS", 50)
 
 
 class Door:
