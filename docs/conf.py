@@ -1,0 +1,35 @@
+"""Sphinx builds this folder as a site: ``sphinx-build -W docs site``.
+
+It needs `pip install '.[docs]'`: the API reference and the list of settings are read from the installed package.
+Every page is Markdown that also reads well as it is; a new one appears in the contents by itself.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+from starlight._version import __version__
+
+project = "Starlight"
+author = "the Starlight authors"
+copyright = author
+version = release = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "outside_links", "settings_list"]
+exclude_patterns = ["_build", "proxies"]
+default_role = "code"
+"""Docstrings put code between single backticks, as Markdown does."""
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_use_ivar = True
+
+html_theme = "furo"
+html_title = f"Starlight {release}"
+html_copy_source = False
+html_show_sourcelink = False
