@@ -1,6 +1,6 @@
 """Sphinx builds this folder as a site: ``sphinx-build -W docs site``.
 
-It needs `pip install '.[docs]'`: the API reference and the list of settings are read from the installed package.
+It needs `pip install '.[docs]'`: the API reference is read from the installed package.
 Every page is Markdown that also reads well as it is; a new one appears in the contents by itself.
 """
 
@@ -16,7 +16,7 @@ author = "the Starlight authors"
 copyright = author
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "outside_links", "settings_list"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "outside_links"]
 exclude_patterns = ["_build", "proxies"]
 default_role = "code"
 """Docstrings put code between single backticks, as Markdown does."""

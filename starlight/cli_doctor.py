@@ -29,22 +29,27 @@ app = make_app("Say whether this machine can carry what the settings promise.")
 @app.command(cls=PanelCommand, short_help="Say whether this machine can carry what the settings promise.")
 @takes_settings
 def doctor(
+    application: Annotated[
+        str | None, typer.Argument(metavar="APP", help="Your application, as module:app.", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     **flags: Any,
 ) -> int:
-    """Look at this machine with the settings of `serve`, and say what to change.
+    """Look at this machine with the words of `serve`, and say what to change.
 
     Open files, the kernel's settings, memory, processors, the clock, TLS files, groups, and who may read secrets.
     Nothing is changed, and nothing listens. Exit code 1 if something is wrong; advice is no failure.
     """
+    from starlight.cli_serve import load
     from starlight.config import Settings
     from starlight.errors import ConfigError
 
     words = words_of(flags)
+    given = load(application).given if application else {}
     try:
-        settings = Settings(**words)
+        settings = Settings(**{**given, **words})
     except ConfigError as error:
-        fail(*describe(error, words))
+        fail(*describe(error, words, given))
     return examine(settings, as_json=as_json)
 
 

@@ -24,10 +24,11 @@ from typing import Final, Literal
 from starlight._machine import Machine
 from starlight._tls import Certificate
 from starlight.auth import make_authenticator
-from starlight.config import Settings, format_size
+from starlight.config import Settings
 from starlight.errors import ConfigError
 from starlight.node import LISTEN_BACKLOG, RESERVED_FILES
 from starlight.permissions import make_permissions
+from starlight.units import format_size
 
 __all__ = ["Check", "Verdict", "diagnose", "worst"]
 
