@@ -22,13 +22,13 @@ import promql_parser
 import pytest
 import yaml
 from dockerfile_parse import DockerfileParser
-from starlight.units import parse_duration
 
 import starlight
 from starlight import cli
 from starlight.config import Settings, entries
 from starlight.errors import RequestFailed
 from starlight.permissions import read_groups
+from starlight.units import parse_duration
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
