@@ -192,8 +192,8 @@ def to_svg(curve: Curve, runs: Mapping[str, Sequence[Result]], date: str) -> str
         title, figure = FIGURES[name]
         found = [[value for result in runs[word] if (value := figure(result)) is not None] for word in curve.values]
         panels.append(drawing.Panel(title, [estimate(values) if values else None for values in found]))
-    note = f"{curve.told} · {machine['cpu']} · {date}"
-    return drawing.draw(f"What {curve.flag} trades", curve.flag, curve.values, curve.default, panels, note)
+    notes = (curve.told, f"{machine['cpu']} · Linux {machine['kernel']} · Python {machine['python']} · {date}")
+    return drawing.draw(f"What {curve.flag} trades", curve.flag, curve.values, curve.default, panels, notes)
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ WIDTH_PX = 640
 PLOT_LEFT_PX, PLOT_RIGHT_PX = 64, 620
 PLOT_PX = 130
 PANEL_PX = 190
-HEAD_PX = 66
+HEAD_PX = 82
 FOOT_PX = 44
 SCALE_STEPS = 4
 
@@ -38,7 +38,9 @@ def ceiling(most: float) -> float:
     return next(power * step for step in (1, 2, 2.5, 5, 10) if power * step >= most * (1 - 1e-9))
 
 
-def draw(title: str, setting: str, values: Sequence[str], default: str, panels: Sequence[Panel], note: str) -> str:
+def draw(
+    title: str, setting: str, values: Sequence[str], default: str, panels: Sequence[Panel], notes: Sequence[str]
+) -> str:
     """Return the chart.
 
     Args:
@@ -46,7 +48,7 @@ def draw(title: str, setting: str, values: Sequence[str], default: str, panels: 
         setting: the flag that was changed.
         values: what it was set to; one of them is the `default`, which is marked.
         panels: from top to bottom.
-        note: load, machine and date, below the title.
+        notes: two lines below the title: the load, and the machine with the date.
     """
     height = HEAD_PX + PANEL_PX * len(panels) + FOOT_PX
     step = (PLOT_RIGHT_PX - PLOT_LEFT_PX) / max(1, len(values))
@@ -57,7 +59,7 @@ def draw(title: str, setting: str, values: Sequence[str], default: str, panels: 
         f"<title>{title}</title>",
         f'<rect width="{WIDTH_PX}" height="{height}" rx="8" fill="#ffffff"/>',
         text(20, 30, title, size=16, bold=True),
-        text(20, 49, note, size=11, ink=FAINT),
+        *(text(20, 49 + 16 * number, note, size=11, ink=FAINT) for number, note in enumerate(notes)),
     ]
     for number, panel in enumerate(panels):
         parts += _panel(panel, HEAD_PX + number * PANEL_PX, places)
