@@ -161,6 +161,12 @@ def test_the_image_alone_refuses_to_let_anybody_in(dockerfile: DockerfileParser)
 # --- Dockerfile ------------------------------------------------------------------------------------------------------
 
 
+def test_hadolint_has_nothing_against_it():
+    hadolint = Path(sys.executable).with_name("hadolint")
+    run = subprocess.run([hadolint, DEPLOY / "Dockerfile"], capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 def test_the_image_has_two_stages_and_runs_as_nobody_in_particular(dockerfile: DockerfileParser):
     assert len(dockerfile.parent_images) == 2
     assert not any("." in image.split("/")[0].split(":")[0] for image in dockerfile.parent_images)  # no registry's host
@@ -339,7 +345,7 @@ def expressions() -> Iterator[str]:
             yield target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*")
 
 
-@pytest.mark.parametrize("expression", expressions())
+@pytest.mark.parametrize("expression", [*expressions()])
 def test_every_expression_is_promql(expression: str):
     promql_parser.parse(expression)
 
