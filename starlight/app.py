@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from orjson import dumps
 
+from starlight import logs
 from starlight.auth import Authenticator, Permissions
 from starlight.config import Settings
 from starlight.errors import NotServing
@@ -170,6 +171,8 @@ class Starlight:
 
         Raises `ConfigError` and `ListenFailed`.
         """
+        settings = self.settings(**overrides)
+        logs.set_up(settings.log_level, settings.log_format)  # before the node, whose making may warn
         self._make_node(overrides).run()
 
     def serve(self, **overrides: Any) -> Serving:

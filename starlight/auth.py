@@ -169,7 +169,7 @@ def _to_identity(claims: Claims) -> Identity:
 
 
 def _refusal(refusal: TokenRefused) -> CloseConnection:
-    log.debug("a login was refused: %s", refusal.reason)  # the reason is constant text, never part of a token
+    log.info("a login was refused: %s", refusal.reason)  # the reason is constant text, never part of a token
     return CloseConnection(close_codes.INVALID_TOKEN)
 
 
@@ -181,11 +181,17 @@ def make_authenticator(settings: Settings) -> Authenticator:
     """
     if settings.auth == "jwt":
         return TokenAuth(make_verifier(settings), make_sessions(settings))
-    if not _is_loopback(settings.host):
-        if not settings.insecure_no_auth:
-            raise ConfigError("host", settings.host, _OPEN_RULE)
-        log.warning("auth=none on %s: whoever reaches this port can be any user", settings.host)
+    refuse_strangers(settings, settings.host)
     return NoAuth()
+
+
+def refuse_strangers(settings: Settings, host: str) -> None:
+    """Without authentication: raise `ConfigError` if others can reach the host, unless that is meant; then warn."""
+    if _is_loopback(host):
+        return
+    if not settings.insecure_no_auth:
+        raise ConfigError("host", host, _OPEN_RULE)
+    log.warning("auth=none on %s: whoever reaches this port can be any user", host)
 
 
 _OPEN_RULE: Final = "a loopback address while auth is none; choose --auth jwt, or --insecure-no-auth to let anybody in"

@@ -83,6 +83,11 @@ class Settings(BaseSettings):
         le=65_535,
         description="Port to listen on; 0 picks a free one. Above 1023, so that no privileges are needed.",
     )
+    reuse_port: bool = Field(
+        False,
+        description="Let the next process listen on the port before this one ends. By SO_REUSEPORT. Off: a second "
+        "process on the port is then most likely a mistake, and any of the same user could take connections.",
+    )
     path: UrlPath = Field("/ws", description="Path of the WebSocket endpoint. Any other path is answered with 404.")
     config_file: Annotated[FileName, Flag("--config"), RELOADS] = Field(
         "",
@@ -311,17 +316,34 @@ class Settings(BaseSettings):
     write_timeout_s: Duration = Field(
         10.0, ge=0.01, le=300, description="How long a full socket may take nothing at all. 4009 after it."
     )
-    drain_timeout_s: Annotated[Duration, RELOADS] = Field(
+    drain_timeout_s: Annotated[Duration, Panel("Drain"), RELOADS] = Field(
         10.0,
         ge=0,
         le=3_600,
         description="How long SIGTERM waits for outboxes to empty. Then it leaves anyway. Below the 30 s that "
         "Kubernetes waits. 0 leaves at once.",
     )
+    drain_notice_s: Annotated[Duration, RELOADS] = Field(
+        0.0,
+        ge=0,
+        le=3_600,
+        description="How long of the drain a node only says that it isn't ready. It goes on as ever, and then listens "
+        "no more. 0 where nobody asks; else what a load balancer needs to notice: its interval times the failures it "
+        "waits for.",
+    )
+    drain_rate: Annotated[int, RELOADS] = Field(
+        1_500,
+        ge=1,
+        le=1_000_000,
+        description="Connections a draining node closes a second at most. 1,500 logins a second are a third of a core "
+        "where the clients go; a full node of 10,000 is empty in 7 s of its drain_timeout.",
+    )
+    log_format: Annotated[Literal["auto", "console", "json"], Panel("Log")] = Field(
+        "auto", description="How log lines are written. With auto: console on a terminal, json everywhere else."
+    )
     log_level: Annotated[
         Literal["critical", "error", "warning", "info", "debug"],
         BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
-        Panel("Log"),
         RELOADS,
     ] = Field("info", description="The least severe line to log.")
 
@@ -478,7 +500,7 @@ def unknown_variables(names: Iterable[str]) -> list[str]:
     """
     known = [entry.variable for entry in entries()] + list(OTHER_VARIABLES)
     return [
-        f"{name}: no such variable{nearest(name, known)}"
+        f"{name}: no such variable{nearest(name, known, ENV_PREFIX)}"
         for name in sorted(names)
         if name.upper().startswith(ENV_PREFIX) and name.upper() not in known and not _SERVICE_LINK.search(name)
     ]

@@ -101,16 +101,19 @@ def _dotted(keys: Iterable[str]) -> str:
     return r"\s*\.\s*".join(rf"""["']?{re.escape(key)}["']?""" for key in keys)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean outbox_bytes?`` if one of the known names is like it, otherwise nothing."""
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """``; did you mean outbox_bytes?`` if one of the known names is like it, otherwise nothing.
+
+    Args:
+        name: the unknown one; hyphens and case don't matter.
+        known: those that there are.
+        prefix: what all of them begin with, and what says nothing therefore.
+    """
     from difflib import get_close_matches
 
-    names = list(known)
-    by_plain = {plain(one): one for one in names}
+    def plain(one: str) -> str:
+        return one.lower().removeprefix(prefix.lower()).replace("-", "_")[:100]
+
+    by_plain = {plain(one): one for one in known}
     found = get_close_matches(plain(name), by_plain, 1)
     return f"; did you mean {by_plain[found[0]]}?" if found else ""
-
-
-def plain(name: str) -> str:
-    """A name as it is compared: hyphens and case don't matter."""
-    return name.lower().replace("-", "_")[:100]

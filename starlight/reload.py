@@ -19,6 +19,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from starlight._drain import RETRY_MAX_MS, RETRY_MIN_MS
 from starlight._gate import Gate
 from starlight._tls import Certificate
 from starlight.auth import Permissions, TokenAuth, make_authenticator
@@ -37,10 +38,6 @@ log = logging.getLogger(__name__)
 
 SLICE_S: Final = 0.002
 """How long clients are looked at before the loop turns to other things: less than anybody notices."""
-
-RETRY_MIN_MS: Final = 500
-RETRY_MAX_MS: Final = 5_500
-"""Who is sent away comes back after a random time between these two, as after a drain."""
 
 
 class Parts(NamedTuple):

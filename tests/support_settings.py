@@ -32,7 +32,7 @@ def other_values(entry: Entry) -> list[Any]:
     low, high = entry.bounds
     if low is not None and high is not None:
         middle = [low + (high - low) * part / 8 for part in (1, 2, 3, 4)]
-        values = [value if entry.type is float else int(value) for value in middle]
+        values = [round(value, 3) if entry.type is float else int(value) for value in middle]
         return [value for value in values if value != entry.default][:3]
     return ["/a", "/b", "/c"]
 

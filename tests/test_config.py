@@ -59,6 +59,10 @@ def test_defaults_are_those_of_the_documents() -> None:
         "max_connections": 10_000,
         "memory_budget_bytes": 512 * 2**20,
         "drain_timeout_s": 10.0,
+        "drain_notice_s": 0.0,
+        "drain_rate": 1_500,
+        "reuse_port": False,
+        "log_format": "auto",
         "log_level": "info",
     }
 

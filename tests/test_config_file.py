@@ -85,4 +85,5 @@ def test_the_nearest_name() -> None:
     known = ["outbox_bytes", "outbox_messages", "port"]
     assert nearest("Outbox-Byte", known) == "; did you mean outbox_bytes?"
     assert nearest("xyzzy", known) == nearest("", known) == ""
-    assert nearest("STARLIGHT_PROT", ["STARLIGHT_PORT"]) == "; did you mean STARLIGHT_PORT?"
+    assert nearest("STARLIGHT_PROT", ["STARLIGHT_PORT"], "STARLIGHT_") == "; did you mean STARLIGHT_PORT?"
+    assert nearest("STARLIGHT_XYZZY", ["STARLIGHT_PORT"], "STARLIGHT_") == ""
