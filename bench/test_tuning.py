@@ -1,4 +1,4 @@
-"""The tuning curves: what is measured exists, and what is drawn is XML with every value. Nothing here starts a server."""
+"""The tuning curves: what is measured exists, and what is drawn has every value. Nothing here starts a server."""
 
 from __future__ import annotations
 

@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from starlight._listener import LISTEN_BACKLOG
 from starlight._machine import Machine
 from starlight._tls import Certificate
 from starlight.auth import make_authenticator
 from starlight.config import Settings
 from starlight.errors import ConfigError
-from starlight.node import LISTEN_BACKLOG, RESERVED_FILES
+from starlight.node import RESERVED_FILES
 from starlight.permissions import make_permissions
 from starlight.units import format_size
 

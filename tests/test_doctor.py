@@ -16,10 +16,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from starlight import cli, cli_doctor, doctor
+from starlight._listener import LISTEN_BACKLOG
 from starlight._machine import Machine
 from starlight.config import Settings
 from starlight.doctor import Check, diagnose, worst
-from starlight.node import LISTEN_BACKLOG, RESERVED_FILES
+from starlight.node import RESERVED_FILES
 from tests.support_tls import write_certificate
 
 GIB = 2**30
