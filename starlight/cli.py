@@ -40,6 +40,7 @@ LAZY_COMMANDS: Final = {
     "top": "starlight.cli_top",
     **dict.fromkeys(("conns", "kick", "drain"), "starlight.cli_ops"),
     "config": "starlight.cli_config",
+    "doctor": "starlight.cli_doctor",
     "token": "starlight.cli_token",
     "bench": "starlight.loadtest.cli",
 }

@@ -56,6 +56,7 @@ OTHER_VARIABLES: Final = {
     "STARLIGHT_URL": "the server that `starlight sub`, `pub` and `send` connect to",
     "STARLIGHT_USER": "the user they log in as",
     "STARLIGHT_TOKEN": "the token they log in with",
+    "STARLIGHT_NODE": "the internal ports that `starlight top`, `conns`, `kick` and `drain` ask, with spaces between",
     "STARLIGHT_BUILD": "how the compiled modules are built: release, debug or a sanitizer",
     "STARLIGHT_ANNOTATE": "writes the compiler's annotated sources when building",
 }
@@ -298,7 +299,10 @@ class Settings(BaseSettings):
         description="From accept to the end of the HTTP request. A browser needs milliseconds.",
     )
     login_timeout_s: Duration = Field(
-        5.0, ge=0.01, le=300, description="From the handshake to the login message. 4502 after it."
+        5.0,
+        ge=0.01,
+        le=300,
+        description="From the handshake to the login message, then for an application's check of it. 4502 after it.",
     )
     ping_interval_s: Duration = Field(
         25.0,
