@@ -15,12 +15,12 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from types import FrameType
 from typing import Final, NoReturn, Protocol
 
 from starlight import activation, logs
-from starlight.config import Settings
+from starlight.config import Settings, unknown_variables
 
 __all__ = ["Node", "run"]
 
@@ -40,7 +40,7 @@ class Node(Protocol):
     async def start(self, listening: Sequence[socket.socket] = ()) -> None: ...
     async def drain_begun(self) -> None: ...
     async def drain(self) -> None: ...
-    def reload(self) -> Awaitable[bool] | None: ...
+    async def reload(self) -> bool: ...
 
 
 def run(node: Node) -> None:
@@ -55,6 +55,8 @@ def run(node: Node) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _leave_early)
     handler = logs.set_up(node.settings.log_level, node.settings.log_format)
+    for line in unknown_variables(os.environ):
+        log.warning("%s", line)
     uvloop.run(_serve(node, activation.listening_sockets(), handler))
     if node.has_stuck_threads:  # the interpreter would wait for them without end
         log.warning("handlers with thread=True are still under way; leaving without them")
@@ -129,8 +131,7 @@ _reloads: Final[set[asyncio.Task[None]]] = set()
 async def _reload(node: Node) -> None:
     activation.reloading()
     try:
-        pending = node.reload()
-        if pending is not None and await pending:
+        if await node.reload():
             logs.set_level(node.settings.log_level)
     except Exception:
         log.exception("reading the configuration again failed")

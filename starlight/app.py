@@ -154,6 +154,11 @@ class Starlight:
 
     # --- serving -------------------------------------------------------------------------------------------------
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that `Starlight` was given, as they were given."""
+        return dict(self._settings)
+
     def settings(self, **overrides: Any) -> Settings:
         """The settings it would serve with; `overrides` go before those given to `Starlight`. Raises `ConfigError`."""
         return Settings(**{**self._settings, **overrides})
@@ -198,6 +203,7 @@ class Starlight:
             permissions=self._permissions,
             groups=self._groups,
             announces=self._announces,
+            reread=lambda: self.settings(**overrides),
         )
         return self._node
 

@@ -111,6 +111,26 @@ class TokenAuth:
         """Begin to fetch keys where they have to be fetched; from the loop."""
         self._verifier.keys.refresh()
 
+    def remade(self, old: Settings, new: Settings) -> TokenAuth:
+        """What would take over from this one with other settings; keys of the same URL stay, they needn't be fetched.
+
+        Raises `ConfigError`.
+        """
+        verifier = make_verifier(new)
+        fetched, same = verifier.keys, ("jwt_jwks_url", "jwt_algorithms")
+        if new.jwt_jwks_url and all(getattr(old, name) == getattr(new, name) for name in same):
+            fetched = self._verifier.keys
+        verifier.keys = fetched
+        if not new.session_secret_file and not old.session_secret_file:
+            return TokenAuth(verifier, self.sessions.remade(None, new.session_ttl_s))  # the random key stays
+        return TokenAuth(verifier, make_sessions(new))
+
+    def take_over(self, new: TokenAuth) -> None:
+        """Be another one, for logins to come. From the loop."""
+        self._verifier = new._verifier
+        self.sessions.take_over(new.sessions)
+        self.start()
+
     def authenticate(self, login: Login) -> Identity | Awaitable[Identity]:
         """Who the token says. Raises `CloseConnection`: 4501 without a token, 4500 for a wrong one.
 

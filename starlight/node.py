@@ -30,11 +30,12 @@ from starlight._tls import Certificate, TlsListener
 from starlight._version import __version__
 from starlight.auth import Authenticator, NoAuth, Permissions, TokenAuth, make_authenticator, refuse_strangers
 from starlight.config import Settings, format_duration, format_size
-from starlight.errors import ConfigError, ListenFailed, NotServing
+from starlight.errors import ListenFailed, NotServing
 from starlight.handlers import Handlers, Timer, call_logged
 from starlight.hub import Hub
 from starlight.limits import Limits
 from starlight.permissions import make_permissions
+from starlight.reload import Reloader
 
 __all__ = ["Node", "raise_open_files_limit"]
 
@@ -57,6 +58,7 @@ class Node:
         permissions: what a client may do; by default what its groups allow.
         groups: by name; those in `settings.config_file` go before them.
         announces: which channels publish `joined` and `left`; none by default.
+        reread: makes the settings anew for `reload`; by default they stay, and only the files they name are read again.
         name: the node's name in `welcome`; random by default, so that no two runs share one.
 
     Raises `ConfigError` for settings that don't fit together: `make_authenticator` says which.
@@ -72,15 +74,18 @@ class Node:
         groups: Mapping[str, Any] | None = None,
         announces: Callable[[str], bool] | None = None,
         name: str | None = None,
+        reread: Callable[[], Settings] | None = None,
     ) -> None:
         settings = settings or Settings()
         self.handlers = handlers or Handlers()
         self.settings = settings
+        self._groups = groups or {}
         self.name = name or secrets.token_hex(4)
         self._gate = Gate(settings)
         has_tls = bool(settings.tls_cert or settings.tls_key)
         self._certificate = Certificate(settings.tls_cert, settings.tls_key) if has_tls else None
         self._authenticator = authenticator or make_authenticator(settings)
+        tokens = self._authenticator if isinstance(self._authenticator, TokenAuth) else None
         self.core = Core(
             outbox_messages=settings.outbox_messages,
             outbox_bytes=settings.outbox_bytes,
@@ -92,8 +97,8 @@ class Node:
             self.core,
             handlers=self.handlers,
             authenticator=self._authenticator,
-            permissions=permissions or make_permissions(settings, groups or {}, self.handlers.authorizer),
-            sessions=self._authenticator.sessions if isinstance(self._authenticator, TokenAuth) else None,
+            permissions=permissions or self._permit(settings),
+            sessions=tokens.sessions if tokens is not None else None,
             limits=Limits.of(settings),
             channels_limit=settings.channels_per_client,
             clients_limit=settings.clients_per_channel,
@@ -102,6 +107,15 @@ class Node:
             node=self.name,
             ping_interval_s=settings.ping_interval_s,
             pong_timeout_s=settings.pong_timeout_s,
+        )
+        self._reloader = Reloader(
+            settings,
+            reread or (lambda: settings),
+            hub=self.hub,
+            gate=self._gate,
+            authenticator=tokens if authenticator is None else None,
+            permit=self._permit if permissions is None else None,
+            certificate=self._certificate,
         )
         self.is_serving = False
         """True from the start until the last connection is gone."""
@@ -199,15 +213,20 @@ class Node:
         """Connections open now, logged in or not."""
         return self._acceptor.connections if self._acceptor is not None else 0
 
-    def reload(self) -> None:
-        """Read the files of the certificate again, for connections to come; wrong ones are logged and the old stay."""
-        if self._certificate is None:
-            return
-        try:
-            self._certificate.reload()
-            log.info("the certificate was read again")
-        except ConfigError as error:
-            log.error("the certificate stays as it was: %s", error)
+    def _permit(self, settings: Settings) -> Permissions | None:
+        return make_permissions(settings, self._groups, self.handlers.authorizer)
+
+    async def reload(self) -> bool:
+        """Read the configuration and the files it names again, and apply what may change while it serves.
+
+        All or nothing: a wrong one is logged, False is returned, and everything stays. See `starlight.reload`.
+        """
+        parts = await self._reloader.run()
+        if parts is None:
+            return False
+        # max_connections may have been lowered at the start
+        self.settings = self.settings.reloaded(parts.settings)
+        return True
 
     def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
         """Call a function of the hub from any thread, in the loop's next turn; nothing happens if the node ends first.

@@ -12,8 +12,9 @@ import socket
 import uvloop
 
 from starlight.node import RESERVED_FILES
-from tests.raw_client import IS_SANITIZED, TEXT, close_frame, frame, message, request, set_reset
+from tests.raw_client import TEXT, close_frame, frame, message, request, set_reset
 from tests.server_process import server_process
+from tests.support import IS_SANITIZED
 
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
 

@@ -141,10 +141,10 @@ async def test_reload(files: tuple[str, str], tmp_path: Path, caplog: pytest.Log
         ann = await WireClient.login(node.url, "ann")
         assert await loop.run_in_executor(None, serial, node.port) == 1
         write_certificate(tmp_path, 1)
-        node.reload()
+        assert await node.reload()
         assert await loop.run_in_executor(None, serial, node.port) == 2
         Path(files[0]).write_text("nonsense")
-        node.reload()
+        assert not await node.reload()
         assert "stays as it was" in caplog.text
         assert await loop.run_in_executor(None, serial, node.port) == 2
         assert (await ann.ask("ping"))["type"] == "pong"  # open connections don't notice
