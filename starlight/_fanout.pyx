@@ -158,13 +158,13 @@ cdef inline bint fill(message_t* m, bytes head, object data, bytes tail, Py_buff
 cdef class Core:
     """One node's fan-out: arena, outboxes, flush. Belongs to the thread that calls `bind()`.
 
-    outbox_messages: a subscriber that has been full for `evict_after_ms` with more messages than this is evicted. 256,
-        as in the system this descends from.
-    outbox_bytes: a full subscriber with more bytes than this is evicted at once. 1 MiB: 256 messages of 4 KiB.
-    evict_after_ms: how long "full" must last, without a break, before the message limit counts. 250 ms: longer than a
-        healthy client's worst pause on a busy machine, short enough to bound what it pins.
-    write_timeout_ms: a subscriber that takes nothing for so long is evicted, whatever waits for it. 10 s.
-    memory_budget_bytes: for all chunks together; when it is passed, the largest outboxes go first. 512 MiB.
+    Args:
+        outbox_messages: one that has been full for `evict_after_ms` with more messages than this is evicted.
+        outbox_bytes: a full subscriber with more bytes than this is evicted at once. 1 MiB: 256 messages of 4 KiB.
+        evict_after_ms: how long "full" must last, without a break, before the message limit counts. 250 ms: longer
+            than a healthy client's worst pause on a busy machine, short enough to bound what it pins.
+        write_timeout_ms: a subscriber that takes nothing for so long is evicted, whatever waits for it. 10 s.
+        memory_budget_bytes: for all chunks together; when it is passed, the largest outboxes go first. 512 MiB.
     """
 
     def __cinit__(self, *, uint32_t outbox_messages=256, uint64_t outbox_bytes=1 << 20, uint32_t evict_after_ms=250,
