@@ -38,6 +38,7 @@ DEFAULT_USER: Final = "cli"
 LAZY_COMMANDS: Final = {
     "serve": "starlight.cli_serve",
     "config": "starlight.cli_config",
+    "doctor": "starlight.cli_doctor",
     "token": "starlight.cli_token",
     "bench": "starlight.loadtest.cli",
 }
