@@ -298,7 +298,10 @@ class Settings(BaseSettings):
         description="From accept to the end of the HTTP request. A browser needs milliseconds.",
     )
     login_timeout_s: Duration = Field(
-        5.0, ge=0.01, le=300, description="From the handshake to the login message. 4502 after it."
+        5.0,
+        ge=0.01,
+        le=300,
+        description="From the handshake to the login message, then for an application's check of it. 4502 after it.",
     )
     ping_interval_s: Duration = Field(
         25.0,

@@ -29,7 +29,7 @@ from starlight.errors import CloseConnection, RequestError
 from starlight.handlers import Handlers, is_awaitable
 from starlight.hub_records import ChannelRecord, Client, Connection
 from starlight.limits import Limits, Meter
-from starlight.logins import REVOKED_S, Logins
+from starlight.logins import CHECK_TIMEOUT_S, REVOKED_S, Logins, read_login
 from starlight.protocol import commands, pushes, replies
 from starlight.protocol.commands import decode
 from starlight.protocol.pushes import TAIL
@@ -75,6 +75,7 @@ class Hub:
         pong_timeout_s: told in `welcome`.
         sessions: what makes session tokens; None for none.
         limits: of users and clients; none by default.
+        login_timeout_s: how long an application's check of one login may take (4502 beyond).
         channels_limit: channels one client may have joined (106 beyond).
         clients_limit: clients one channel may have (106 beyond); 0: no limit.
         name_limit_bytes: of users and channels; the protocol's own by default.
@@ -96,6 +97,7 @@ class Hub:
         pong_timeout_s: float = 10.0,
         sessions: Sessions | None = None,
         limits: Limits | None = None,
+        login_timeout_s: float = CHECK_TIMEOUT_S,
         channels_limit: int = CHANNELS_LIMIT,
         clients_limit: int = 0,
         name_limit_bytes: int = commands.NAME_LIMIT_BYTES,
@@ -119,7 +121,12 @@ class Hub:
         self._announces = announces
         self._clock = clock
         self._logins = Logins(
-            sessions, limits or Limits(), name_limit_bytes=name_limit_bytes, clock=clock, wall_clock=wall_clock
+            sessions,
+            limits or Limits(),
+            name_limit_bytes=name_limit_bytes,
+            check_timeout_s=login_timeout_s,
+            clock=clock,
+            wall_clock=wall_clock,
         )
         self._users: dict[str, dict[Client, None]] = {}  # a dict and not a set: clients in order of login
         self._channels: dict[str, ChannelRecord] = {}
@@ -237,18 +244,18 @@ class Hub:
         return Client(self, connection, identity, f"{self.node}-{next(self._client_numbers)}")
 
     def _check(self, client: Client, message: bytes) -> Awaitable[None] | None:
-        return self._handlers.login(client, loads(message)) if self._handlers.checks_logins else None
+        return self._handlers.login(client, read_login(message)) if self._handlers.checks_logins else None
 
     async def _login_later(
         self, connection: Connection, message: bytes, login: commands.Login, identity: Awaitable[Identity]
     ) -> Client:
-        client = self._new_client(connection, await identity)
+        client = self._new_client(connection, await self._logins.identity(self._authenticator, identity))
         checking = self._check(client, message)
         return await self._check_later(client, checking, login)
 
     async def _check_later(self, client: Client, checking: Awaitable[None] | None, login: commands.Login) -> Client:
         if checking is not None:
-            await checking
+            await self._logins.in_time(checking)
         if not client.connection.is_open:  # it may have gone while the check ran
             raise CloseConnection(close_codes.ABNORMAL)
         admitted = self._admit(client, login)
@@ -420,7 +427,7 @@ class Hub:
         """
         clients = list(self._users.get(user, ()))
         _end_all(clients)
-        self._logins.revocations.add_user(user, seconds)
+        self._logins.revocations.add_user(user, seconds, max((client._issued for client in clients), default=0.0))
         return len(clients)
 
     def revoke_token(self, token_id: str, seconds: float = REVOKED_S) -> int:

@@ -100,6 +100,7 @@ class Node:
             permissions=permissions or self._permit(settings),
             sessions=tokens.sessions if tokens is not None else None,
             limits=Limits.of(settings),
+            login_timeout_s=settings.login_timeout_s,
             channels_limit=settings.channels_per_client,
             clients_limit=settings.clients_per_channel,
             name_limit_bytes=settings.name_limit_bytes,

@@ -37,6 +37,7 @@ from tests.support import eventually
 from tests.transports import TlsClient, TlsNode, contexts
 from tests.wire_client import WireClient
 
+WIRES = ("ws", "wss")
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 on_uvloop = pytest.mark.asyncio(loop_factories=["uvloop"])  # for what takes more than a second
 SUBPROTOCOLS = ["", "starlight.v1", "starlight.v1.lines"]

@@ -19,6 +19,7 @@ from tests.raw_client import CLOSE, TEXT, RawClient, header, message, stage
 from tests.server_process import server_process
 from tests.support import eventually
 
+WIRES = ("ws", "wss")
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
 
 
