@@ -18,6 +18,7 @@ from libc.string cimport memcpy
 from starlight._arena cimport (CHUNK_BYTES, arena_t, checked_realloc, chunk_new, chunk_t, chunk_unref, frame_start,
                                lane_commit, lane_reserve, vector_push, vector_t)
 from starlight._flush cimport flush_one, flusher_t, raise_event
+from starlight._histogram cimport clock_us, histogram_add, histogram_t
 from starlight._outbox cimport (CACHE_LINE_BYTES, EVENT_BROKEN, EVENT_EVICT_SLOW, FORM_FRAMES, FORM_LINES, N_FORMS,
                                 STATE_CLOSING, STATE_DEAD, STATE_OPEN, membership_t, outbox_append, releases_apply, span_bytes, span_t,
                                 subscriber_t)
@@ -64,6 +65,8 @@ ctypedef struct channel_t:
     uint32_t n_members
     uint32_t capacity
     uint32_t n_form[N_FORMS]     # members by wire form: a form nobody wants is not written
+    uint64_t n_publications      # these two only ever grow
+    uint64_t n_deliveries
     void* handle                 # PyObject* of the Channel (the struct is inside it)
 
 ctypedef struct run_t:
@@ -86,6 +89,7 @@ ctypedef struct limits_t:
 
 ctypedef struct totals_t:        # only ever grow
     uint64_t messages            # publications and single-receiver messages accepted
+    uint64_t publications        # of which went to a channel, `everyone` included
     uint64_t deliveries          # messages put into an outbox
     uint64_t settles
     uint64_t turns
@@ -116,6 +120,8 @@ ctypedef struct core_t:
     uint32_t n_memberships
     int epoll_fd
     flusher_t flusher
+    histogram_t flush_us         # of each flush that handed anything over: how long it took,
+    histogram_t flush_bytes      # and how much that was
 
 ctypedef struct message_t:       # borrowed for one call: the parts of a message, written one behind the other
     const char* part[3]
@@ -281,7 +287,10 @@ cdef inline int run_append(core_t* c, channel_t* channel, message_t* m) noexcept
         run.n_bytes += size
         c.turn_bytes += size
     run.n_messages += 1
+    channel.n_publications += 1
+    channel.n_deliveries += channel.n_members
     c.totals.messages += 1
+    c.totals.publications += 1
     c.totals.deliveries += channel.n_members
     if run.n_messages >= c.limits.run_messages or run.n_bytes >= c.limits.run_bytes:
         settle(c)
@@ -428,6 +437,13 @@ cdef inline bint flush_slice(core_t* c) noexcept nogil:
         c.flushing.n = c.flush_next = 0
     apply_flush(c)
     return c.flushing.n > 0 or c.marked.n > 0
+
+
+cdef inline void measure(core_t* c, uint64_t started_us, uint64_t sent_bytes) noexcept nogil:
+    """A slice is over that began at this time with so many bytes handed over; one that wrote nothing doesn't count."""
+    if c.flusher.sent_bytes != sent_bytes:
+        histogram_add(&c.flush_us, clock_us() - started_us)
+        histogram_add(&c.flush_bytes, c.flusher.sent_bytes - sent_bytes)
 
 
 cdef inline void apply_flush(core_t* c) noexcept nogil:

@@ -19,9 +19,11 @@ from starlight._arena cimport CHUNK_BYTES, arena_trim, lane_close, vector_free, 
 from starlight._core cimport (EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYTES, apply_flush, channel_add,
                               channel_remove, channel_t, check_core, compact, core_t, epoll_create1, epoll_ctl,
                               epoll_event, epoll_wait, flush_slice, full_add, full_remove, is_member, largest_full,
-                              limits_t, mark, mark_first, message_t, payload_bytes, run_append, send_one, settle,
-                              settle_member, unpin)
+                              limits_t, mark, mark_first, measure, message_t, payload_bytes, run_append, send_one,
+                              settle, settle_member, unpin)
+from starlight._counters cimport core_counters
 from starlight._flush cimport STAGE_BYTES, flush_one, flusher_t, raise_event
+from starlight._histogram cimport clock_us
 from starlight._outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, EVENT_EVICT_BUDGET, EVENT_EVICT_SLOW, EVENT_EVICT_TIMEOUT,
                                 FORM_FRAMES, FORM_LINES, N_FORMS, STATE_CLOSED, STATE_CLOSING, STATE_DEAD,
                                 STATE_EVICTED, STATE_OPEN, clear_frames, free_parts, outbox_truncate, queue_close,
@@ -449,10 +451,12 @@ cdef class Core:
     cdef bint flush_some(self) except -1:
         """One slice; whether more waits. Evictions stay marked: they are carried out at the end of the turn."""
         cdef bint more
+        cdef uint64_t started_us = clock_us(), sent_bytes = self.c.flusher.sent_bytes
         with nogil:
             more = flush_slice(&self.c)
         if self.c.transports.n:
             self.write_transports()
+        measure(&self.c, started_us, sent_bytes)
         return more
 
     def _on_turn_end(self):
@@ -659,28 +663,9 @@ cdef class Core:
 
     def counters(self):
         """A dict of integers: what lives now (all zero once every connection is gone), then totals that only grow."""
-        cdef core_t* c = &self.c
-        cdef flusher_t* f = &c.flusher
-        cdef uint64_t n_bytes = 0, n_messages = 0, n_spans = 0
-        cdef uint32_t i
-        cdef subscriber_t* sub
         self.check_thread()
-        for i in range(c.all.n):
-            sub = <subscriber_t*>c.all.items[i]
-            n_bytes += sub.out_bytes
-            n_messages += sub.out_messages
-            n_spans += sub.n_spans
-        return {
-            "subscribers": c.all.n, "full": c.full.n, "channels": c.n_channels - 1, "memberships": c.n_memberships,
-            "chunks": c.arena.n_chunks, "free_chunks": c.arena.n_free, "chunk_bytes": c.arena.held_bytes,
-            "spans": n_spans, "outbox_messages": n_messages, "outbox_bytes": n_bytes,
-            "messages_total": c.totals.messages, "deliveries_total": c.totals.deliveries, "sends_total": f.sends,
-            "short_sends_total": f.short_sends, "sent_bytes_total": f.sent_bytes, "sent_spans_total": f.spans,
-            "settles_total": c.totals.settles, "turns_total": c.totals.turns, "slices_total": c.totals.slices,
-            "evicted_slow_total": c.totals.evicted_slow, "evicted_timeout_total": c.totals.evicted_timeout,
-            "evicted_budget_total": c.totals.evicted_budget, "broken_total": c.totals.broken,
-            "compacted_bytes_total": c.totals.compacted_bytes,
-        }
+        self.now_ms()
+        return core_counters(&self.c)
 
     def owners(self):
         """A list of the owners of all subscribers, safe to iterate whatever is done to them."""

@@ -341,6 +341,26 @@ class Settings(BaseSettings):
         description="Connections a draining node closes a second at most. 1,500 logins a second are a third of a core "
         "where the clients go; a full node of 10,000 is empty in 7 s of its drain_timeout.",
     )
+    internal_host: Annotated[str, Panel("Internal port")] = Field(
+        "127.0.0.1",
+        min_length=1,
+        max_length=255,
+        description="Address of the port for health, metrics and control. Any but a loopback one needs "
+        "internal_key_file, as the port tells who is connected.",
+    )
+    internal_port: Annotated[int | None, Shown("none")] = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="Port for health, metrics and control; 0 picks a free one. None: there is no such port, and "
+        "nothing is imported or measured for it.",
+    )
+    internal_key_file: FileName = Field(
+        "",
+        max_length=4096,
+        description="File with the bearer key for whatever changes things over the internal port. At least 32 bytes. "
+        "None: that port only tells.",
+    )
     log_format: Annotated[Literal["auto", "console", "json"], Panel("Log")] = Field(
         "auto", description="How log lines are written. With auto: console on a terminal, json everywhere else."
     )

@@ -91,7 +91,13 @@ class NotServing(StarlightError, RuntimeError):
 
 
 class ListenFailed(StarlightError, OSError):
-    """The node can't listen on its address: the port is in use, not permitted, or the host isn't ours."""
+    """The node can't listen on its address: the port is in use, not permitted, or the host isn't ours.
+
+    Attributes:
+        setting: the setting of the port: ``port`` or ``internal_port``.
+    """
+
+    setting = "port"
 
 
 class CloseConnection(StarlightError):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
@@ -106,6 +106,8 @@ class Hub:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.node = node
+        self.counts: Counter[str] = Counter()
+        """Totals: `error_CODE` of error replies, `directs`, and `unheard`: publications where nobody was subscribed."""
         self._core = core
         self._core_publish = core.publish
         self._core_send = core.send
@@ -221,6 +223,7 @@ class Hub:
             raise ValueError(f"{channel!r} is not a channel name")
         record = self._channels.get(channel)
         if record is None:
+            self.counts["unheard"] += 1
             return 0
         return self._core_publish(record.channel, pushes.publication_head(channel, None), data, TAIL)
 
@@ -309,6 +312,8 @@ class Hub:
             subscribers = self._core_publish(record.channel, head, command.data, TAIL)
         elif len(name) > self._name_limit_bytes:
             raise self._too_long()
+        else:
+            self.counts["unheard"] += 1
         if command.id is not None:
             self._core_send(client.subscriber, replies.ok_publish(command.id, subscribers))
 
@@ -334,6 +339,7 @@ class Hub:
             self._core_send(client.subscriber, replies.ok_count(command.id, reached))
 
     def _send_to(self, clients: dict[Client, None], head: bytes, data: Any) -> int:
+        self.counts["directs"] += 1
         if len(clients) == 1:
             self._core_send(next(iter(clients)).subscriber, head, data, TAIL)
         elif clients:
@@ -554,6 +560,7 @@ class Hub:
 
     def _refuse(self, client: Client, id: int | str | None, error: RequestError) -> None:
         """Send an error reply. Raises `CloseConnection` after one fault too many."""
+        self.counts[f"error_{error.code}"] += 1
         self._core_send(client.subscriber, replies.error(id, error.code, error.message))
         if error.code in _FAULTS:
             self._count_fault(client)
@@ -570,6 +577,7 @@ class Hub:
         pause_s = meter.refuse(self._clock())
         if pause_s < 0:
             raise CloseConnection(close_codes.TOO_MANY_REQUESTS)
+        self.counts[f"error_{ErrorCode.TOO_MANY_REQUESTS}"] += 1
         self._core_send(client.subscriber, replies.error(id, ErrorCode.TOO_MANY_REQUESTS, "too many requests"))
         if pause_s > 0:
             client.connection.pause_reading(pause_s)

@@ -145,6 +145,8 @@ class Revocations:
     def __init__(self, limit: int = REVOCATIONS_LIMIT, clock: Callable[[], float] = time.time) -> None:
         self._limit = limit
         self._clock = clock
+        self.total = 0
+        """How many there ever were."""
         self._users: dict[str, tuple[float, float]] = {}  # user: (revoked at, forgotten at)
         self._tokens: dict[str, float] = {}  # token id: forgotten at
 
@@ -162,11 +164,13 @@ class Revocations:
         now_s = self._clock()
         _, until_s = self._users.get(user, (0.0, 0.0))
         self._users[user] = (max(now_s, issued), max(now_s + seconds, until_s))
+        self.total += 1
 
     def add_token(self, token_id: str, seconds: float) -> None:
         """Refuse one token for so long, or as long as it is refused already. Raises OverflowError as `add_user`."""
         self._make_room(token_id in self._tokens)
         self._tokens[token_id] = max(self._clock() + seconds, self._tokens.get(token_id, 0.0))
+        self.total += 1
 
     def holds(self, user: str, token_id: str, issued: float) -> bool:
         """Whether a token of this user, with this id, made at that time, was revoked."""

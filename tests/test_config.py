@@ -62,6 +62,9 @@ def test_defaults_are_those_of_the_documents() -> None:
         "drain_notice_s": 0.0,
         "drain_rate": 1_500,
         "reuse_port": False,
+        "internal_host": "127.0.0.1",
+        "internal_port": None,
+        "internal_key_file": "",
         "log_format": "auto",
         "log_level": "info",
     }
