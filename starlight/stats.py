@@ -387,7 +387,7 @@ def _connection_row(connection: Connection, now_ms: int) -> dict[str, Any]:
         "outbox_messages": subscriber.outbox_messages,
         "outbox_bytes": subscriber.outbox_bytes,
         "oldest_ms": _age_ms(connection, now_ms),
-        "is_full": subscriber.is_full,
+        "is_full": bool(subscriber.is_full),
         "is_reading_paused": connection.is_paused,
     }
 
