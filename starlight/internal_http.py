@@ -94,7 +94,9 @@ class InternalPort:
     async def start(self) -> None:
         """Serve, on the running loop."""
         app = self.make_app()
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_S)
+        self._runner = web.AppRunner(
+            app, access_log=None, logger=_quiet_log(), handle_signals=False, shutdown_timeout=STOP_S
+        )
         await self._runner.setup()
         await web.SockSite(self._runner, self._listening).start()
         self.stats.lag.start()
@@ -241,6 +243,13 @@ class InternalPort:
             return _json(answer, status)
 
         return handle
+
+
+def _quiet_log() -> logging.Logger:
+    """For aiohttp, which logs a traceback for each request that isn't HTTP. Failures of ours are logged by `_guard`."""
+    quiet = logging.getLogger(f"{__name__}.aiohttp")
+    quiet.setLevel(logging.CRITICAL)
+    return quiet
 
 
 def _json(answer: dict[str, Any], status: int = 200) -> web.Response:

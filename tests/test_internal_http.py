@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import socket
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,9 @@ async def test_the_console_is_served(tmp_path: Path):
         assert await status(on, "/") == 200
 
 
-async def test_ten_thousand_bytes_of_garbage_do_not_hurt(tmp_path: Path):
+async def test_ten_thousand_bytes_of_garbage_do_not_hurt_and_are_not_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     async with inside(tmp_path) as on:
         for garbage in (
             b"\x16\x03\x01" + b"\xff" * 10_000,
@@ -206,6 +209,7 @@ async def test_ten_thousand_bytes_of_garbage_do_not_hurt(tmp_path: Path):
             await asyncio.wait_for(reader.read(), 10)
             writer.close()
         assert await status(on, "/varz") == 200
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 # --- the description -------------------------------------------------------------------------------------------------
