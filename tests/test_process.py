@@ -7,8 +7,11 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -102,6 +105,47 @@ async def test_a_thread_that_never_ends_does_not_keep_the_process():
         await asyncio.sleep(0.2)
         node.process.send_signal(signal.SIGTERM)
         assert (await node.end())[0] == 0
+
+
+# --- the internal port -----------------------------------------------------------------------------------------------
+
+
+def _ask(url: str, path: str, key: str = "") -> int:
+    """The status of an answer; with a key, of a POST."""
+    asked = urllib.request.Request(url + path, b"{}" if key else None, {"Content-Type": "application/json"})
+    if key:
+        asked.add_header("Authorization", f"Bearer {key}")
+    try:
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            status: int = answer.status
+            return status
+    except urllib.error.HTTPError as refused:
+        return refused.code
+
+
+async def test_a_drain_from_the_internal_port_is_not_ready_first_and_ends_the_process(tmp_path: Path):
+    key = tmp_path / "key"
+    key.write_text("k" * 32)
+    key.chmod(0o600)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        internal = free.getsockname()[1]
+    async with Manager(tmp_path) as manager:
+        words = ("--internal-port", str(internal), "--internal-key-file", str(key), "--drain-notice", "1s")
+        process = await manager.start(*SERVE, *words)
+        assert process.stderr is not None
+        found = re.search(r"listens on (wss?://\S+)", (await process.stderr.readline()).decode())
+        await manager.hear("READY=1")
+        assert found
+        url = f"http://127.0.0.1:{internal}"
+        assert await asyncio.to_thread(_ask, url, "/readyz") == 200
+        assert await asyncio.to_thread(_ask, url, "/api/drain", "k" * 32) == 202
+        assert await asyncio.to_thread(_ask, url, "/readyz") == 503
+        ann = await WireClient.login(found[1], "ann")  # the notice: not ready, and as ever
+        await manager.hear("STOPPING=1")
+        assert (await ann.closed())[0] == 1001
+        async with asyncio.timeout(20):
+            assert await process.wait() == 0
 
 
 # --- as process 1 ----------------------------------------------------------------------------------------------------
