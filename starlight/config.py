@@ -56,6 +56,7 @@ OTHER_VARIABLES: Final = {
     "STARLIGHT_URL": "the server that `starlight sub`, `pub` and `send` connect to",
     "STARLIGHT_USER": "the user they log in as",
     "STARLIGHT_TOKEN": "the token they log in with",
+    "STARLIGHT_NODE": "the internal ports that `starlight top`, `conns`, `kick` and `drain` ask, with spaces between",
     "STARLIGHT_BUILD": "how the compiled modules are built: release, debug or a sanitizer",
     "STARLIGHT_ANNOTATE": "writes the compiler's annotated sources when building",
 }

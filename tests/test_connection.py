@@ -590,7 +590,7 @@ async def test_what_floods_a_closing_connection_is_thrown_away(end: bytes):
 
 
 @pytest.mark.parametrize(
-    "written",
+    "data",
     [
         request()[:-2] + b"X: " + b"x" * 15_000,
         request() + frame(TEXT, b" " * 16_384)[:-1],
@@ -598,12 +598,12 @@ async def test_what_floods_a_closing_connection_is_thrown_away(end: bytes):
     ],
     ids=["half a request", "half a message", "half a fragment behind another"],
 )
-async def test_a_stranger_can_make_us_hold_64_kib_at_most(written: bytes):
+async def test_a_stranger_can_make_us_hold_64_kib_at_most(data: bytes):
     async with stage() as on_stage:
         strangers = [await on_stage.connect() for _ in range(200)]
         before = resident_bytes()
         for client in strangers:
-            await client.send(written)
+            await client.send(data)
         await eventually(lambda: on_stage.node.connections == len(strangers) + 1)
         await asyncio.sleep(0.2)
         assert (resident_bytes() - before) / len(strangers) < 56 * 1024
