@@ -24,6 +24,22 @@ def members(Channel channel not None):
     return [<Subscriber>channel.c.members[i].sub.handle for i in range(channel.c.n_members)]
 
 
+def owners(Core core not None, uint32_t start, uint32_t end):
+    """The owners of the subscribers from `start` to `end`, or as far as there are any.
+
+    Whoever walks all of them in slices goes from the end to the start: a subscriber that goes is replaced by the last
+    one, which then is met a second time perhaps, but nobody is missed.
+    """
+    core.check_thread()
+    cdef uint32_t i
+    return [(<Subscriber>(<subscriber_t*>core.c.all.items[i]).handle).owner for i in range(start, min(end, core.c.all.n))]
+
+
+def subscribers(Core core not None):
+    """How many there are."""
+    return core.c.all.n
+
+
 def split(list subscribers not None):
     """(written, queued, evicted, waiting) of subscribers to which something was sent before.
 

@@ -12,6 +12,7 @@ a constant of the part that it is about.
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 import ssl
 import stat
@@ -21,15 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from starlight._drain import CLOSING_SHARE
+from starlight._gate import Gate
 from starlight._listener import LISTEN_BACKLOG
 from starlight._machine import Machine
 from starlight._tls import Certificate
-from starlight.auth import make_authenticator
+from starlight.auth import make_authenticator, make_internal_key
 from starlight.config import Settings
 from starlight.errors import ConfigError
 from starlight.node import RESERVED_FILES
 from starlight.permissions import make_permissions
-from starlight.units import format_size
+from starlight.units import format_duration, format_size
 
 __all__ = ["Check", "Verdict", "diagnose", "worst"]
 
@@ -224,6 +227,21 @@ def check_clock(settings: Settings, machine: Machine) -> Check:
     return Check("clock", "advice", "not synchronised", expected, change)
 
 
+def check_drain(settings: Settings, machine: Machine) -> Check:
+    """A drain that is too short for so many clients sends them away faster than the next node may like."""
+    full_s = settings.max_connections / settings.drain_rate
+    spread_s = (settings.drain_timeout_s - settings.drain_notice_s) * CLOSING_SHARE
+    expected = f"{format_duration(round(full_s, 1))} to send max_connections away at drain_rate"
+    shown = f"{format_duration(round(max(0.0, spread_s), 1))} of the drain time"
+    if full_s <= spread_s or settings.drain_timeout_s == 0:
+        return Check("drain", "ok", shown, expected)
+    wanted_s = math.ceil(full_s / CLOSING_SHARE + settings.drain_notice_s)
+    change = (
+        f"--drain-timeout {wanted_s}s, and more for what stops the process (TimeoutStopSec, docker's --stop-timeout)"
+    )
+    return Check("drain", "advice", shown, expected, change)
+
+
 MACHINE_CHECKS: Final[tuple[Callable[[Settings, Machine], Check], ...]] = (
     check_open_files,
     check_backlog,
@@ -233,6 +251,7 @@ MACHINE_CHECKS: Final[tuple[Callable[[Settings, Machine], Check], ...]] = (
     check_memory,
     check_cpus,
     check_clock,
+    check_drain,
 )
 
 
@@ -247,6 +266,8 @@ def check_start(settings: Settings) -> Iterator[Check]:
     """What a node makes of its settings before it listens: who comes in, and who may do what."""
     yield _attempt("authentication", lambda: _describe_authentication(settings), "what a node can check logins with")
     yield _attempt("groups", lambda: _describe_groups(settings), "groups of users that can be read")
+    yield _attempt("origins and proxies", lambda: _describe_gate(settings), "pages and networks as they are written")
+    yield _attempt("internal port", lambda: _describe_internal(settings), "loopback, or a key of 32 bytes or more")
     if settings.auth == "none" and settings.insecure_no_auth:
         change = "--auth jwt, unless whoever can reach this port may be any user"
         yield Check("open door", "advice", f"auth=none on {settings.host}", "tokens, or loopback only", change)
@@ -279,6 +300,18 @@ def _describe_groups(settings: Settings) -> str:
     if permissions is None:
         return "none: everybody may do everything"
     return settings.config_file or "the default: direct messages and channels of one's own"
+
+
+def _describe_gate(settings: Settings) -> str:
+    Gate(settings)
+    return f"pages of {settings.allowed_origins or 'the same host'}, proxies {settings.trusted_proxies or 'none'}"
+
+
+def _describe_internal(settings: Settings) -> str:
+    key = make_internal_key(settings)
+    if settings.internal_port is None:
+        return "none"
+    return f"on {settings.internal_host}, {'with a key' if key else 'for reading alone'}"
 
 
 def check_tls(settings: Settings, now_s: float) -> Iterator[Check]:

@@ -111,6 +111,10 @@ def test_names_are_unique_and_every_complaint_says_what_to_do():
         ("memory", {"memory_budget_bytes": "30GiB"}, {}, "wrong"),
         ("processors", {}, {"cpu_quota": 0.5}, "advice"),
         ("processors", {}, {"cpu_quota": 1.0, "cpus": 1}, "ok"),
+        ("drain", {"drain_rate": 1_000, "drain_timeout_s": 13}, {}, "ok"),
+        ("drain", {"drain_rate": 1_000, "drain_timeout_s": 12}, {}, "advice"),
+        ("drain", {"drain_rate": 1_000, "drain_timeout_s": 13, "drain_notice_s": 1}, {}, "advice"),
+        ("drain", {"drain_rate": 1, "drain_timeout_s": 0}, {}, "ok"),
         ("clock", {}, {"is_clock_synchronised": False}, "ok"),
         ("clock", {"auth": "jwt"}, {"is_clock_synchronised": False}, "advice"),
     ],
@@ -126,6 +130,14 @@ def test_the_budget_that_is_proposed_would_do():
     proposed = re.search(r"--memory-budget (\S+)", change)
     assert proposed
     assert named(diagnose(Settings(memory_budget_bytes=proposed[1]), small), "memory").verdict == "ok"
+
+
+def test_the_drain_that_is_proposed_would_do():
+    settings = {"max_connections": 50_000, "drain_notice_s": 2}
+    change = named(diagnose(Settings(**settings), GOOD), "drain").change
+    proposed = re.search(r"--drain-timeout (\d+)s", change)
+    assert proposed
+    assert named(diagnose(Settings(**settings, drain_timeout_s=proposed[1]), GOOD), "drain").verdict == "ok"
 
 
 def test_the_socket_memory_that_is_proposed_would_do():
@@ -232,6 +244,25 @@ def test_a_random_session_key_is_advice(tmp_path: Path):
     assert named(diagnose(Settings(auth="jwt", jwt_secret_file=path), GOOD), "session key").verdict == "advice"
 
 
+@pytest.mark.parametrize(
+    ("settings", "verdict"),
+    [
+        ({"internal_port": 0}, "ok"),
+        ({"internal_host": "0.0.0.0"}, "ok"),
+        ({"internal_port": 0, "internal_host": "0.0.0.0"}, "wrong"),
+        ({"internal_port": 0, "internal_key_file": "/nowhere"}, "wrong"),
+    ],
+)
+def test_the_internal_port(settings: dict[str, object], verdict: str):
+    assert named(diagnose(Settings(**settings), GOOD), "internal port").verdict == verdict
+
+
+def test_origins_and_proxies():
+    assert named(diagnose(Settings(trusted_proxies="10.0.0.0/8"), GOOD), "origins and proxies").verdict == "ok"
+    for wrong in ({"trusted_proxies": "proxy"}, {"allowed_origins": "app"}):
+        assert named(diagnose(Settings(**wrong), GOOD), "origins and proxies").verdict == "wrong"
+
+
 def test_an_open_door():
     assert named(diagnose(Settings(host="0.0.0.0"), GOOD), "authentication").verdict == "wrong"
     checks = diagnose(Settings(host="0.0.0.0", insecure_no_auth=True), GOOD)
@@ -255,7 +286,7 @@ def test_the_flags_it_names_exist(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["serve", "--help"]) == 0
     known = capsys.readouterr().out
     source = Path(doctor.__file__).read_text()
-    for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", source)) - {"--ulimit"}:
+    for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", source)) - {"--ulimit", "--stop-timeout"}:
         assert f"{flag} " in known, flag
 
 
