@@ -53,6 +53,7 @@ _GAUGES: Final = (
     ("resident_memory_bytes", "Resident memory of the process.", "memory.rss_bytes"),
     ("memory_budget_bytes", "What all outboxes together may hold.", "memory.budget_bytes"),
     ("chunk_memory_bytes", "What they hold, in whole chunks.", "memory.chunk_bytes"),
+    ("transport_memory_bytes", "What TLS transports of full clients hold; counts alike.", "memory.transport_bytes"),
 )
 """Name, help, and where it is in `Stats.varz`."""
 

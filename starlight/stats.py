@@ -167,6 +167,7 @@ class Stats:
                 "rss_bytes": resident_bytes(),
                 "budget_bytes": node.settings.memory_budget_bytes,
                 "chunk_bytes": core["chunk_bytes"],
+                "transport_bytes": core["transport_bytes"],
             },
             "loop": {"lag_ms": round(self.lag.recent_s * 1e3, 3), "lag_max_ms": round(self.lag.max_s * 1e3, 3)},
         }
