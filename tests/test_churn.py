@@ -1,117 +1,20 @@
-"""After 20,000 connections of every kind the node holds nothing: no counters, objects, descriptors or memory."""
+"""Row 65: thousands that come back at once. (What comes and goes and leaves nothing behind is in `tests/long/leaks.py`.)"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
 import resource
 import select
-import socket
 
 import uvloop
 
 from starlight.node import RESERVED_FILES
-from tests.raw_client import IS_SANITIZED, TEXT, close_frame, frame, message, request, set_reset
+from tests.long.leaks import connect
+from tests.raw_client import IS_SANITIZED, message, request, set_reset
 from tests.server_process import server_process
 
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
-
-CONNECTIONS = 20_000
-AT_ONCE = 100
-ENDINGS = ["close frame", "close", "reset", "half-close", "half a request", "no login", "bad frame", "half a frame"]
-
-
-def connect(port: int, n: int) -> socket.socket:
-    """From one of many addresses, so that ports don't run out while closed ones wait."""
-    sock = socket.socket()
-    sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-    sock.settimeout(10)
-    sock.bind((f"127.0.1.{1 + n % 250}", 0))
-    sock.connect(("127.0.0.1", port))
-    return sock
-
-
-IP_BIND_ADDRESS_NO_PORT = 24
-
-
-class Guest:
-    """One short life."""
-
-    def __init__(self, port: int, n: int, ending: str) -> None:
-        self.sock = connect(port, n)
-        self.ending = ending
-        wire = request(protocols="starlight.v1.lines" if n % 3 == 0 else "")
-        if ending == "half a request":
-            wire = wire[: n % len(wire)]
-        elif ending != "no login":
-            wire += message("login", user=f"u{n % 5_000}")
-            wire += message("join", channel=f"c{n % 50}") + message("join", channel="all")
-            wire += message("publish", channel=f"c{n % 50}", data=n)
-            wire += message("direct", to=f"u{(n + 1) % 5_000}", data=n) + message("ping", id="last")
-        self.sock.sendall(wire)
-
-    def wait(self) -> None:
-        """Until it is where it ends from."""
-        if self.ending == "half a request":
-            return
-        wanted = b"\r\n\r\n" if self.ending == "no login" else b'"last"'
-        heard = b""
-        while wanted not in heard:
-            some = self.sock.recv(65_536)
-            assert some, (self.ending, heard)
-            heard += some
-
-    def end(self) -> None:
-        if self.ending == "close frame":
-            self.sock.sendall(close_frame(1000))
-        elif self.ending == "reset":
-            set_reset(self.sock)
-        elif self.ending == "half-close":
-            self.sock.shutdown(socket.SHUT_WR)
-        elif self.ending == "bad frame":
-            self.sock.sendall(frame(3, b""))
-        elif self.ending == "half a frame":
-            self.sock.sendall(frame(TEXT, b"x" * 1_000)[:500])
-        if self.ending in ("close frame", "bad frame", "half-close"):
-            return
-        self.sock.close()
-
-    def leave(self) -> None:
-        """Those that wait for the server's end."""
-        if self.sock.fileno() >= 0:
-            while self.sock.recv(65_536):
-                pass
-            self.sock.close()
-
-
-def live(port: int, n: int) -> None:
-    """Hundred lives at once, which end in no particular order."""
-    guests = [Guest(port, i, ENDINGS[i % len(ENDINGS)]) for i in range(n, n + AT_ONCE)]
-    for guest in guests:
-        guest.wait()
-    random.Random(n).shuffle(guests)
-    for guest in guests:
-        guest.end()
-    for guest in guests:
-        guest.leave()
-
-
-async def test_twenty_thousand_connections_leave_nothing_behind():
-    async with server_process() as server:
-        loop = asyncio.get_running_loop()
-        start = await server.ask("status")
-        half: dict[str, int] = {}
-        for n in range(0, CONNECTIONS, AT_ONCE):
-            await loop.run_in_executor(None, live, server.port, n)
-            if n == CONNECTIONS // 2:
-                half = await server.until(connections=0)
-        end = await server.until(connections=0, objects=0)
-        assert (end["live"], end["chunk_bytes"]) == (0, 0)
-        assert end["files"] == start["files"]
-        assert end["accepted"] + end["handshakes_failed"] == CONNECTIONS
-        assert end["resident_bytes"] - half["resident_bytes"] <= 4 << 20
-        assert end["evicted_slow_total"] == 0
 
 
 async def test_65_ten_thousand_that_come_back_at_once_are_back_within_ten_seconds():
