@@ -1,4 +1,4 @@
-"""Row 65: thousands that come back at once. (What comes and goes and leaves nothing behind is in `tests/long/leaks.py`.)"""
+"""Row 65: thousands that come back at once. (That coming and going leaves nothing behind: `tests/long/leaks.py`.)"""
 
 from __future__ import annotations
 

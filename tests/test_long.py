@@ -1,4 +1,4 @@
-"""Short forms of `python -m tests.long`: some seconds of each, which judge all but speed; and how results are written."""
+"""Short forms of `python -m tests.long`: some seconds of each, all but speed judged; and how results are written."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Scenario(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
         check: share of the connections whose deliveries are checked one by one; the others are counted. `auto` checks
             all and falls back to a share if the generator would be the bottleneck.
         order: check too that all receivers of a channel, and of broadcasts, see one order (contract C3). Takes 12 bytes
-            a delivery, for at most `MOST_LOGGED` of each process, and a moment after the run: for proofs, not for figures.
+            a delivery, for at most `MOST_LOGGED` of each process, and a moment after the run: for proofs, not figures.
         spin: poll without sleeping, so that the server isn't charged for waking the generator.
         processes: generator processes.
         seed: of payload sizes, Poisson distances and of who is churned how.

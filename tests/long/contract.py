@@ -1,8 +1,8 @@
 """The contract by the delivery checker: under churn, stalls, resets and evictions nothing is lost that is owed.
 
 For each seed a server with limits drawn from it, and at the same time: the engine's connections (acknowledged
-publications, directs and broadcasts, leaves and joins, reconnects by close and by reset, slow readers), mutes that stall
-until they are evicted and come back, readers behind the fault proxy, and publishers behind a fault proxy that resets.
+publications, directs and broadcasts, leaves and joins, reconnects by close and by reset, slow readers), mutes that
+stall until they are evicted and come back, readers behind the fault proxy, and publishers behind one that resets.
 
     C1, C4   order and no duplicates per stream     the engine's checker, every delivery
     C3       one order for all receivers            `checker.count_disorder` over every delivery

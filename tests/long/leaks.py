@@ -94,7 +94,12 @@ class Guest:
         if self.stage == "half a request":
             return upgrade[: self.chance.randrange(1, len(upgrade))]
         if self.stage == "bad request":
-            bad = [request(method="POST"), request(target="/other"), request(drop=("upgrade",)), b"\x16\x03garbage\r\n\r\n"]
+            bad = [
+                request(method="POST"),
+                request(target="/other"),
+                request(drop=("upgrade",)),
+                b"\x16\x03garbage\r\n\r\n",
+            ]
             return self.chance.choice(bad)
         if self.stage == "upgraded":
             return upgrade
@@ -124,7 +129,11 @@ class Guest:
         if what in (4, 5):
             return message("direct", to=f"u{self.chance.randrange(USERS)}", data=self.n, id=5)
         if what == 6:
-            return message("broadcast", data=self.n) if self.n % 4 == 0 else message("direct", to=f"u{self.n % USERS}", data=1)
+            return (
+                message("broadcast", data=self.n)
+                if self.n % 4 == 0
+                else message("direct", to=f"u{self.n % USERS}", data=1)
+            )
         if what == 7:
             return message("presence", channel="all", id=6)
         if what == 8:
@@ -249,7 +258,9 @@ async def half_and_half(
     half, end = ends
     grown = end["resident_bytes"] - half["resident_bytes"]
     outcome.require(end["live"] == 0 and end["chunk_bytes"] == 0, f"{name}: live counters are not zero: {end}")
-    outcome.require(end["files"] == start["files"], f"{name}: {end['files']} descriptors, {start['files']} at the start")
+    outcome.require(
+        end["files"] == start["files"], f"{name}: {end['files']} descriptors, {start['files']} at the start"
+    )
     outcome.expect(grown <= GROWTH_LIMIT_BYTES, f"{name}: the second half took {grown:,} bytes more")
     outcome.require(not end["log"], f"{name}: the log has {end['log']}")
     stalled = crowd.kinds["stalled"]

@@ -1,4 +1,4 @@
-"""What a long form found: one line for the terminal, one record for docs/reliability-results.json, one row of the table."""
+"""What a long form found: a line for the terminal, a record for docs/reliability-results.json, a row of the table."""
 
 from __future__ import annotations
 

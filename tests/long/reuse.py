@@ -51,7 +51,11 @@ def scenario_of(seed: int, seconds: float, churn_per_s: float, rate: float) -> S
 
 
 async def run(
-    messages: int = MESSAGES, churn_per_s: float = CHURN_PER_S, seed: int = 1, seconds: float = 20.0, rate: float = 6_000
+    messages: int = MESSAGES,
+    churn_per_s: float = CHURN_PER_S,
+    seed: int = 1,
+    seconds: float = 20.0,
+    rate: float = 6_000,
 ) -> Outcome:
     """Parts of `seconds` each until so many messages reached their user."""
     outcome = Outcome("reuse")

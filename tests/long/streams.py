@@ -299,8 +299,8 @@ class Listener:
 
 
 def judge_publishers(publishers: list[Publisher], listeners: list[Listener]) -> Verdict:
-    """C5 and C1 for publishers that were reset: what was acknowledged arrived everywhere, in order, once; a tail without
-    an acknowledgement may have arrived, then at all or nobody."""
+    """C5 and C1 for publishers that were reset: what was acknowledged arrived everywhere, in order, once; a tail
+    without an acknowledgement may have arrived, and then at everybody."""
     checker = DeliveryChecker()
     for listener in listeners:
         checker.take(Event("joined", CHANNEL, receiver=listener.name))
