@@ -163,7 +163,7 @@ async def company(server: ServerProcess, chance: random.Random, seed: int, sums:
 
         mutes = [Mute(server.port, f"mute{n}", channels[:3], draw(), sums.tally, 3.0) for n in range(6)]
         mutes += [Mute(slowing.port, f"slow{n}", channels[n : n + 2], draw(), sums.tally, 0.0) for n in range(3)]
-        publishers = [Publisher(shaky.port, f"p{n}", draw(), 0.005) for n in range(4)]
+        publishers = [Publisher(shaky.port, f"p{n}", draw(), 0.01) for n in range(4)]
         listeners = [await Listener.join(server.port, f"listener{n}") for n in range(2)]
         listening = [asyncio.create_task(listener.listen()) for listener in listeners]
         async with living([client.live() for client in (*mutes, *publishers)]):

@@ -119,10 +119,11 @@ class Watch:
     rss_bytes: int
     most: Counter[str] = field(default_factory=Counter)
     answers_s: list[float] = field(default_factory=list)
+    is_over: bool = False
 
     async def sample(self) -> None:
-        """Until cancelled."""
-        while True:
+        """Until `is_over`; not to be cancelled, as an answer may be on its way."""
+        while not self.is_over:
             now = await self.server.ask("core")
             self.most["chunk_bytes"] = max(self.most["chunk_bytes"], now["chunk_bytes"])
             self.most["outbox_bytes"] = max(self.most["outbox_bytes"], now["outbox_bytes"])
@@ -160,7 +161,8 @@ async def run(
         for publisher in publishers:
             publisher.start()
         await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        tasks[0].cancel()
+        watch.is_over = True
+        await tasks[0]
         for reader in readers:
             reader.is_hurrying = True
         for publisher in publishers:
