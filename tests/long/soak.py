@@ -68,22 +68,17 @@ async def run(minutes: float = MINUTES, seed: int = 1, rate: float = RATE) -> Ou
     async with server_process(evict_after_s=1.0) as server, memory_of(server) as samples:
         target = Target(f"ws://127.0.0.1:{server.port}/ws")
         chance = random.Random(seed)
-        mutes = [
-            Mute(server.port, f"mute{n}", [f"c{1 + n % 20}"], random.Random(chance.random()), tally, 12.0)
-            for n in range(MUTES)
-        ]
-        async with living([mute.live() for mute in mutes]):
-            for part in range(PARTS):
-                scenario = scenario_of(seed + part, minutes * 60 / PARTS, rate)
-                loop = asyncio.get_running_loop()
-                results.append(
-                    await loop.run_in_executor(
-                        None, lambda given=scenario: run_scenario(given, target, server_pids=[server.pid])
-                    )
-                )
+        for part in range(PARTS):  # the engine counts its messages anew in each, so the mutes begin anew as well
+            mutes = [
+                Mute(server.port, f"mute{n}", [f"c{1 + n % 20}"], random.Random(chance.random()), tally, 12.0)
+                for n in range(MUTES)
+            ]
+            scenario = scenario_of(seed + part, minutes * 60 / PARTS, rate)
+            async with living([mute.live() for mute in mutes]):
+                results.append(await run_engine(scenario, target, server.pid))
                 growths.append(samples[-1][1] if samples else 0)
-            for mute in mutes:
-                mute.is_stopping = True
+                for mute in mutes:
+                    mute.is_stopping = True
         end = await server.until(connections=0, objects=0, timeout_s=30)
     outcome.seconds = time.monotonic() - began_s
     judge(outcome, results, tally, end)
@@ -96,6 +91,12 @@ async def run(minutes: float = MINUTES, seed: int = 1, rate: float = RATE) -> Ou
         "slope of memory in MiB an hour": round(slope * 3600 / 2**20, 2),
     }
     return outcome
+
+
+async def run_engine(scenario: Scenario, target: Target, pid: int) -> Result:
+    """One part, in a thread."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(None, lambda: run_scenario(scenario, target, server_pids=[pid]))
 
 
 def judge(outcome: Outcome, results: list[Result], tally: Tally, end: dict[str, Any]) -> None:

@@ -184,10 +184,11 @@ class Mute:
         end_s = client.loop.time() + seconds
         while (left_s := end_s - client.loop.time()) > 0:
             try:
-                async with asyncio.timeout(left_s):
-                    data = await client.loop.sock_recv(client.sock, 1 << 16)
-            except TimeoutError:
-                return ""
+                if not await is_readable(client, left_s):
+                    return ""
+                data = client.sock.recv(1 << 16)
+            except BlockingIOError:
+                continue
             except OSError:
                 return "reset"
             if not data:
@@ -198,6 +199,17 @@ class Mute:
                     await client.send(frame(PONG))
             stream.pings = 0
         return ""
+
+
+async def is_readable(client: RawClient, within_s: float) -> bool:
+    """Whether there is something to read within some time. (A `sock_recv` that is cancelled may take bytes along.)"""
+    ready: asyncio.Future[None] = client.loop.create_future()
+    client.loop.add_reader(client.sock, lambda: ready.done() or ready.set_result(None))
+    try:
+        await asyncio.wait([ready], timeout=within_s)
+    finally:
+        client.loop.remove_reader(client.sock)
+    return ready.done()
 
 
 def data_of(name: str, number: int, size: int) -> str:
