@@ -6,7 +6,7 @@ import pytest
 from harness import chart, rows
 from harness.campaign import RowResult
 from harness.quiet import Ticks, noise_between
-from harness.report import number, row_record, row_text
+from harness.report import glance, number, row_record, row_text
 from harness.rows import CPU, MEMORY, RATE, Bar, Cell, Row, Work
 from harness.sample import Sample, judge, ratio, summary
 from harness.servers import LISTENING, SERVERS
@@ -136,6 +136,7 @@ def test_text_record_and_chart() -> None:
     result = RowResult(row, repetitions, discarded=2, skipped={"gorilla": "no go"})
     assert "runs discarded for noise: 2" in row_text(result)
     machine = {"processor": "a <fast> one", "kernel": "6.1", "python": "3.11"}
+    assert "| `broadcast-w64-n1000` | starlight |" in glance({"rows": {row.name: row_record(result)}})
     drawn = chart.draw({"date": "2026-11-23", "machine": machine, "rows": {row.name: row_record(result)}})
     assert drawn is not None
     assert "a &lt;fast&gt; one" in drawn

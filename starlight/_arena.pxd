@@ -11,9 +11,8 @@
 # Out of memory: a chunk that can't be had is an error for the caller (NULL); bookkeeping of a few KB that can't be had ends
 # the process, as in redis: nothing sensible can follow.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport abort, calloc, free, malloc, realloc
-from libc.string cimport memcpy, memmove
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport abort, free, malloc, realloc
 
 cdef enum:
     CHUNK_BYTES = 256 * 1024     # as large as a few full socket buffers; 1,000 frames of 256 bytes

@@ -19,7 +19,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from picows.picows cimport MemoryBuffer, WSFrame, WSListener, WSMsgType, WSTransport
 from starlight._deadlines cimport (WHEEL_SLOTS, WHEEL_TICK_MS, deadline_clear, deadline_set, deadline_t, list_init,
                                    wheel_collect, wheel_init)
-from starlight._fanout cimport Core, Subscriber
+from starlight._fanout cimport Core
 from starlight._wire cimport wire_is_utf8, wire_utf8_prefix
 
 from picows.picows import WSProtocol
@@ -28,11 +28,13 @@ from starlight import close_codes
 from starlight._fanout import FRAMES, LINES
 from starlight._gate import Gate
 from starlight._handover import DISARMED, Answering, Discard, ParserLog, reset_on_close, set_send_buffer
+from starlight._pinned import check_versions
 from starlight.errors import CloseConnection
 from starlight.protocol.lines import LINES as LINES_SUBPROTOCOL
 from starlight.protocol.lines import split
 from starlight.protocol.replies import bye
 
+check_versions()
 log = logging.getLogger(__name__)
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -682,11 +684,9 @@ cdef class Acceptor:
         self.core.sweep()
         self.gate.tell_failures()
 
-    def close_all(self, int code, str reason=None, retry_ms=None):
-        """Close every connection in good order; those still in the handshake are cut off. retry_ms: a number, or a function that gives one for each connection."""
+    def abort_handshakes(self):
+        """Cut off whoever is still in the handshake."""
         self.abort_all(PHASE_HANDSHAKE)
-        for connection in self.core.owners():
-            connection.close(code, reason, retry_ms() if callable(retry_ms) else retry_ms)
 
     def echo(self, Connection connection not None, bytes message, bint is_text):
         """Send a message back as it came (conformance)."""

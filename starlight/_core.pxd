@@ -565,7 +565,7 @@ cdef inline int check_pins(core_t* c, subscriber_t* sub) except -1:
     return 0
 
 
-cdef inline int check_core(core_t* c, bint with_pins) except -1:
+cdef inline int check_core(core_t* c) except -1:
     cdef uint32_t i, n_memberships = 0
     cdef subscriber_t* sub
     for i in range(c.all.n):
@@ -573,7 +573,7 @@ cdef inline int check_core(core_t* c, bint with_pins) except -1:
         assert sub.index == <int32_t>i and sub.state != STATE_DEAD
         n_memberships += sub.n_memberships
         check_subscriber(c, sub)
-        if with_pins and c.all.n <= 32:                  # quadratic
+        if c.all.n <= 32:                  # quadratic
             check_pins(c, sub)
     assert n_memberships == c.n_memberships, "memberships were lost"
     assert c.run.channel == NULL or c.run.channel.n_members > 0, "a run without members"

@@ -2,7 +2,7 @@
 
 Strategy: a publication costs O(1) (it extends the run); the members of the run's channel are visited once a turn; each marked
 subscriber is flushed once a turn, without the GIL, in slices between which the loop polls. Law: mark in the loops, act after
-them. The records and their owners are described in _fanout.pxd.
+them. The records and their owners are described in _arena.pxd, _outbox.pxd and _core.pxd.
 """
 
 cimport cython
@@ -13,21 +13,21 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from starlight._arena cimport CHUNK_BYTES, arena_trim, lane_close, vector_free, vector_push, vector_t
-from starlight._core cimport (EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYTES, apply_flush, channel_add, channel_remove, channel_t,
-                              check_core, compact, core_t, epoll_create1, epoll_ctl, epoll_event, epoll_wait, flush_slice,
-                              full_add, full_remove, is_member, largest_full, limits_t, mark, mark_first, message_t, payload_bytes,
-                              run_append, send_one, settle, settle_member, unpin)
+from starlight._core cimport (EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYTES, apply_flush, channel_add,
+                              channel_remove, channel_t, check_core, compact, core_t, epoll_create1, epoll_ctl,
+                              epoll_event, epoll_wait, flush_slice, full_add, full_remove, is_member, largest_full,
+                              limits_t, mark, mark_first, message_t, payload_bytes, run_append, send_one, settle,
+                              settle_member, unpin)
 from starlight._flush cimport STAGE_BYTES, flush_one, flusher_t, raise_event
 from starlight._outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, EVENT_EVICT_BUDGET, EVENT_EVICT_SLOW, EVENT_EVICT_TIMEOUT,
                                 FORM_FRAMES, FORM_LINES, N_FORMS, STATE_CLOSED, STATE_CLOSING, STATE_DEAD,
-                                STATE_EVICTED, STATE_OPEN, clear_frames, free_parts, outbox_truncate, queue_close, queue_ping, queue_pong, releases_apply, span_t,
-                                subscriber_new, subscriber_t, torn_bytes)
-from starlight._wire cimport (WIRE_BINARY, WIRE_CLOSE, WIRE_MAX_CONTROL, WIRE_PING, WIRE_PONG, WIRE_TEXT,
-                              wire_write_header)
+                                STATE_EVICTED, STATE_OPEN, clear_frames, free_parts, outbox_truncate, queue_close,
+                                queue_ping, queue_pong, releases_apply, span_t, subscriber_new, subscriber_t,
+                                torn_bytes)
+from starlight._wire cimport WIRE_BINARY, WIRE_MAX_CONTROL, WIRE_TEXT
 
 import os
 
@@ -384,7 +384,7 @@ cdef class Core:
         if not self.is_scheduled:
             self.schedule()
         if STARLIGHT_CHECKS:
-            check_core(&self.c, False)                   # this may be within `act`, whose list is private
+            self.check()
         return 0
 
     cdef int pong(self, Subscriber subscriber, const char* payload, Py_ssize_t size) except -1:
@@ -460,8 +460,7 @@ cdef class Core:
         self.now_ms()
         self.c.totals.turns += 1
         cdef bint more = self.flush_some()
-        if self.c.flusher.eventful.n:
-            self.act()
+        self.act()
         if self.c.arena.held_bytes > self.compact_above_bytes:
             self.keep_budget()
         if more:
@@ -555,13 +554,18 @@ cdef class Core:
             events = sub.events
             sub.events = 0
             if sub.state != STATE_DEAD:
-                try:
-                    self.act_on(<Subscriber>sub.handle, events)
-                except Exception as error:
-                    self.report("a connection failed to handle an event", error)
+                self.act_guarded(<Subscriber>sub.handle, events)
             unpin(sub)
         self.c.n_private -= 1
         vector_free(&mine)
+        return 0
+
+    cdef int act_guarded(self, Subscriber subscriber, uint8_t events) except -1:
+        """`act_on`; what an owner fails at is reported, and the turn goes on."""
+        try:
+            self.act_on(subscriber, events)
+        except Exception as error:
+            self.report("a connection failed to handle an event", error)
         return 0
 
     cdef int act_on(self, Subscriber subscriber, uint8_t events) except -1:
@@ -630,8 +634,7 @@ cdef class Core:
             self.keep_budget()
         else:
             self.compact_above_bytes = c.limits.memory_budget_bytes // 2
-        if c.flusher.eventful.n:
-            self.act()
+        self.act()
 
     cdef int keep_budget(self) except -1:
         """Over half the budget: copy what pins chunks. Over all of it: evict, the largest outbox first.
@@ -649,7 +652,7 @@ cdef class Core:
             sub = largest_full(c)
             if sub == NULL or c.arena.held_bytes <= c.limits.memory_budget_bytes:
                 break
-            self.act_on(<Subscriber>sub.handle, EVENT_EVICT_BUDGET)
+            self.act_guarded(<Subscriber>sub.handle, EVENT_EVICT_BUDGET)
         return 0
 
     # ---- what others may look at
@@ -694,4 +697,4 @@ cdef class Core:
 
     def check(self):
         """Assert the core's invariants (the debug build does so by itself after every step)."""
-        check_core(&self.c, True)
+        check_core(&self.c)

@@ -8,12 +8,11 @@
 
 from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free
 from libc.string cimport memcpy
-from starlight._arena cimport chunk_t, frame_start, vector_push, vector_t
-from starlight._outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, LINES_FRAME_BYTES, STATE_CLOSED, STATE_CLOSING,
-                                STATE_DEAD, STATE_EVICTED, control_t, merged_t, releases_t, span_t, subscriber_t,
-                                between_frames, outbox_consume, torn_bytes)
+from starlight._arena cimport frame_start, vector_push, vector_t
+from starlight._outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, LINES_FRAME_BYTES, STATE_CLOSED, STATE_DEAD, control_t,
+                                merged_t, releases_t, span_t, subscriber_t, between_frames, outbox_consume, torn_bytes)
 from starlight._wire cimport WIRE_TEXT, wire_write_header
 
 cdef extern from "<sys/socket.h>" nogil:

@@ -61,6 +61,15 @@ class Gate:
         self.n_failures = 0
         """Handshakes that failed since a line in the log last said so."""
 
+    def change(self, limits: Limits, origins: Origins, proxies: Proxies) -> None:
+        """Other rules for who comes; who is in stays, and counts if it has counted so far."""
+        self._origins = origins
+        self._proxies = proxies
+        if self._addresses is None:
+            self._addresses = limits.addresses(self._clock)
+        else:
+            self._addresses.change(limits.connections_per_address, limits.connection_rate)
+
     def enter(self, peer: Peer) -> str | None:
         """Count a new socket by its address: what `leave` is to be told, or None to refuse it.
 

@@ -10,7 +10,7 @@
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove, memset
-from starlight._arena cimport (arena_t, checked_realloc, chunk_new, chunk_t, frame_start, chunk_unref, vector_t)
+from starlight._arena cimport arena_t, checked_realloc, chunk_t, chunk_unref, frame_start
 from starlight._wire cimport WIRE_CLOSE, WIRE_MAX_CONTROL, WIRE_PING, WIRE_PONG, wire_write_header
 
 cdef extern from "<stdlib.h>" nogil:

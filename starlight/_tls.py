@@ -11,11 +11,13 @@ import asyncio
 import logging
 import socket
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import aiofastnet
 
+from starlight._listener import LISTEN_BACKLOG, SHARED_BACKLOG
 from starlight.errors import ConfigError
 
 __all__ = ["Certificate", "TlsListener"]
@@ -68,9 +70,9 @@ class Certificate:
             raise ConfigError("tls_cert", self._cert, f"a certificate in PEM that fits the key {self._key}") from None
         return context
 
-    def reload(self) -> None:
-        """Read the files again, for connections to come. Raises `ConfigError` for wrong ones, and keeps the old."""
-        self.context = self._make()
+    def take_over(self, new: Certificate) -> None:
+        """Be another one, for connections to come."""
+        self._cert, self._key, self.context = new._cert, new._key, new.context
 
 
 class Connection(Protocol):
@@ -86,8 +88,29 @@ class Acceptor(Protocol):
     def protocol(self) -> Any: ...
 
 
+class _Loop:
+    """The loop as aiofastnet sees it: a peer that goes before its TLS handshake is done is no error of ours.
+
+    aiofastnet reports it as one, and with the class `ConnectionResetError` in place of an exception, at which the
+    loop's own handler fails: each health check that only connects would write a page into the log.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._loop, name)
+        setattr(self, name, found)  # so that it is looked up once
+        return found
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """The loop's, for all else."""
+        if context.get("exception") is not ConnectionResetError:
+            self._loop.call_exception_handler(context)
+
+
 class TlsListener:
-    """Listening sockets of wss, with the methods of an `asyncio.Server` that a node uses.
+    """Listening sockets of wss, with the methods and attributes of `Listener`.
 
     Args:
         acceptor: makes the protocol of each connection.
@@ -97,51 +120,83 @@ class TlsListener:
 
     def __init__(self, acceptor: Acceptor, certificate: Certificate, handshake_timeout_s: float) -> None:
         self.sockets: list[socket.socket] = []
+        self.is_resting = False
+        self.is_shared = False
         self._acceptor = acceptor
         self._certificate = certificate
         self._handshake_timeout_s = handshake_timeout_s
         self._loop = asyncio.get_running_loop()
+        self._reporting_loop = cast(asyncio.AbstractEventLoop, _Loop(self._loop))
         self._handshakes: set[asyncio.Task[None]] = set()
 
-    async def open(self, host: str, port: int, backlog: int) -> None:
-        """Listen on all addresses of a host. Raises OSError, socket.gaierror included."""
+    async def open(self, host: str, port: int, *, reuse_port: bool = False) -> None:
+        """Listen on all addresses of a host: see `Listener.open`. Raises OSError, socket.gaierror included."""
         found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         try:
             for family, kind, protocol, _, address in dict.fromkeys(found):
                 listening = socket.socket(family, kind, protocol)
                 self.sockets.append(listening)
-                listening.setblocking(False)
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if reuse_port:
+                    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 if family == socket.AF_INET6:
                     listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 listening.bind(address)
-                listening.listen(backlog)
+            self._accept_from_now_on(LISTEN_BACKLOG)
         except OSError:
-            self.close()
+            await self.close()
             raise
+
+    async def adopt(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept from sockets that listen already, and that others hold as well. Raises OSError."""
+        self.is_shared = True
+        self.sockets = list(sockets)
+        self._accept_from_now_on(SHARED_BACKLOG)
+
+    def _accept_from_now_on(self, backlog: int) -> None:
         for listening in self.sockets:
+            listening.setblocking(False)
+            listening.listen(backlog)
             self._loop.add_reader(listening, self._accept, listening)
 
-    def close(self) -> None:
-        """Listen no more, and drop who is still in the TLS handshake. Connections behind it stay."""
+    async def close(self) -> None:
+        """Listen no more. Connections that were accepted stay, and those that wait for it are accepted now."""
         for listening in self.sockets:
             self._loop.remove_reader(listening)
+            if not self.is_shared:
+                self._accept_queued(listening)
             listening.close()
         self.sockets = []
+
+    def _accept_queued(self, listening: socket.socket) -> None:
+        for _ in range(LISTEN_BACKLOG // ACCEPTS_A_TURN + 1):
+            try:
+                if not self._accept_some(listening):
+                    return
+            except OSError:
+                return
+
+    def drop_handshakes(self) -> None:
+        """Drop who is still in the TLS handshake."""
         for handshake in self._handshakes:
             handshake.cancel()
 
     def _accept(self, listening: socket.socket) -> None:
+        try:
+            self._accept_some(listening)
+        except OSError as error:
+            log.warning("nobody is accepted for %g s: %s", REST_S, error.strerror)
+            self.is_resting = True
+            self._loop.remove_reader(listening)
+            self._loop.call_later(REST_S, self._accept_again, listening)
+
+    def _accept_some(self, listening: socket.socket) -> bool:
+        """Accept, up to a turn's share; whether there may be more. Raises OSError if the process has no descriptors."""
         for _ in range(ACCEPTS_A_TURN):
             try:
                 sock, peer = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                log.warning("nobody is accepted for %g s: %s", REST_S, error.strerror)
-                self._loop.remove_reader(listening)
-                self._loop.call_later(REST_S, self._accept_again, listening)
-                return
+                return False
             protocol = self._acceptor.protocol()
             connection: Connection = protocol.connection
             if not connection.admit(peer):
@@ -151,15 +206,17 @@ class TlsListener:
             task = self._loop.create_task(self._shake_hands(sock, protocol, connection))
             self._handshakes.add(task)
             task.add_done_callback(self._handshakes.discard)
+        return True
 
     def _accept_again(self, listening: socket.socket) -> None:
+        self.is_resting = False
         if listening in self.sockets:
             self._loop.add_reader(listening, self._accept, listening)
 
     async def _shake_hands(self, sock: socket.socket, protocol: Any, connection: Connection) -> None:
         try:
             await aiofastnet.connect_accepted_socket(
-                self._loop,
+                self._reporting_loop,
                 lambda: protocol,
                 sock,
                 ssl=self._certificate.context,

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from orjson import dumps
 
+from starlight import logs
 from starlight.auth import Authenticator, Permissions
 from starlight.config import Settings
 from starlight.errors import NotServing
@@ -153,6 +154,11 @@ class Starlight:
 
     # --- serving -------------------------------------------------------------------------------------------------
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that `Starlight` was given, as they were given."""
+        return dict(self._settings)
+
     def settings(self, **overrides: Any) -> Settings:
         """The settings it would serve with; `overrides` go before those given to `Starlight`. Raises `ConfigError`."""
         return Settings(**{**self._settings, **overrides})
@@ -165,6 +171,8 @@ class Starlight:
 
         Raises `ConfigError` and `ListenFailed`.
         """
+        settings = self.settings(**overrides)
+        logs.set_up(settings.log_level, settings.log_format)  # before the node, whose making may warn
         self._make_node(overrides).run()
 
     def serve(self, **overrides: Any) -> Serving:
@@ -195,6 +203,7 @@ class Starlight:
             permissions=self._permissions,
             groups=self._groups,
             announces=self._announces,
+            reread=lambda: self.settings(**overrides),
         )
         return self._node
 

@@ -111,6 +111,26 @@ class TokenAuth:
         """Begin to fetch keys where they have to be fetched; from the loop."""
         self._verifier.keys.refresh()
 
+    def remade(self, old: Settings, new: Settings) -> TokenAuth:
+        """What would take over from this one with other settings; keys of the same URL stay, they needn't be fetched.
+
+        Raises `ConfigError`.
+        """
+        verifier = make_verifier(new)
+        fetched, same = verifier.keys, ("jwt_jwks_url", "jwt_algorithms")
+        if new.jwt_jwks_url and all(getattr(old, name) == getattr(new, name) for name in same):
+            fetched = self._verifier.keys
+        verifier.keys = fetched
+        if not new.session_secret_file and not old.session_secret_file:
+            return TokenAuth(verifier, self.sessions.remade(None, new.session_ttl_s))  # the random key stays
+        return TokenAuth(verifier, make_sessions(new))
+
+    def take_over(self, new: TokenAuth) -> None:
+        """Be another one, for logins to come. From the loop."""
+        self._verifier = new._verifier
+        self.sessions.take_over(new.sessions)
+        self.start()
+
     def authenticate(self, login: Login) -> Identity | Awaitable[Identity]:
         """Who the token says. Raises `CloseConnection`: 4501 without a token, 4500 for a wrong one.
 
@@ -149,7 +169,7 @@ def _to_identity(claims: Claims) -> Identity:
 
 
 def _refusal(refusal: TokenRefused) -> CloseConnection:
-    log.debug("a login was refused: %s", refusal.reason)  # the reason is constant text, never part of a token
+    log.info("a login was refused: %s", refusal.reason)  # the reason is constant text, never part of a token
     return CloseConnection(close_codes.INVALID_TOKEN)
 
 
@@ -161,11 +181,17 @@ def make_authenticator(settings: Settings) -> Authenticator:
     """
     if settings.auth == "jwt":
         return TokenAuth(make_verifier(settings), make_sessions(settings))
-    if not _is_loopback(settings.host):
-        if not settings.insecure_no_auth:
-            raise ConfigError("host", settings.host, _OPEN_RULE)
-        log.warning("auth=none on %s: whoever reaches this port can be any user", settings.host)
+    refuse_strangers(settings, settings.host)
     return NoAuth()
+
+
+def refuse_strangers(settings: Settings, host: str) -> None:
+    """Without authentication: raise `ConfigError` if others can reach the host, unless that is meant; then warn."""
+    if _is_loopback(host):
+        return
+    if not settings.insecure_no_auth:
+        raise ConfigError("host", host, _OPEN_RULE)
+    log.warning("auth=none on %s: whoever reaches this port can be any user", host)
 
 
 _OPEN_RULE: Final = "a loopback address while auth is none; choose --auth jwt, or --insecure-no-auth to let anybody in"

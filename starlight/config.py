@@ -1,412 +1,528 @@
 """The settings of a node: each with its unit, its default and the reason for it.
 
 Values come from keyword arguments (the CLI's flags, `Starlight(...)`), then from the environment as
-``STARLIGHT_<FIELD>``, then from the defaults here. Sizes are written ``64KiB``, ``1MB`` or plain bytes, durations
-``250ms``, ``10s``, ``2m``, ``1h`` or plain seconds, in flags, arguments and environment alike. A wrong value raises
-`ConfigError`, which names the setting, the value and what is allowed; nothing is ever clamped silently.
+``STARLIGHT_<FIELD>``, then from the TOML file that `config_file` names, where the fields are the top-level keys, then
+from the defaults here. Sizes are written ``64KiB``, ``1MB`` or plain bytes, durations ``250ms``, ``10s``, ``2m`` or
+plain seconds, everywhere alike. A wrong value raises `ConfigError`, which names the setting, where it was set, the
+value and what is allowed; nothing is ever clamped silently. All that is wrong is told at once.
+
+A new field is a flag, a variable, a key of the file and a line of the help and the documentation by itself; see
+`config_types` for the markers.
 """
 
-import math
 import os
 import re
-from decimal import Decimal
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from starlight.config_file import GROUPS, ConfigFile, nearest
+from starlight.config_types import (
+    ENV_PREFIX,
+    HIDDEN,
+    RELOADS,
+    Duration,
+    Entry,
+    FileName,
+    Flag,
+    Panel,
+    Shown,
+    Size,
+    TextList,
+    Url,
+    UrlPath,
+    is_optional,
+)
 from starlight.errors import ConfigError
+from starlight.units import format_duration, format_size, parse_duration, parse_size
 
-__all__ = ["Settings", "format_duration", "format_size", "parse_duration", "parse_size"]
+__all__ = [
+    "Origin",
+    "Settings",
+    "allowed",
+    "entries",
+    "format_duration",
+    "format_size",
+    "hidden_errors",
+    "origins",
+    "parse_duration",
+    "parse_size",
+    "unknown_variables",
+]
 
-ENV_PREFIX: Final = "STARLIGHT_"
-
-SIZE_RULE: Final = "a size such as 64KiB, 1MiB, 64KB or a whole number of bytes"
-DURATION_RULE: Final = "a duration such as 250ms, 10s, 2m or a number of seconds"
-
-_NUMBER: Final = r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*"  # bounded, so that no input costs time
-_SIZE: Final = re.compile(_NUMBER + r"(B|[KMG]i?B)?\s*", re.IGNORECASE | re.ASCII)
-_DURATION: Final = re.compile(_NUMBER + r"(ms|s|m|h)?\s*", re.IGNORECASE | re.ASCII)
-_SIZE_UNITS: Final = {
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
+OTHER_VARIABLES: Final = {
+    "STARLIGHT_URL": "the server that `starlight sub`, `pub` and `send` connect to",
+    "STARLIGHT_USER": "the user they log in as",
+    "STARLIGHT_TOKEN": "the token they log in with",
+    "STARLIGHT_BUILD": "how the compiled modules are built: release, debug or a sanitizer",
+    "STARLIGHT_ANNOTATE": "writes the compiler's annotated sources when building",
 }
-_DURATION_UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
-
-
-def parse_size(value: str | int | float, key: str = "size") -> int:
-    """A size in bytes from ``64KiB``, ``1.5MiB``, ``64KB`` (1,000s) or a plain number of bytes, in any case.
-
-    Args:
-        value: text or a number.
-        key: what the error names.
-
-    Raises:
-        ConfigError: it is none of these, negative, or not a whole number of bytes.
-    """
-    if isinstance(value, str):
-        found = _SIZE.fullmatch(value)
-        if found:
-            size = Decimal(found[1]) * _SIZE_UNITS[(found[2] or "B").lower()]
-            if size == int(size):
-                return int(size)
-    elif _is_amount(value) and value == int(value):
-        return int(value)
-    raise ConfigError(key, value, SIZE_RULE)
-
-
-def parse_duration(value: str | int | float, key: str = "duration") -> float:
-    """A duration in seconds from ``250ms``, ``10s``, ``1.5s``, ``2m``, ``1h`` or a plain number of seconds.
-
-    Args:
-        value: text or a number.
-        key: what the error names.
-
-    Raises:
-        ConfigError: it is none of these, or negative, or not finite.
-    """
-    if isinstance(value, str):
-        found = _DURATION.fullmatch(value)
-        if found:
-            return float(Decimal(found[1]) * _DURATION_UNITS_MS[(found[2] or "s").lower()] / 1_000)
-    elif _is_amount(value):
-        return float(value)
-    raise ConfigError(key, value, DURATION_RULE)
-
-
-def _is_amount(value: object) -> bool:
-    """Whether it is a number from zero up; pydantic passes on whatever it was given."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-
-
-def format_size(size_bytes: int) -> str:
-    """The shortest exact text that `parse_size` reads back: ``64KiB``, ``1MiB``, ``1000B``."""
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size_bytes and size_bytes % factor == 0:
-            return f"{size_bytes // factor}{unit}"
-    return f"{size_bytes}B"
-
-
-def format_duration(seconds: float) -> str:
-    """Text that `parse_duration` reads back, to the microsecond: ``250ms``, ``10s``, ``2m``, ``1h``."""
-    duration_us = round(seconds * 1e6)
-    for unit, factor_us in (("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000)):
-        if duration_us and duration_us % factor_us == 0:
-            return f"{duration_us // factor_us}{unit}"
-    if duration_us > 1_000_000:
-        return f"{Decimal(duration_us) / 1_000_000:f}s"
-    return f"{Decimal(duration_us) / 1_000:f}ms" if duration_us else "0s"
-
-
-def _path(value: str) -> str:
-    if not re.fullmatch(r"/[A-Za-z0-9_\-.~/]{0,254}", value):
-        raise ValueError(_PATH_RULE)
-    return value
-
-
-_PATH_RULE: Final = "a path such as /ws, of letters, digits and _ - . ~ /"
-
-Size = Annotated[int, BeforeValidator(parse_size)]
-Duration = Annotated[float, BeforeValidator(parse_duration)]
+"""Variables that are no settings of a node, and what they are for."""
 
 
 class Settings(BaseSettings):
     """What a node runs with; immutable.
 
     Raises:
-        ConfigError: for the first wrong value, or for a name that is no setting.
+        ConfigError: for the first wrong value or name; its `others` are the rest.
     """
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, validate_default=False)
 
-    host: str = Field(
+    host: Annotated[str, Panel("Address")] = Field(
         "127.0.0.1",
         min_length=1,
         max_length=255,
         description="Address to listen on. Loopback, so that nothing is open to a network before somebody says so.",
     )
-    port: int = Field(8765, ge=0, le=65_535, description="TCP port to listen on; 0 lets the kernel pick a free one.")
-    path: Annotated[str, AfterValidator(_path)] = Field(
-        "/ws", description="Path of the WebSocket endpoint; any other path is answered with 404."
+    port: int = Field(
+        8765,
+        ge=0,
+        le=65_535,
+        description="Port to listen on; 0 picks a free one. Above 1023, so that no privileges are needed.",
     )
-    auth: Literal["none", "jwt"] = Field(
-        "none", description="How a client proves who it is: none believes the user it names; jwt wants a signed token."
+    reuse_port: bool = Field(
+        False,
+        description="Let the next process listen on the port before this one ends. By SO_REUSEPORT. Off: a second "
+        "process on the port is then most likely a mistake, and any of the same user could take connections.",
+    )
+    path: UrlPath = Field("/ws", description="Path of the WebSocket endpoint. Any other path is answered with 404.")
+    config_file: Annotated[FileName, Flag("--config"), RELOADS] = Field(
+        "",
+        max_length=4096,
+        description="TOML file with settings and the groups of users. Its keys are the names of the settings, and "
+        "[groups.<name>] tables say what users may do. From the working directory, as are file names in it. None: no "
+        "groups, and no settings but flags and variables.",
+    )
+    tls_cert: Annotated[FileName, Panel("TLS"), RELOADS] = Field(
+        "",
+        max_length=4096,
+        description="PEM file with certificate and chain, for wss. It needs tls_key; both are read again at SIGHUP.",
+    )
+    tls_key: Annotated[FileName, RELOADS] = Field(
+        "", max_length=4096, description="PEM file with the private key of tls_cert. Not encrypted."
+    )
+    auth: Annotated[Literal["none", "jwt"], Panel("Who may come in")] = Field(
+        "none",
+        description="How a client proves who it is. With none the user it names is believed; jwt wants a signed token.",
     )
     insecure_no_auth: bool = Field(
-        False, description="Let auth=none listen where others than this machine can connect. Off: such a node is open."
+        False,
+        description="Let anybody in from any network with auth none. Off: a node that others than this machine can "
+        "reach and that believes everybody is open.",
     )
-    config_file: str = Field(
-        "", max_length=4096, description="TOML file with the groups of users: [groups.<name>] tables. Empty: no groups."
-    )
-    jwt_secret: SecretStr = Field(
+    jwt_secret: Annotated[SecretStr, RELOADS] = Field(
         SecretStr(""),
-        description="Secret that HS256, HS384 and HS512 tokens are signed with. From the environment or code only: a "
-        "command line can be read by everybody on the machine. At least 32 bytes, as long as the hash.",
+        description="Secret of HS256, HS384 and HS512 tokens. From the environment or code only: a command line can "
+        "be read by everybody on the machine, and configuration files are copied around. At least 32 bytes, as long "
+        "as the hash.",
     )
-    jwt_secret_file: str = Field(
-        "", max_length=4096, description="File with that secret; line breaks at its end are cut."
-    )
-    jwt_key_file: str = Field(
-        "", max_length=4096, description="Public key in PEM that RS, PS, ES or EdDSA tokens are checked with."
-    )
-    jwt_jwks_url: str = Field(
-        "", max_length=2048, description="https URL of the issuer's keys; fetched at need and every 10 minutes."
-    )
-    jwt_algorithms: str = Field(
+    jwt_secret_file: Annotated[FileName, RELOADS] = Field(
         "",
-        max_length=255,
-        description="Algorithms that are accepted, with commas between. Empty: all that the key fits, but never both "
-        "kinds, secret and public.",
+        max_length=4096,
+        description="File with the secret of HS256, HS384 and HS512 tokens. Line breaks at its end are cut.",
     )
-    jwt_issuer: str = Field("", max_length=2048, description="The only issuer (iss) whose tokens are good; empty: any.")
-    jwt_audience: str = Field(
+    jwt_key_file: Annotated[FileName, RELOADS] = Field(
+        "", max_length=4096, description="File with the public key of RS, PS, ES and EdDSA tokens. In PEM."
+    )
+    jwt_jwks_url: Annotated[Url, RELOADS] = Field(
         "",
         max_length=2048,
-        description="What must be in a token's audience (aud). Empty: tokens with an audience are for somebody else.",
+        description="The issuer's key set. An https URL (http on this machine only); fetched at need and every 10 "
+        "minutes.",
     )
-    jwt_leeway_s: Duration = Field(
+    jwt_algorithms: Annotated[TextList, Shown("what fits the key"), RELOADS] = Field(
+        "",
+        max_length=255,
+        description="Algorithms to accept, with commas. Never both kinds, secret and public.",
+    )
+    jwt_issuer: Annotated[str, Shown("any"), RELOADS] = Field(
+        "", max_length=2048, description="The only issuer (iss) to accept. Without it the tokens of any are good."
+    )
+    jwt_audience: Annotated[str, RELOADS] = Field(
+        "",
+        max_length=2048,
+        description="What tokens must be meant for (aud). Without it tokens with an audience are for somebody else.",
+    )
+    jwt_leeway_s: Annotated[Duration, RELOADS] = Field(
         10.0,
         ge=0,
         le=30,
-        description="How far the issuer's clock may be from ours. Synchronised clocks differ by less than a second; "
-        "10 s forgives one that is not.",
+        description="How far the issuer's clock may be off. Synchronised clocks differ by less than a second; 10 s "
+        "forgives one that is not.",
     )
-    jwt_groups_claim: str = Field(
+    jwt_groups_claim: Annotated[str, RELOADS] = Field(
         "groups", min_length=1, max_length=255, description="The claim that names the user's groups."
     )
-    session_secret_file: str = Field(
+    session_secret_file: Annotated[FileName, Shown("random"), RELOADS] = Field(
         "",
         max_length=4096,
-        description="File with the key that session tokens are signed with; the same for all nodes. Empty: a random "
-        "key, which ends all sessions at a restart.",
+        description="File with the key of session tokens, the same for all nodes. A random key ends all sessions at a "
+        "restart.",
     )
-    session_ttl_s: Duration = Field(
+    session_ttl_s: Annotated[Duration, RELOADS] = Field(
         3_600.0,
         ge=1,
         le=86_400,
         description="How long a login lasts at most before it needs a fresh token. An hour: what somebody loses who "
         "was sent away, and how long a stolen session token is good.",
     )
-    connections_per_user: int = Field(
+    allowed_origins: Annotated[TextList, Shown("same host"), RELOADS] = Field(
+        "",
+        max_length=65_536,
+        description="Pages that may connect, with commas. Origins such as https://app.example.com, "
+        "https://*.example.com, or * for any; by default pages of the host they connect to.",
+    )
+    trusted_proxies: Annotated[TextList, RELOADS] = Field(
+        "",
+        max_length=65_536,
+        description="Proxies whose X-Forwarded-For is believed. Addresses or networks, with commas. None, as anybody "
+        "can send that header.",
+    )
+    max_connections: Annotated[int, Panel("How much is let in")] = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="Connections at once. More are refused at accept. Keep it below the limit of open files.",
+    )
+    connections_per_user: Annotated[int, Shown("{} with tokens"), RELOADS] = Field(
         20,
         ge=0,
         le=1_000_000,
-        description="Connections of one user at once; 4504 beyond. A person has some devices and tabs, and dead ones "
-        "count until their ping fails. 0: no limit, as is the default with auth=none.",
+        description="Connections of one user at once. 4504 beyond. A person has some devices and tabs, and dead ones "
+        "count until their ping fails. 0: no limit, as is the default with auth none.",
     )
-    connections_per_address: int = Field(
+    connections_per_address: Annotated[int, Shown("{} with tokens"), RELOADS] = Field(
         500,
         ge=0,
         le=1_000_000,
-        description="Connections of one address (IPv6: /64) at once; refused at accept beyond. An office behind one "
-        "address has hundreds of people. 0: no limit, as is the default with auth=none.",
+        description="Connections of one address (IPv6: /64) at once. Refused at accept beyond. An office behind one "
+        "address has hundreds of people. 0: no limit, as is the default with auth none.",
     )
-    connection_rate: int = Field(
+    connection_rate: Annotated[int, Shown("{} with tokens"), RELOADS] = Field(
         50,
         ge=0,
         le=100_000,
-        description="New connections of one address a second, two seconds' worth at once; refused at accept beyond. "
-        "50 cost a hundredth of a core. 0: no limit, as is the default with auth=none.",
+        description="New connections of one address a second. Two seconds' worth at once; refused at accept beyond. "
+        "50 cost a hundredth of a core. 0: no limit, as is the default with auth none.",
     )
-    message_rate: int = Field(
+    message_rate: Annotated[int, Shown("{} with tokens"), RELOADS] = Field(
         200,
         ge=0,
         le=1_000_000,
-        description="Messages of one client a second, two seconds' worth at once; 111 beyond, then 4013. Nobody types "
-        "or drags faster; programs may. 0: no limit, as is the default with auth=none.",
+        description="Messages of one client a second. Two seconds' worth at once; 111 beyond, then 4013. Nobody types "
+        "or drags faster; programs may. 0: no limit, as is the default with auth none.",
     )
-    byte_rate_bytes: Size = Field(
+    byte_rate_bytes: Annotated[Size, Shown("{} with tokens"), RELOADS] = Field(
         2**20,
         ge=0,
         le=2**30,
-        description="Bytes of messages of one client a second, alike. 1 MiB is 8 Mbit/s from each. 0: no limit, as is "
-        "the default with auth=none.",
+        description="Bytes of messages of one client a second. Two seconds' worth at once, as for messages. 1 MiB is "
+        "8 Mbit/s from each. 0: no limit, as is the default with auth none.",
     )
-    channels_per_client: int = Field(
+    read_limit_bytes: Size = Field(
+        64 * 2**10,
+        ge=128,
+        le=64 * 2**20,
+        description="The largest message, or frame of lines, a client may send. 1009 above it. Read buffers grow to it "
+        "and do not shrink, so it also bounds idle memory.",
+    )
+    channels_per_client: Annotated[int, RELOADS] = Field(
         1_000,
         ge=1,
         le=1_000_000,
-        description="Channels one client may have joined; 106 beyond. A membership takes about 250 bytes, people use "
+        description="Channels one client may have joined. 106 beyond. A membership takes about 250 bytes, people use "
         "tens of channels, programs rarely hundreds.",
     )
-    clients_per_channel: int = Field(
+    clients_per_channel: Annotated[int, RELOADS] = Field(
         0,
         ge=0,
         le=1_000_000,
-        description="Clients one channel may have; 106 beyond. 0: no limit but max_connections, as large channels are "
-        "what a node is for.",
+        description="Clients one channel may have; 0 for any number. 106 beyond. No limit but max_connections, as "
+        "large channels are what a node is for.",
     )
-    name_limit_bytes: int = Field(
+    name_limit_bytes: Annotated[int, RELOADS] = Field(
         255,
         ge=8,
         le=255,
-        description="The longest name of a user or channel. 255 is the protocol's limit; channels that nobody is in "
-        "cost nothing, so lower it only where names are stored elsewhere.",
+        description="The longest name of a user or channel, in bytes. 255 is the protocol's limit; channels that "
+        "nobody is in cost nothing, so lower it only where names are stored elsewhere.",
     )
-    allowed_origins: str = Field(
-        "",
-        max_length=65_536,
-        description="Pages that may connect, as origins with commas between: https://app.example.com, "
-        "https://*.example.com, or * for any. Empty: pages of the host they connect to.",
-    )
-    trusted_proxies: str = Field(
-        "",
-        max_length=65_536,
-        description="Addresses or networks of proxies whose X-Forwarded-For is believed. Empty: none, as anybody can "
-        "send that header.",
-    )
-    tls_cert: str = Field(
-        "",
-        max_length=4096,
-        description="PEM file with certificate and chain for wss, with tls_key; read again at SIGHUP.",
-    )
-    tls_key: str = Field("", max_length=4096, description="PEM file with the private key of tls_cert.")
-    outbox_messages: int = Field(
+    outbox_messages: Annotated[int, Panel("Slow consumers and memory")] = Field(
         256,
         ge=1,
         le=1_000_000,
-        description="Messages an outbox may hold before its subscriber, once its socket is full, is evicted after "
-        "evict_after. 256 is the buffer of the channel that the Go pattern gives each client.",
+        description="Messages an outbox holds before its client counts as slow. If its socket is full it is then "
+        "evicted after evict_after. 256 is the buffer of the channel that the Go pattern gives each client.",
     )
-    outbox_bytes: Size = Field(
+    outbox_bytes: Annotated[Size, Flag("--outbox-bytes")] = Field(
         2**20,
         ge=2**10,
         le=2**30,
-        description="Bytes an outbox may hold; a subscriber with a full socket is evicted at once above it. 1 MiB is "
+        description="Bytes an outbox holds before its client is evicted. At once, if its socket is full. 1 MiB is "
         "about 0.1 s of a 100 Mbit/s line, and bounds what one client can cost.",
     )
     evict_after_s: Duration = Field(
         0.25,
         ge=0,
         le=60,
-        description="How long a socket may be full without a break before the message limit evicts. 250 ms lets a "
-        "healthy reader get through a burst or a pause of its own; 0 evicts at the limit at once.",
-    )
-    coalesce_delay_s: Duration = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="How much longer a loop turn collects before it flushes. 0 adds no latency: what is read in one "
-        "turn is written together anyway.",
-    )
-    read_limit_bytes: Size = Field(
-        64 * 2**10,
-        ge=128,
-        le=64 * 2**20,
-        description="The largest message, or frame of lines, a client may send; 1009 above it. Read buffers grow to it "
-        "and do not shrink, so it also bounds idle memory.",
-    )
-    send_buffer_bytes: Size = Field(
-        64 * 2**10,
-        ge=4 * 2**10,
-        le=64 * 2**20,
-        description="SO_SNDBUF of each connection. At the kernel's own choice a stalled reader takes 4 MiB before it "
-        "is noticed, at 64 KiB about 230 KiB.",
-    )
-    handshake_timeout_s: Duration = Field(
-        5.0, ge=0.01, le=300, description="From accept to the end of the HTTP request. A browser needs milliseconds."
-    )
-    login_timeout_s: Duration = Field(
-        5.0, ge=0.01, le=300, description="From the handshake to the login message; 4502 after it."
-    )
-    ping_interval_s: Duration = Field(
-        25.0,
-        ge=0.01,
-        le=3_600,
-        description="Between pings to one client. 25 s is below the 30 s at which the strictest proxies cut an idle "
-        "connection.",
-    )
-    pong_timeout_s: Duration = Field(
-        10.0, ge=0.01, le=300, description="How long a pong may take; 4012 after it. Covers a change of mobile network."
-    )
-    write_timeout_s: Duration = Field(
-        10.0, ge=0.01, le=300, description="How long a full socket may take nothing at all; 4009 after it."
-    )
-    max_connections: int = Field(
-        10_000,
-        ge=1,
-        le=1_000_000,
-        description="Connections at once; more are refused at accept. Keep it below the limit of open files.",
+        description="How long a full socket may stay over the messages. 250 ms lets a healthy reader get through a "
+        "burst or a pause of its own; 0 evicts at the limit at once.",
     )
     memory_budget_bytes: Size = Field(
         512 * 2**20,
         ge=2**20,
         le=2**40,
-        description="Memory that all outboxes together may hold, counted in whole chunks. Half of a 1 GiB container.",
+        description="Memory for all outboxes together. Counted in whole chunks. Half of a 1 GiB container.",
     )
-    drain_timeout_s: Duration = Field(
+    send_buffer_bytes: Size = Field(
+        64 * 2**10,
+        ge=4 * 2**10,
+        le=64 * 2**20,
+        description="The kernel's send buffer (SO_SNDBUF) of each connection. At the kernel's own choice a stalled "
+        "reader takes 4 MiB before it is noticed, at 64 KiB about 230 KiB.",
+    )
+    coalesce_delay_s: Duration = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="How much longer a loop turn collects before it writes. 0 adds no latency: what is read in one "
+        "turn is written together anyway.",
+    )
+    handshake_timeout_s: Annotated[Duration, Panel("Times")] = Field(
+        5.0,
+        ge=0.01,
+        le=300,
+        description="From accept to the end of the HTTP request. A browser needs milliseconds.",
+    )
+    login_timeout_s: Duration = Field(
+        5.0, ge=0.01, le=300, description="From the handshake to the login message. 4502 after it."
+    )
+    ping_interval_s: Duration = Field(
+        25.0,
+        ge=0.01,
+        le=3_600,
+        description="Between two pings to a client. 25 s is below the 30 s at which the strictest proxies cut an idle "
+        "connection.",
+    )
+    pong_timeout_s: Duration = Field(
+        10.0,
+        ge=0.01,
+        le=300,
+        description="How long the pong to a ping may take. 4012 after it. Covers a change of mobile network.",
+    )
+    write_timeout_s: Duration = Field(
+        10.0, ge=0.01, le=300, description="How long a full socket may take nothing at all. 4009 after it."
+    )
+    drain_timeout_s: Annotated[Duration, Panel("Drain"), RELOADS] = Field(
         10.0,
         ge=0,
         le=3_600,
-        description="How long SIGTERM waits for outboxes to empty before it leaves anyway; below the 30 s that "
+        description="How long SIGTERM waits for outboxes to empty. Then it leaves anyway. Below the 30 s that "
         "Kubernetes waits. 0 leaves at once.",
+    )
+    drain_notice_s: Annotated[Duration, RELOADS] = Field(
+        0.0,
+        ge=0,
+        le=3_600,
+        description="How long of the drain a node only says that it isn't ready. It goes on as ever, and then listens "
+        "no more. 0 where nobody asks; else what a load balancer needs to notice: its interval times the failures it "
+        "waits for.",
+    )
+    drain_rate: Annotated[int, RELOADS] = Field(
+        1_500,
+        ge=1,
+        le=1_000_000,
+        description="Connections a draining node closes a second at most. 1,500 logins a second are a third of a core "
+        "where the clients go; a full node of 10,000 is empty in 7 s of its drain_timeout.",
+    )
+    log_format: Annotated[Literal["auto", "console", "json"], Panel("Log")] = Field(
+        "auto", description="How log lines are written. With auto: console on a terminal, json everywhere else."
     )
     log_level: Annotated[
         Literal["critical", "error", "warning", "info", "debug"],
         BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
-    ] = Field("info", description="The least severe log line that is written.")
+        RELOADS,
+    ] = Field("info", description="The least severe line to log.")
 
     def __init__(self, **values: Any) -> None:
+        sources = Sources.of(values)
+        errors = sources.misplaced()
         try:
-            super().__init__(**values)
-        except ConfigError:
-            raise
+            super().__init__(**values, **sources.file_values())
         except ValidationError as failure:
-            raise _config_error(failure, values) from None
+            errors += [_config_error(detail, sources) for detail in failure.errors(include_url=False)]
+        if errors:
+            raise ConfigError.all_of(errors)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain_values(cls, value: Any, info: ValidationInfo) -> Any:
+        """An empty text is None where that may be: no variable or file can say None. And true is no number."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if value == "" and is_optional(annotation):
+            return None
+        if isinstance(value, bool) and annotation is not bool:  # pydantic would read true as 1
+            raise ValueError("true or false is meant for a switch")
+        return value
+
+    def reloaded(self, new: "Settings") -> Self:
+        """These settings with what SIGHUP may change taken from others; what was set on purpose stays known."""
+        names = {entry.name for entry in entries() if entry.reloads}
+        values = {name: getattr(new if name in names else self, name) for name in type(self).model_fields}
+        fields_set = (self.model_fields_set - names) | (new.model_fields_set & names)
+        return self.model_construct(fields_set, **values)
 
 
-def _config_error(failure: ValidationError, given: dict[str, Any]) -> ConfigError:
-    """The first of pydantic's complaints, in terms of what the user wrote."""
-    first = failure.errors(include_url=False)[0]
-    field = str(first["loc"][0])
+class Origin(NamedTuple):
+    """Where the value of a setting comes from.
+
+    Attributes:
+        kind: which of the sources.
+        key: as the user wrote it: ``outbox_bytes``, ``STARLIGHT_OUTBOX_BYTES``, ``starlight.toml:7: outbox_bytes``.
+        value: what the user wrote; None for a default.
+    """
+
+    kind: Literal["argument", "variable", "file", "default"]
+    key: str
+    value: object
+
+
+class Sources(NamedTuple):
+    """Where the values of one `Settings` come from, the first one first.
+
+    Attributes:
+        arguments: by field.
+        variables: names and values of environment variables by field.
+        file: None without one.
+    """
+
+    arguments: Mapping[str, Any]
+    variables: Mapping[str, tuple[str, str]]
+    file: ConfigFile | None
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Self:
+        """What there is besides the arguments. Raises `ConfigError` for a file that can't be read."""
+        variables = {}
+        for name, value in os.environ.items():
+            if name.upper().startswith(ENV_PREFIX):  # pydantic-settings doesn't mind the case either
+                variables[name[len(ENV_PREFIX) :].lower()] = (name, value)
+        key, path = "config_file", arguments.get("config_file")
+        if "config_file" not in arguments:
+            key, path = variables.get("config_file", (key, ""))
+        return cls(arguments, variables, ConfigFile.read(path, key) if isinstance(path, str) and path else None)
+
+    def origin(self, field: str) -> Origin:
+        """Where the value of a field (or what stands in its place) comes from."""
+        if field in self.arguments:
+            return Origin("argument", field, self.arguments[field])
+        if field in self.variables:
+            return Origin("variable", *self.variables[field])
+        if self.file is not None and field in self.file.settings:
+            return Origin("file", self.file.place(field), self.file.settings[field])
+        return Origin("default", field, None)
+
+    def file_values(self) -> dict[str, Any]:
+        """What the file says and nothing that goes before it does; what may not stand there left out."""
+        if self.file is None:
+            return {}
+        hidden = {"config_file", *self.arguments, *(name for name in self.variables if name in Settings.model_fields)}
+        return {
+            name: value for name, value in self.file.settings.items() if name not in hidden and name not in _secrets()
+        }
+
+    def misplaced(self) -> list[ConfigError]:
+        """Settings that may not stand in a file, and do."""
+        if self.file is None:
+            return []
+        errors = []
+        for name in self.file.settings:
+            if name in _secrets():
+                rule = f"no secret in this file; {name}_file names a file of its own"
+                errors.append(ConfigError(self.file.place(name), HIDDEN, rule, name))
+            elif name == "config_file":
+                value = self.file.settings[name]
+                errors.append(ConfigError(self.file.place(name), value, "no other file to be named in here", name))
+        return errors
+
+
+def origins(arguments: Mapping[str, Any]) -> dict[str, Origin]:
+    """Where each field of `Settings(**arguments)` comes from. Raises `ConfigError` as that does for the file."""
+    sources = Sources.of(arguments)
+    return {name: sources.origin(name) for name in Settings.model_fields}
+
+
+def hidden_errors(arguments: Mapping[str, Any]) -> list[ConfigError]:
+    """What is wrong in the file with values that something else goes before, so that nobody else would notice."""
+    sources = Sources.of(arguments)
+    if sources.file is None:
+        return []
+    shown = sources.file_values()
+    hidden = {
+        name: value
+        for name, value in sources.file.settings.items()
+        if name in Settings.model_fields and name not in shown and name not in _secrets() and name != "config_file"
+    }
+    try:
+        Settings(_env_prefix="\0", config_file="", **hidden)
+    except ConfigError as error:
+        return [
+            ConfigError(sources.file.place(one.key), one.value, one.allowed, one.key) for one in (error, *error.others)
+        ]
+    return []
+
+
+def _config_error(detail: Any, sources: Sources) -> ConfigError:
+    """One of pydantic's complaints, in terms of what the user wrote."""
+    field = str(detail["loc"][0])
+    origin = sources.origin(field)
     if field not in Settings.model_fields:
-        return ConfigError(field, given.get(field), "the name of a setting")
-    key = ENV_PREFIX + field.upper()
-    if field == "jwt_secret":
-        return ConfigError(field if field in given else key, "(hidden)", allowed(field), field)
-    if field in given:
-        return ConfigError(field, given[field], allowed(field), field)
-    return ConfigError(key, os.environ.get(key, first["input"]), allowed(field), field)
+        rule = "the name of a setting" + (" or [groups.<name>]" if origin.kind == "file" else "")
+        return ConfigError(origin.key, origin.value, rule + nearest(field, [*Settings.model_fields, GROUPS]), field)
+    value = HIDDEN if field in _secrets() else origin.value
+    rule = allowed(field)
+    if origin.kind == "variable" and str(value).startswith(("tcp://", "udp://")):
+        rule += "; Kubernetes sets this variable for a Service named starlight unless enableServiceLinks is false"
+    return ConfigError(origin.key, value, rule, field)
 
 
-_RULES: Final = {
-    "path": _PATH_RULE,
-    "insecure_no_auth": "true or false",
-    "jwt_secret": "text",
-    **dict.fromkeys(
-        ("config_file", "jwt_secret_file", "jwt_key_file", "session_secret_file", "tls_cert", "tls_key"),
-        "a file's name",
-    ),
-    "jwt_jwks_url": "a URL",
-}
+_SERVICE_LINK: Final = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?|_PORT_\d+_(TCP|UDP)(_\w+)?")
+
+
+def unknown_variables(names: Iterable[str]) -> list[str]:
+    """A line for each name of a variable that begins with ``STARLIGHT_`` and that nothing reads.
+
+    Lines and not errors: an environment is shared, and Kubernetes puts variables of its own into it, which are passed
+    over here.
+    """
+    known = [entry.variable for entry in entries()] + list(OTHER_VARIABLES)
+    return [
+        f"{name}: no such variable{nearest(name, known, ENV_PREFIX)}"
+        for name in sorted(names)
+        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known and not _SERVICE_LINK.search(name)
+    ]
+
+
+def entries() -> list[Entry]:
+    """All settings in their order, as people meet them."""
+    if not _ENTRIES:
+        panel = ""
+        for name, info in Settings.model_fields.items():
+            panel = next((item.title for item in info.metadata if isinstance(item, Panel)), panel)
+            _ENTRIES.append(Entry(name, info, panel))
+    return _ENTRIES
+
+
+_ENTRIES: Final[list[Entry]] = []
+
+
+def _secrets() -> set[str]:
+    return {name for name, info in Settings.model_fields.items() if info.annotation is SecretStr}
 
 
 def allowed(field: str) -> str:
-    """What a field of `Settings` may be, for error messages and the CLI's help: kind and bounds."""
-    info = Settings.model_fields[field]
-    if field in _RULES:
-        return _RULES[field]
-    if info.annotation is str and field != "host":
-        return "text of a reasonable length"
-    choices = getattr(info.annotation, "__args__", None)
-    if choices:
-        return "one of " + ", ".join(choices)
-    low, high = _bounds(info.metadata)
-    if field.endswith("_bytes"):
-        return f"{SIZE_RULE}, {format_size(int(low))} to {format_size(int(high))}"
-    if field.endswith("_s"):
-        return f"{DURATION_RULE}, {format_duration(low)} to {format_duration(high)}"
-    if info.annotation is int:
-        return f"a whole number from {int(low)} to {int(high)}"
-    return "1 to 255 characters"
-
-
-def _bounds(metadata: list[Any]) -> tuple[float, float]:
-    low = next((item.ge for item in metadata if hasattr(item, "ge")), 0.0)
-    high = next((item.le for item in metadata if hasattr(item, "le")), 0.0)
-    return low, high
+    """What a field of `Settings` may be, for error messages: kind and bounds."""
+    return next(entry.allowed for entry in entries() if entry.name == field)

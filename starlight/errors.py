@@ -57,6 +57,7 @@ class ConfigError(StarlightError, ValueError):
         field: the field of `Settings` it belongs to, such as ``outbox_bytes``; the CLI derives its flag from it.
         value: what was given.
         allowed: what would have been right, as text.
+        others: what else was found wrong at the same time.
     """
 
     def __init__(self, key: str, value: object, allowed: str, field: str | None = None) -> None:
@@ -64,7 +65,15 @@ class ConfigError(StarlightError, ValueError):
         self.field = field or key
         self.value = value
         self.allowed = allowed
+        self.others: tuple[ConfigError, ...] = ()
         super().__init__(key, value, allowed, self.field)
+
+    @classmethod
+    def all_of(cls, errors: "list[ConfigError]") -> "ConfigError":
+        """The first of some errors, with the rest as its `others`."""
+        first, *rest = errors
+        first.others = tuple(rest)
+        return first
 
     def __str__(self) -> str:
         shown = repr(self.value)

@@ -16,27 +16,27 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
-from orjson import JSONDecodeError, dumps, loads
+from orjson import JSONDecodeError, loads
 
 from starlight import close_codes
 from starlight.auth import Action, Authenticator, Identity, NoAuth, Permissions
 from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, RequestError
 from starlight.handlers import Handlers, is_awaitable
+from starlight.hub_records import ChannelRecord, Client, Connection
 from starlight.limits import Limits, Meter
 from starlight.logins import REVOKED_S, Logins
-from starlight.presence import Presence
 from starlight.protocol import commands, pushes, replies
 from starlight.protocol.commands import decode
 from starlight.protocol.pushes import TAIL
 from starlight.sessions import Sessions
 
 if TYPE_CHECKING:
-    from starlight._fanout import Channel, Core, Subscriber
+    from starlight._fanout import Core
 
 __all__ = ["CHANNELS_LIMIT", "FAULTS_LIMIT", "FAULTS_WINDOW_S", "Client", "Connection", "Hub"]
 
@@ -60,142 +60,6 @@ _FAULTS: Final = frozenset(
 _HEADS_LIMIT: Final = 32
 """Publication heads a client keeps (about 150 bytes each). Whoever publishes to more channels in turn pays half a
 microsecond for building a head anew."""
-
-
-class Connection(Protocol):
-    """What the hub and the handlers see of a connection.
-
-    Attributes:
-        subscriber: the core's record of it.
-        peername: the other end's address; None if the socket has none.
-        subprotocol: the one that was negotiated.
-        is_open: False once it is closing or closed.
-    """
-
-    @property
-    def subscriber(self) -> Subscriber: ...
-    @property
-    def peername(self) -> tuple[Any, ...] | None: ...
-    @property
-    def subprotocol(self) -> str: ...
-    @property
-    def is_open(self) -> bool: ...
-
-    def close(self, code: int, reason: str | None = None, retry_ms: int | None = None) -> None:
-        """End it in good order: what its outbox holds, a `bye`, the close frame. No reason: the code's own."""
-
-    def pause_reading(self, seconds: float) -> None:
-        """Read nothing for so long; what was read already is still handled."""
-
-
-class Client:
-    """A logged-in connection, as the hub and the handlers see it.
-
-    Attributes:
-        id: the name of this client, unique among all nodes.
-        user: who it is. A user may have several clients.
-        session: the token to log in again with, None without auth.
-        expires: when the login ends, in Unix seconds; None if it does not.
-        token_id: the name of the credential, by which it can be revoked; "" if it has none.
-        is_resumed: it logged in with a session token, so its login message carries no other credential.
-        verdicts: what `Permissions` remembers about it.
-        connection: the connection behind it; `connection.close(code)` ends it, `connection.peername` is its address.
-        subscriber: the core's record of it.
-        is_connected: True from the welcome until it is gone.
-    """
-
-    __slots__ = (
-        "_busy",
-        "_channels",
-        "_data",
-        "_direct_head",
-        "_due_second",
-        "_ends_s",
-        "_faults",
-        "_groups",
-        "_has_own_groups",
-        "_heads",
-        "_hub",
-        "_issued",
-        "_meter",
-        "connection",
-        "expires",
-        "id",
-        "is_connected",
-        "is_resumed",
-        "session",
-        "subscriber",
-        "token_id",
-        "user",
-        "verdicts",
-    )
-
-    def __init__(self, hub: Hub, connection: Connection, identity: Identity, id: str) -> None:
-        self._hub = hub
-        self.id = id
-        self.user = identity.user
-        self.session = identity.session
-        self.expires = identity.expires
-        self.token_id = identity.token_id
-        self.is_resumed = identity.is_resumed
-        self.verdicts: dict[tuple[str, str], bool] = {}
-        self._groups = frozenset(identity.groups)
-        self._has_own_groups = False  # the application set them, so a new token doesn't
-        self._issued = identity.issued
-        self._ends_s = 0.0  # when the login ends, by the hub's monotonic clock; 0.0 if it does not
-        self._due_second = 0  # its place in the hub's expiries
-        self._meter: Meter | None = None
-        self.connection = connection
-        self.subscriber: Subscriber = connection.subscriber
-        self.is_connected = False
-        self._busy = False  # an async handler (or on_connect) of this client is under way
-        self._channels: dict[str, _ChannelRecord] = {}
-        self._data: dict[str, Any] | None = None
-        self._direct_head = b""  # b"" until first used, as are the heads of publications and broadcasts
-        self._heads: dict[str, bytes] = {}
-        self._faults: deque[float] | None = None
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """A dict for whatever the application wants to remember about this client; empty at first."""
-        if self._data is None:
-            self._data = {}
-        return self._data
-
-    @property
-    def groups(self) -> frozenset[str]:
-        """The groups it is in: those of its token until somebody, an `on_login` handler say, sets others."""
-        return self._groups
-
-    @groups.setter
-    def groups(self, names: Iterable[str]) -> None:
-        self._groups = frozenset([names] if isinstance(names, str) else names)
-        self._has_own_groups = True
-        self.verdicts.clear()
-
-    @property
-    def channels(self) -> list[str]:
-        """Names of the channels it has joined, in the order of joining."""
-        return list(self._channels)
-
-    def send(self, data: object) -> None:
-        """Push `server {data}` to this client alone; nothing happens if it is gone. TypeError if it isn't JSON."""
-        self._hub.push_to_client(self, dumps(data))
-
-    def __repr__(self) -> str:
-        return f"<Client {self.id} of {self.user!r}>"
-
-
-class _ChannelRecord:
-    """A channel that has subscribers: the core's side of it and the users in it."""
-
-    __slots__ = ("announces", "channel", "name", "presence")
-
-    def __init__(self, name: str, channel: Channel, announces: bool) -> None:
-        self.name = name
-        self.channel = channel
-        self.presence = Presence()
-        self.announces = announces
 
 
 class Hub:
@@ -258,7 +122,7 @@ class Hub:
             sessions, limits or Limits(), name_limit_bytes=name_limit_bytes, clock=clock, wall_clock=wall_clock
         )
         self._users: dict[str, dict[Client, None]] = {}  # a dict and not a set: clients in order of login
-        self._channels: dict[str, _ChannelRecord] = {}
+        self._channels: dict[str, ChannelRecord] = {}
         self._client_numbers = count(1)
         self._methods: dict[type, Callable[[Client, Any], Awaitable[None] | None]] = {
             commands.Publish: self._publish,
@@ -495,7 +359,7 @@ class Hub:
             raise RequestError(ErrorCode.LIMIT_EXCEEDED, "the channel is full")
         if record is None:
             announces = self._announces is not None and self._announces(name)
-            record = self._channels[name] = _ChannelRecord(name, self._core.channel(), announces)
+            record = self._channels[name] = ChannelRecord(name, self._core.channel(), announces)
         if command.id is not None:
             self._core_send(client.subscriber, replies.ok_join(command.id, name))
         if record.presence.add(client.user) and record.announces:
@@ -510,7 +374,7 @@ class Hub:
         if command.id is not None:
             self._core_send(client.subscriber, replies.ok_id(command.id))
 
-    def _depart(self, client: Client, record: _ChannelRecord) -> None:
+    def _depart(self, client: Client, record: ChannelRecord) -> None:
         """Take a client out of a channel, and the channel out of the hub if that was the last one."""
         record.channel.leave(client.subscriber)
         last_of_user = record.presence.remove(client.user)
@@ -592,6 +456,47 @@ class Hub:
         permissions = self._permissions
         if permissions is not None and not all(permissions.allows(client, "join", name) for name in client._channels):
             raise CloseConnection(close_codes.RECONNECT)
+
+    # --- other limits and permissions ----------------------------------------------------------------------------
+
+    def change(self, limits: Limits, *, channels_limit: int, clients_limit: int, name_limit_bytes: int) -> None:
+        """Take other limits over, for what is asked from now on; see the constructor. Call `review` after it."""
+        self._channels_limit = channels_limit
+        self._clients_limit = clients_limit
+        self._name_limit_bytes = name_limit_bytes
+        self._logins.change(limits, name_limit_bytes)
+
+    def permit(self, permissions: Permissions | None) -> None:
+        """Take other permissions over, for what is asked from now on. Call `review` after it."""
+        self._permissions = permissions
+        for client in self.clients():
+            client.verdicts.clear()
+
+    def review(self, retry_ms: Callable[[], int], *, rates: bool) -> Iterator[bool]:
+        """Bring who is connected in line with changed limits and permissions, as far as the result is iterated.
+
+        A client is sent away with 4011, as after a refresh, if it has joined a channel that it may not join any more.
+        Yields after each small step, True for a client that was sent away.
+
+        Args:
+            retry_ms: says when a client that is sent away shall come back.
+            rates: whether clients get meters of the rates in force.
+        """
+        for client in list(self.clients()):
+            if rates:
+                client._meter = self._logins.limits.meter()
+            yield from self._review_channels(client, retry_ms)
+            yield False
+
+    def _review_channels(self, client: Client, retry_ms: Callable[[], int]) -> Iterator[bool]:
+        for name in client.channels:
+            if self._permissions is None or not client.is_connected:
+                return
+            if not self._permissions.allows(client, "join", name):
+                client.connection.close(close_codes.RECONNECT, None, retry_ms())
+                yield True
+                return
+            yield False
 
     # --- messages for the application ----------------------------------------------------------------------------
 

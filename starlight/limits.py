@@ -69,6 +69,11 @@ class Limits(NamedTuple):
         burst_bytes = max(round(BURST_S * values["byte_rate_bytes"]), 2 * settings.read_limit_bytes)
         return cls(**values, burst_bytes=burst_bytes)
 
+    @property
+    def rates(self) -> tuple[int, int, int]:
+        """What a meter is made of."""
+        return self.message_rate, self.byte_rate_bytes, self.burst_bytes
+
     def meter(self) -> Meter | None:
         """A meter for a new client; None without limits, so that they cost one look."""
         if not self.message_rate and not self.byte_rate_bytes:
@@ -158,11 +163,15 @@ class Addresses:
     """Addresses without connections are forgotten in sweeps, one each time so many have been added."""
 
     def __init__(self, connections: int, rate: int, clock: Callable[[], float]) -> None:
-        self._connections = connections
-        self._interval_s = 1 / rate if rate else 0.0
+        self.change(connections, rate)
         self._clock = clock
         self._by_key: dict[str, _Address] = {}
         self._sweep_at = self.SWEEP
+
+    def change(self, connections: int, rate: int) -> None:
+        """Other limits for the connections to come."""
+        self._connections = connections
+        self._interval_s = 1 / rate if rate else 0.0
 
     def admit(self, key: str) -> bool:
         """Count a connection of an address, or refuse it. A refused one counts for the rate as well."""

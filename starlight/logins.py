@@ -50,11 +50,16 @@ class Logins:
     ) -> None:
         self.revocations = Revocations(clock=wall_clock)
         self._sessions = sessions
-        self._limits = limits
+        self.limits = limits
         self._name_limit_bytes = name_limit_bytes
         self._clock = clock
         self._wall_clock = wall_clock
         self._expiries = Expiries()
+
+    def change(self, limits: Limits, name_limit_bytes: int) -> None:
+        """Other limits for logins to come."""
+        self.limits = limits
+        self._name_limit_bytes = name_limit_bytes
 
     def admit(self, client: Client, present: int) -> None:
         """The last checks of a login, then its session.
@@ -69,9 +74,9 @@ class Logins:
             raise CloseConnection(close_codes.DISCONNECTED)
         if len(client.user.encode()) > self._name_limit_bytes:
             raise CloseConnection(close_codes.BAD_REQUEST)
-        if self._limits.connections_per_user and present >= self._limits.connections_per_user:
+        if self.limits.connections_per_user and present >= self.limits.connections_per_user:
             raise CloseConnection(close_codes.CONNECTION_LIMIT)
-        client._meter = self._limits.meter()
+        client._meter = self.limits.meter()
         if client.expires is not None:
             self._start(client, client.expires)
 

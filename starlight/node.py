@@ -1,66 +1,51 @@
-"""One process that serves: core, hub and acceptor put together, listening, timers, signals and the drain.
+"""One process that serves: core, hub and acceptor put together, listening, timers, start and end.
 
 The order at start: open files, core, hub, acceptor, and the listening socket last, so that nothing is accepted that
-can't be served. The order at the end (the drain) is the same backwards: the socket is closed, every client is told when
-to come back, outboxes empty, and what is left after `drain_timeout_s` is cut off. A second signal leaves at once.
+can't be served. The order at the end is the same backwards: the node says that it isn't ready, the socket is closed,
+every client is sent away (`_drain`), outboxes empty, and what is left after `drain_timeout_s` is cut off. Signals, log
+and service manager belong to `_process`, for a node that has a process of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import math
 import os
-import random
 import resource
 import secrets
-import signal
 import socket
 import sys
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, cast
+from typing import Any, Final
 
-import uvloop
-
-from starlight import close_codes
-from starlight._connection import Acceptor, Connection
+from starlight import _process
+from starlight._connection import Acceptor
+from starlight._drain import Drain
 from starlight._fanout import Core
 from starlight._gate import Gate
 from starlight._listener import Listener
 from starlight._tls import Certificate, TlsListener
 from starlight._version import __version__
-from starlight.auth import Authenticator, Permissions, TokenAuth, make_authenticator
+from starlight.auth import Authenticator, NoAuth, Permissions, TokenAuth, make_authenticator, refuse_strangers
 from starlight.config import Settings, format_duration, format_size
-from starlight.errors import ConfigError, ListenFailed, NotServing
+from starlight.errors import ListenFailed, NotServing
 from starlight.handlers import Handlers, Timer, call_logged
 from starlight.hub import Hub
 from starlight.limits import Limits
 from starlight.permissions import make_permissions
+from starlight.reload import Reloader
 
 __all__ = ["Node", "raise_open_files_limit"]
 
 log = logging.getLogger(__name__)
 
-LISTEN_BACKLOG: Final = 4_096
-"""Connections the kernel completes before we accept them: thousands of clients that come back at once after a restart
-wait here instead of retrying their SYN a second later. The kernel lowers it to net.core.somaxconn."""
-
 RESERVED_FILES: Final = 64
 """Open files kept for all but clients: listening socket, loop, standard streams, logs, what the application opens."""
 
-RETRY_MIN_MS: Final = 500
-RETRY_MAX_MS: Final = 5_500
-"""A drained client is told to come back after a random time between these two. Accepting and logging in costs some
-200 µs, so 10,000 clients over 5 s keep the next node less than half busy."""
-
 _EXPIRE_S: Final = 0.5
 """How often logins are looked at that have ended, so they end at most a second and a half late."""
-
-_DRAIN_POLL_S: Final = 0.02
-"""How often the drain looks whether all connections are gone: often enough not to be noticed, nothing if it is not."""
 
 
 class Node:
@@ -73,6 +58,7 @@ class Node:
         permissions: what a client may do; by default what its groups allow.
         groups: by name; those in `settings.config_file` go before them.
         announces: which channels publish `joined` and `left`; none by default.
+        reread: makes the settings anew for `reload`; by default they stay, and only the files they name are read again.
         name: the node's name in `welcome`; random by default, so that no two runs share one.
 
     Raises `ConfigError` for settings that don't fit together: `make_authenticator` says which.
@@ -88,15 +74,18 @@ class Node:
         groups: Mapping[str, Any] | None = None,
         announces: Callable[[str], bool] | None = None,
         name: str | None = None,
+        reread: Callable[[], Settings] | None = None,
     ) -> None:
         settings = settings or Settings()
         self.handlers = handlers or Handlers()
         self.settings = settings
+        self._groups = groups or {}
         self.name = name or secrets.token_hex(4)
         self._gate = Gate(settings)
         has_tls = bool(settings.tls_cert or settings.tls_key)
         self._certificate = Certificate(settings.tls_cert, settings.tls_key) if has_tls else None
         self._authenticator = authenticator or make_authenticator(settings)
+        tokens = self._authenticator if isinstance(self._authenticator, TokenAuth) else None
         self.core = Core(
             outbox_messages=settings.outbox_messages,
             outbox_bytes=settings.outbox_bytes,
@@ -108,8 +97,8 @@ class Node:
             self.core,
             handlers=self.handlers,
             authenticator=self._authenticator,
-            permissions=permissions or make_permissions(settings, groups or {}, self.handlers.authorizer),
-            sessions=self._authenticator.sessions if isinstance(self._authenticator, TokenAuth) else None,
+            permissions=permissions or self._permit(settings),
+            sessions=tokens.sessions if tokens is not None else None,
             limits=Limits.of(settings),
             channels_limit=settings.channels_per_client,
             clients_limit=settings.clients_per_channel,
@@ -119,6 +108,15 @@ class Node:
             ping_interval_s=settings.ping_interval_s,
             pong_timeout_s=settings.pong_timeout_s,
         )
+        self._reloader = Reloader(
+            settings,
+            reread or (lambda: settings),
+            hub=self.hub,
+            gate=self._gate,
+            authenticator=tokens if authenticator is None else None,
+            permit=self._permit if permissions is None else None,
+            certificate=self._certificate,
+        )
         self.is_serving = False
         """True from the start until the last connection is gone."""
         self.is_draining = False
@@ -127,14 +125,26 @@ class Node:
         self._server: Listener | TlsListener | None = None
         self._timers: list[asyncio.Task[None]] = []
         self._drained: asyncio.Future[None] | None = None
-        self._has_stuck_threads = False
+        self._drain_begun = asyncio.Event()
+        self.has_stuck_threads = False
+        """Whether handlers with ``thread=True`` were still under way at the end of the drain."""
 
     # --- start ---------------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Listen and serve in the running loop. Raises `ListenFailed`, and RuntimeError if it was started before."""
+    async def start(self, listening: Sequence[socket.socket] = ()) -> None:
+        """Listen and serve in the running loop.
+
+        Args:
+            listening: sockets that listen already and that others hold as well, instead of `host` and `port`.
+
+        Raises `ListenFailed`; RuntimeError if it was started before; `ConfigError` if one of the sockets can be reached
+        by others and neither authentication nor `insecure_no_auth` is there.
+        """
         if self._loop is not None:
             raise RuntimeError("a node is started once")
+        if listening and isinstance(self._authenticator, NoAuth):
+            for sock in listening:
+                refuse_strangers(self.settings, sock.getsockname()[0])
         self._loop = asyncio.get_running_loop()
         self.settings = _within_open_files(self.settings)
         self.core.bind(self._loop, self.settings.coalesce_delay_s)
@@ -142,7 +152,7 @@ class Node:
         self._acceptor.start()
         self.is_serving = True
         try:
-            self._server = await self._listen(self._acceptor)
+            self._server = await self._listen(self._acceptor, listening)
         except BaseException:
             self.is_serving = False
             self._acceptor.stop()
@@ -158,14 +168,19 @@ class Node:
         """What its connections share; `starlight.conformance` has another one."""
         return Acceptor(self.core, self.hub, self.settings, gate=self._gate)
 
-    async def _listen(self, acceptor: Acceptor) -> Listener | TlsListener:
+    async def _listen(self, acceptor: Acceptor, listening: Sequence[socket.socket]) -> Listener | TlsListener:
         host, port = self.settings.host, self.settings.port
+        server: Listener | TlsListener
+        if self._certificate is not None:
+            server = TlsListener(acceptor, self._certificate, self.settings.handshake_timeout_s)
+        else:
+            server = Listener(acceptor.protocol)
         try:
-            if self._certificate is not None:
-                listener = TlsListener(acceptor, self._certificate, self.settings.handshake_timeout_s)
-                await listener.open(host, port, LISTEN_BACKLOG)
-                return listener
-            return await Listener.open(acceptor.protocol, host, port, LISTEN_BACKLOG)
+            if listening:
+                await server.adopt(listening)
+            else:
+                await server.open(host, port, reuse_port=self.settings.reuse_port)
+            return server
         except socket.gaierror as error:
             raise ListenFailed(error.errno, f"can't listen on {host}: {error.strerror}") from None
         except OSError as error:
@@ -183,22 +198,35 @@ class Node:
     def url(self) -> str:
         """Where clients connect, such as ``ws://127.0.0.1:8765/ws``; ``wss`` with a certificate."""
         host, scheme = self.settings.host, "ws" if self._certificate is None else "wss"
+        if self._server is not None and self._server.is_shared and self._server.sockets:
+            host = self._server.sockets[0].getsockname()[0]
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}{self.settings.path}"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new clients should be sent here: it listens, isn't draining, and has descriptors to accept with."""
+        server = self._server
+        return self.is_serving and not self.is_draining and server is not None and not server.is_resting
 
     @property
     def connections(self) -> int:
         """Connections open now, logged in or not."""
         return self._acceptor.connections if self._acceptor is not None else 0
 
-    def reload(self) -> None:
-        """Read the files of the certificate again, for connections to come; wrong ones are logged and the old stay."""
-        if self._certificate is None:
-            return
-        try:
-            self._certificate.reload()
-            log.info("the certificate was read again")
-        except ConfigError as error:
-            log.error("the certificate stays as it was: %s", error)
+    def _permit(self, settings: Settings) -> Permissions | None:
+        return make_permissions(settings, self._groups, self.handlers.authorizer)
+
+    async def reload(self) -> bool:
+        """Read the configuration and the files it names again, and apply what may change while it serves.
+
+        All or nothing: a wrong one is logged, False is returned, and everything stays. See `starlight.reload`.
+        """
+        parts = await self._reloader.run()
+        if parts is None:
+            return False
+        # max_connections may have been lowered at the start
+        self.settings = self.settings.reloaded(parts.settings)
+        return True
 
     def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
         """Call a function of the hub from any thread, in the loop's next turn; nothing happens if the node ends first.
@@ -245,7 +273,7 @@ class Node:
     # --- drain ---------------------------------------------------------------------------------------------------
 
     async def drain(self) -> None:
-        """End in good order: accept no more, send every client a `bye` and 1001, wait until they are gone.
+        """End in good order: not ready from now on, accept no more, send every client a `bye` and 1001, wait for them.
 
         Takes `drain_timeout_s` at most. Safe to call twice: the second call waits for the first. Does nothing if the
         node never started.
@@ -257,45 +285,38 @@ class Node:
             return
         self._drained = self._loop.create_future()
         self.is_draining = True
+        self._drain_begun.set()
         try:
             await self._drain(self._server)
         finally:
             self.is_serving = False
             self._drained.set_result(None)
 
+    async def drain_begun(self) -> None:
+        """Return when a drain has begun, whoever asked for it."""
+        await self._drain_begun.wait()
+
     async def _drain(self, server: Listener | TlsListener) -> None:
         assert self._loop is not None and self._acceptor is not None
         deadline_s = self._loop.time() + self.settings.drain_timeout_s
-        server.close()
-        for timer in self._timers:
-            timer.cancel()
+        if self.settings.drain_notice_s > 0:
+            await asyncio.sleep(min(self.settings.drain_notice_s, self.settings.drain_timeout_s))
+        await server.close()
         log.info("draining %d connections", self._acceptor.connections)
-        self._send_away(self._acceptor)
-        while self._acceptor.connections and self._loop.time() < deadline_s:
-            await asyncio.sleep(_DRAIN_POLL_S)
-            self._send_away(self._acceptor)  # those whose handshake has ended since; the others are closing
-        if self._acceptor.connections:
-            log.warning("drain: %d connections did not end in time and are cut off", self._acceptor.connections)
-            await self._cut_off()
+        await Drain(self._acceptor, self.settings.drain_rate, deadline_s, self._end_handshakes).run()
+        for timer in self._timers:  # until then clients were served as ever
+            timer.cancel()
         await self.handlers.settle(max(0.0, deadline_s - self._loop.time()))
         self._acceptor.stop()
-        self._has_stuck_threads = self.handlers.close()
+        self.has_stuck_threads = self.handlers.close()
         self.core.unbind()
         log.info("drained")
 
-    def _send_away(self, acceptor: Acceptor) -> None:
-        """Close every connection; each client comes back at a time of its own."""
-        for client in list(self.hub.clients()):
-            retry_ms = random.randint(RETRY_MIN_MS, RETRY_MAX_MS)
-            client.connection.close(close_codes.GOING_AWAY, close_codes.drain_reason(retry_ms), retry_ms)
-        retry_ms = random.randint(RETRY_MIN_MS, RETRY_MAX_MS)  # one for all that did not log in yet: there are few
-        acceptor.close_all(close_codes.GOING_AWAY, close_codes.drain_reason(retry_ms), retry_ms)
-
-    async def _cut_off(self) -> None:
-        """Close the sockets that are left, and let the loop notice."""
-        for connection in self.core.owners():
-            cast(Connection, connection).abort()
-        await asyncio.sleep(0)
+    def _end_handshakes(self) -> None:
+        """Cut off whoever is still in the handshake, of TLS or of HTTP."""
+        assert self._acceptor is not None and self._server is not None
+        self._server.drop_handshakes()
+        self._acceptor.abort_handshakes()
 
     async def __aenter__(self) -> Node:
         """Start, unless it already runs."""
@@ -314,56 +335,11 @@ class Node:
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain and return; blocking, on a uvloop of its own.
 
-        Only for the main thread of a process that does nothing else: it takes the signals, writes the log to stderr
-        unless logging has been set up, and tunes the garbage collector. A second signal ends the process at once
-        with 128 + its number. Raises `ListenFailed`.
+        Only for a process that does nothing else: `starlight._process.run` says what it takes charge of. A second
+        signal ends the process at once with 128 + its number. Raises `ListenFailed`, and `ConfigError` for sockets of
+        the service manager that others can reach while there is no authentication.
         """
-        logging.basicConfig(level=self.settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
-        uvloop.run(self._serve_until_signal())
-        if self._has_stuck_threads:  # the interpreter would wait for them without end
-            log.warning("handlers with thread=True are still under way; leaving without them")
-            _leave(0)
-
-    async def _serve_until_signal(self) -> None:
-        loop = asyncio.get_running_loop()
-        signalled = loop.create_future()
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, _on_signal, number, signalled)
-            if self._certificate is not None:
-                loop.add_signal_handler(signal.SIGHUP, self.reload)
-        async with self:
-            _tune_gc()
-            await signalled
-
-
-def _on_signal(number: signal.Signals, signalled: asyncio.Future[None]) -> None:
-    """The first signal begins the drain, the second one ends the process."""
-    if signalled.done():
-        _leave(128 + number)
-    log.info("%s: draining; once more leaves at once", number.name)
-    signalled.set_result(None)
-
-
-def _leave(status: int) -> None:
-    """End the process now: no waiting for threads, tasks or clients."""
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (AttributeError, OSError, ValueError):  # no stream, its disk is full, or it is closed
-            continue
-    os._exit(status)
-
-
-def _tune_gc() -> None:
-    """Take what start-up left out of the collector's sight.
-
-    The modules loaded so far are some 36,000 objects that never die; each full collection would walk them, a pause of
-    about 15 ms for all clients where it was measured.
-    """
-    gc.collect()
-    gc.freeze()
+        _process.run(self)
 
 
 def raise_open_files_limit() -> int:

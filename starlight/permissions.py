@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import logging
 import re
-import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from starlight.config import Settings
+from starlight.config_file import GROUPS, ConfigFile, nearest
 from starlight.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,8 +40,6 @@ PATTERNS_LIMIT: Final = 256
 
 VERDICTS_LIMIT: Final = 128
 """Verdicts kept per client, about 150 bytes each. Who names more channels in turn pays some µs for each."""
-
-FILE_LIMIT_BYTES: Final = 1 << 20
 
 _PATTERN: Final = re.compile(r"(?:[A-Za-z0-9_\-.:/@#*]|\{user\}){1,255}")
 _PLAIN_USER: Final = re.compile(r"[A-Za-z0-9_\-.@]+")
@@ -193,43 +190,51 @@ def make_permissions(
     return GroupPermissions(groups, authorize=authorize)
 
 
-def to_groups(groups: Mapping[str, Any], key: str) -> dict[str, Group]:
-    """Groups from tables such as the configuration's. Raises `ConfigError` naming the group and the field."""
+def to_groups(groups: Mapping[str, Any], key: str, place: Callable[..., str] | None = None) -> dict[str, Group]:
+    """Groups from tables such as the configuration's.
+
+    Args:
+        groups: the tables, or groups, by name.
+        key: what they are called together.
+        place: says where ``(key, group, field)`` stands, for errors; by default these with dots between.
+
+    Raises `ConfigError` naming the group and the field, with all that is wrong.
+    """
     made: dict[str, Group] = {}
+    errors: list[ConfigError] = []
+    where = place or (lambda *keys: ".".join(keys))
     for name, fields in groups.items():
-        if isinstance(fields, Group):
-            made[name] = fields
-            continue
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ConfigError(key, name, "a group's name of letters, digits and _ - . : / @")
         try:
-            made[name] = Group(**fields)
-        except TypeError:
-            wrong = sorted(set(fields) - set(Group.__slots__)) if isinstance(fields, dict) else fields
-            expected = "a table with some of " + ", ".join(sorted(Group.__slots__))
-            raise ConfigError(f"{key}.{name}", wrong, expected) from None
-        except ValueError as error:
-            field, _, expected = str(error).partition(": expected ")
-            raise ConfigError(f"{key}.{name}.{field}", fields[field], expected) from None
+            made[name] = fields if isinstance(fields, Group) else _to_group(name, fields, key, where)
+        except ConfigError as error:
+            errors.append(error)
+    if errors:
+        raise ConfigError.all_of(errors)
     return made
 
 
+def _to_group(name: str, fields: Any, key: str, place: Callable[..., str]) -> Group:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(place(key, str(name)), name, "a group's name of letters, digits and _ - . : / @", key)
+    try:
+        return Group(**fields)
+    except TypeError:
+        wrong = sorted(set(fields) - set(Group.__slots__)) if isinstance(fields, dict) else fields
+        expected = "a table with some of " + ", ".join(sorted(Group.__slots__))
+        where = place(key, name)
+        if isinstance(fields, dict):
+            expected += nearest(wrong[0], Group.__slots__)
+            where = place(key, name, wrong[0])
+        raise ConfigError(where, wrong, expected, key) from None
+    except ValueError as error:
+        field, _, expected = str(error).partition(": expected ")
+        raise ConfigError(place(key, name, field), fields[field], expected, key) from None
+
+
 def read_groups(path: str) -> dict[str, Group]:
-    """The groups in a TOML file: ``[groups.<name>]`` tables and nothing else so far. Raises `ConfigError`."""
-    try:
-        with Path(path).open("rb") as file:
-            text = file.read(FILE_LIMIT_BYTES + 1)
-    except OSError as error:
-        reason = (error.strerror or "error").lower()
-        raise ConfigError("config_file", path, f"a TOML file that can be read ({reason})") from None
-    try:
-        if len(text) > FILE_LIMIT_BYTES:
-            raise ValueError("too large")
-        document = tomllib.loads(text.decode())
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        raise ConfigError("config_file", path, f"a TOML file ({str(error)[:120]})") from None
-    unknown: Iterable[str] = document.keys() - {"groups"}
-    if unknown or not isinstance(document.get("groups", {}), dict):
-        found = ", ".join(sorted(unknown)) or "this"
-        raise ConfigError("config_file", path, f"[groups.<name>] tables only, not {found}")
-    return to_groups(document.get("groups", {}), "groups")
+    """The groups in a configuration file; what else is in it is the settings' business. Raises `ConfigError`."""
+    file = ConfigFile.read(path)
+    groups = file.document.get(GROUPS, {})
+    if not isinstance(groups, dict):
+        raise ConfigError(file.place(GROUPS), groups, "[groups.<name>] tables", GROUPS)
+    return to_groups(groups, GROUPS, file.place)

@@ -80,6 +80,14 @@ class Sessions:
         self.clock = clock
         self._key = secrets.token_bytes(KEY_BYTES) if key is None else key
 
+    def remade(self, key: bytes | None, ttl_s: float) -> Sessions:
+        """What would take over from these: with another key, or with the same for None."""
+        return Sessions(self._key if key is None else key, ttl_s, self.clock)
+
+    def take_over(self, new: Sessions) -> None:
+        """Be others: tokens that another key has signed are good no more."""
+        self._key, self.ttl_s = new._key, new.ttl_s
+
     def issue(self, session: Session) -> str:
         """The token for a session."""
         body = urlsafe_b64encode(dumps(tuple(session))).rstrip(b"=")

@@ -18,7 +18,7 @@ from websockets.asyncio.client import connect
 
 from starlight.config import Settings
 from starlight.node import Node
-from tests.support import eventually
+from tests.support import IS_SANITIZED, eventually
 from tests.wire_client import WireClient
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
@@ -356,10 +356,6 @@ def socket_of(peername: tuple[str, int]) -> socket.socket:
         finally:
             sock.detach()
     raise AssertionError(f"nobody is connected to {peername}")
-
-
-IS_SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
-"""AddressSanitizer keeps what is freed, and takes two or three times as long: no test judges memory or time then."""
 
 
 def resident_bytes() -> int:

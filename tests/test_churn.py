@@ -11,8 +11,9 @@ import uvloop
 
 from starlight.node import RESERVED_FILES
 from tests.long.leaks import connect
-from tests.raw_client import IS_SANITIZED, message, request, set_reset
+from tests.raw_client import message, request, set_reset
 from tests.server_process import server_process
+from tests.support import IS_SANITIZED
 
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
 

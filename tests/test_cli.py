@@ -11,13 +11,14 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from starlight import __version__, cli
-from starlight.config import Settings, parse_duration, parse_size
+from starlight.config import entries
+from starlight.config_types import Entry
 from tests.support_server import scripted_server
+from tests.support_settings import other_values
 
 STARLIGHT = [sys.executable, "-m", "starlight"]
 ROOT = Path(__file__).parent.parent
@@ -224,31 +225,42 @@ def test_a_host_that_is_not_ours_is_named(capsys: pytest.CaptureFixture[str]) ->
     )
 
 
-def test_the_help_shows_the_defaults_and_no_setting_lacks_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_shows_every_setting_with_its_default_in_its_panel(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", "--help"]) == 0
-    text = " ".join(capsys.readouterr().out.split())
-    shown = dict(re.findall(r"(--[a-z-]+) \S+ [A-Z][^\[]*\[default: ([^\]]+)\]", text))
-    expected = {
-        cli.FLAGS.get(name, "--" + name.replace("_", "-")): field
-        for name, field in Settings.model_fields.items()
-        if name not in ("jwt_secret", "insecure_no_auth")  # a secret is no flag; a switch has no value
-    }
-    assert "--insecure-no-auth " in text
-    assert "--jwt-secret " not in text
-    assert set(shown) == set(expected)
-    for flag, field in expected.items():
-        assert _parsed(flag, shown[flag], field.annotation) == field.default
+    text = capsys.readouterr().out
+    plain = " ".join(text.split())
+    places = []
+    for entry in entries():
+        if entry.is_secret:
+            assert f"--{entry.name.replace('_', '-')} " not in text  # everybody may read a command line
+            continue
+        shown = f" [default: {entry.default_text}]" if entry.default_text and not entry.is_switch else ""
+        words = entry.flag if entry.is_switch else f"{entry.flag} {entry.metavar}"
+        assert f"{words} {entry.short}{shown}" in plain
+        places.append((text.index(f"\n{entry.panel}:\n"), text.index(f"  {entry.flag} ")))
+    assert places == sorted(places)
+    assert max(map(len, text.splitlines())) <= 120
 
 
-def _parsed(flag: str, text: str, annotation: Any) -> object:
-    text = text.removesuffix(" with tokens")  # 0 without, which another test has
-    if text in ("none", "any", "random", "what fits the key", "same host") and flag != "--auth":
-        return ""
-    if text.endswith("B"):
-        return parse_size(text)
-    if annotation is float:
-        return parse_duration(text)
-    return int(text) if annotation is int else text
+@pytest.mark.parametrize("entry", [entry for entry in entries() if entry.flag], ids=lambda entry: entry.name)
+def test_every_flag_goes_before_its_variable(
+    entry: Entry, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    flagged, in_variable, _ = other_values(entry)
+    if entry.name == "config_file":
+        flagged, in_variable = "", str(tmp_path / "none.toml")
+    monkeypatch.setenv(entry.variable, entry.text(in_variable))
+    words = [entry.flag] if flagged is True else [entry.flag, entry.text(flagged)]
+    assert cli.main(["config", "show", "--origin", *words]) == 0
+    (line,) = re.findall(rf"^(?:# )?{entry.name} = .*$", capsys.readouterr().out, re.MULTILINE)
+    assert re.fullmatch(rf"(?:# )?{entry.name} = {re.escape(entry.toml(flagged))} +# flag {entry.flag}", line)
+
+
+def test_a_switch_can_be_turned_off(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STARLIGHT_INSECURE_NO_AUTH", "true")
+    for words, value in (((), "true"), (("--no-insecure-no-auth",), "false")):
+        assert cli.main(["config", "show", *words]) == 0
+        assert f"insecure_no_auth = {value}\n" in capsys.readouterr().out
 
 
 # Clients for the terminal

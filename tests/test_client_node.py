@@ -140,8 +140,8 @@ async def test_comes_back_to_a_node(node: Node, code: int) -> None:
 
 
 async def test_finds_the_next_node_after_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("starlight.node.RETRY_MIN_MS", 10)
-    monkeypatch.setattr("starlight.node.RETRY_MAX_MS", 50)
+    monkeypatch.setattr("starlight._drain.RETRY_MIN_MS", 10)
+    monkeypatch.setattr("starlight._drain.RETRY_MAX_MS", 50)
     states: list[tuple[str, int | None]] = []
     async with application().serve() as first:
         client = await connect(first.url, user="ada", on_state=lambda *state: states.append(state), **FAST)

@@ -1,98 +1,17 @@
-"""Sizes, durations and settings: what is read, what is refused, and how the refusal reads."""
+"""Settings: where their values come from, what is refused, and how the refusal reads."""
 
-import math
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from starlight.config import Settings, allowed, format_duration, format_size, parse_duration, parse_size
+from starlight.config import Settings, allowed, entries, hidden_errors, origins, unknown_variables
 from starlight.errors import ConfigError
+from tests.support_settings import clean_environment, other_values  # noqa: F401  # pytest finds fixtures by name
 
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of whoever runs the tests reaches them."""
-    for field in Settings.model_fields:
-        monkeypatch.delenv(f"STARLIGHT_{field.upper()}", raising=False)
-
-
-@pytest.mark.parametrize(
-    ("text", "size_bytes"),
-    [
-        ("64KiB", 65_536),
-        ("1MiB", 1_048_576),
-        ("2GiB", 2**31),
-        ("64KB", 64_000),
-        ("1MB", 1_000_000),
-        ("1.5KiB", 1536),
-        ("100", 100),
-        ("100B", 100),
-        (" 64 kib ", 65_536),
-        ("0", 0),
-        (100, 100),
-        (100.0, 100),
-    ],
-)
-def test_sizes(text: str | float, size_bytes: int) -> None:
-    assert parse_size(text) == size_bytes
-    assert type(parse_size(text)) is int
-
-
-WRONG_ANYWHERE = ["", " ", "-1", "abc", "1e3", "0x10", "nan", "inf", "1_000", "1,5", "٣", "9" * 5000, "1 2", "1.", ".5"]
-WRONG_NUMBERS: list[object] = [-1, -0.5, math.nan, math.inf, True, None, [], b"1"]
-
-
-@pytest.mark.parametrize("text", [*WRONG_ANYWHERE, *WRONG_NUMBERS, "64K", "64KiBs", "0.5", "1.1KiB", 0.5, "10s"])
-def test_wrong_sizes(text: object) -> None:
-    with pytest.raises(ConfigError, match=r"outbox.*expected a size such as 64KiB"):
-        parse_size(text, "outbox")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("250ms", 0.25),
-        ("10s", 10),
-        ("1.5s", 1.5),
-        ("2m", 120),
-        ("1h", 3600),
-        ("10", 10),
-        (" 1 S ", 1),
-        (0.25, 0.25),
-        (0, 0),
-    ],
-)
-def test_durations(text: str | float, seconds: float) -> None:
-    assert parse_duration(text) == seconds
-    assert type(parse_duration(text)) is float
-
-
-@pytest.mark.parametrize("text", [*WRONG_ANYWHERE, *WRONG_NUMBERS, "1d", "10sec", "64KiB"])
-def test_wrong_durations(text: object) -> None:
-    with pytest.raises(ConfigError, match=r"pause.*expected a duration such as 250ms"):
-        parse_duration(text, "pause")  # type: ignore[arg-type]
-
-
-def test_formats() -> None:
-    assert [format_size(n) for n in (0, 1, 1000, 1024, 65_536, 2**20, 3 * 2**30)] == [
-        *("0B", "1B", "1000B", "1KiB", "64KiB", "1MiB", "3GiB")
-    ]
-    assert [format_duration(s) for s in (0, 0.0005, 0.25, 1, 1.5, 10, 90, 120, 3600)] == [
-        *("0s", "0.5ms", "250ms", "1s", "1.5s", "10s", "90s", "2m", "1h")
-    ]
-
-
-@given(st.integers(0, 2**50))
-def test_a_formatted_size_reads_back(size_bytes: int) -> None:
-    assert parse_size(format_size(size_bytes)) == size_bytes
-
-
-@given(st.floats(0, 1e6))
-def test_a_formatted_duration_reads_back_to_the_microsecond(seconds: float) -> None:
-    assert parse_duration(format_duration(seconds)) == pytest.approx(seconds, abs=1e-6)
+pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
 def test_defaults_are_those_of_the_documents() -> None:
@@ -140,6 +59,10 @@ def test_defaults_are_those_of_the_documents() -> None:
         "max_connections": 10_000,
         "memory_budget_bytes": 512 * 2**20,
         "drain_timeout_s": 10.0,
+        "drain_notice_s": 0.0,
+        "drain_rate": 1_500,
+        "reuse_port": False,
+        "log_format": "auto",
         "log_level": "info",
     }
 
@@ -154,12 +77,52 @@ def test_every_setting_says_what_it_is(field: str) -> None:
     assert allowed(field)
 
 
+@pytest.mark.parametrize("field", list(Settings.model_fields))
+def test_an_argument_before_a_variable_before_the_file_before_the_default(
+    field: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    entry = next(entry for entry in entries() if entry.name == field)
+    in_argument, in_variable, in_file = other_values(entry)
+    file = tmp_path / "starlight.toml"
+    file.write_text("# a comment\n" + (f"{field} = {entry.toml(in_file)}\n" if is_for_files(field) else ""))
+    configured: dict[str, Any] = {"config_file": str(file)} if is_for_files(field) else {}
+
+    def now(**arguments: Any) -> tuple[Any, str, str]:
+        given = {**configured, **arguments}
+        origin = origins(given)[field]
+        return getattr(Settings(**given), field), origin.kind, origin.key
+
+    default = Settings.model_fields[field].default
+    assert Settings.model_fields[field].annotation is SecretStr or default not in (in_argument, in_variable, in_file)
+    if is_for_files(field):
+        assert now() == (in_file, "file", f"{file}:2: {field}")
+    else:
+        assert now() == (default, "default", field)
+    monkeypatch.setenv(entry.variable, secret_text(in_variable) or entry.text(in_variable))
+    if field == "config_file":
+        monkeypatch.setenv(entry.variable, str(file))
+        assert now() == (str(file), "variable", entry.variable)
+        assert now(config_file="") == ("", "argument", field)
+        return
+    assert now() == (in_variable, "variable", entry.variable)
+    assert now(**{field: in_argument}) == (in_argument, "argument", field)
+
+
+def is_for_files(field: str) -> bool:
+    """A secret stays out of the file, and a file doesn't name another."""
+    return field not in ("jwt_secret", "config_file")
+
+
+def secret_text(value: object) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else ""
+
+
 def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STARLIGHT_OUTBOX_BYTES", "2MiB")
     monkeypatch.setenv("STARLIGHT_EVICT_AFTER_S", "0")
     monkeypatch.setenv("STARLIGHT_LOG_LEVEL", "DEBUG")
     monkeypatch.setenv("STARLIGHT_PORT", "0")
-    monkeypatch.setenv("STARLIGHT_SOMETHING_ELSE", "1")
+    monkeypatch.setenv("STARLIGHT_SOMETHING_ELSE", "1")  # a warning of `serve`, and nothing else
     settings = Settings(outbox_bytes="3MiB", ping_interval_s="500ms")
     assert (settings.outbox_bytes, settings.ping_interval_s) == (3 * 2**20, 0.5)
     assert (settings.evict_after_s, settings.log_level, settings.port) == (0.0, "debug", 0)
@@ -182,6 +145,8 @@ WRONG_SETTINGS = [
     ("drain_timeout_s", -1, "0s to 1h"),
     ("max_connections", None, "a whole number"),
     ("nonsense", 1, "the name of a setting"),
+    ("outbox_byte", 1, "the name of a setting; did you mean outbox_bytes?"),
+    ("port", True, "a whole number from 0 to 65535"),
 ]
 
 
@@ -210,3 +175,96 @@ def test_zero_where_it_means_something(field: str) -> None:
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().port = 1
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "starlight.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def wrong(**values: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        Settings(**values)
+    return [str(error) for error in (caught.value, *caught.value.others)]
+
+
+def test_all_that_is_wrong_is_told_with_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = write(tmp_path, WRONG_FILE)
+    monkeypatch.setenv("STARLIGHT_OUTBOX_BYTES", "1XB")
+    lines = wrong(config_file=path, read_limit_bytes=1)
+    assert len(lines) == 9
+    for expected in (
+        f"{path}:2: port='x': expected a whole number from 0 to 65535",
+        f"{path}:3: outbox_mesages=7: expected the name of a setting or [groups.<name>]; did you mean outbox_messages?",
+        f"{path}:4: message_rate=True: expected a whole number from 0 to",
+        f"{path}:5: jwt_secret='(hidden)': expected no secret in this file; jwt_secret_file names a file of its own",
+        f"{path}:6: config_file='other.toml': expected no other file to be named in here",
+        f"{path}:7: ping-interval='1s': expected the name of a setting or [groups.<name>]; did you mean ping_interv",
+        f"{path}:8: server={{'host': 'x'}}: expected the name of a setting",
+        "STARLIGHT_OUTBOX_BYTES='1XB': expected a size",
+        "read_limit_bytes=1: expected a size",
+    ):
+        assert [line for line in lines if line.startswith(expected)], expected
+
+
+WRONG_FILE = """# comment
+port = "x"
+outbox_mesages = 7
+message_rate = true
+jwt_secret = "canary"
+config_file = "other.toml"
+ping-interval = "1s"
+[server]
+host = "x"
+"""
+
+
+def test_lists_and_switches_of_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, 'allowed_origins = ["https://a", "https://b"]\ninsecure_no_auth = true\nport = 0')
+    settings = Settings(config_file=path)
+    assert (settings.allowed_origins, settings.insecure_no_auth, settings.port) == ("https://a, https://b", True, 0)
+    assert wrong(allowed_origins=["a", 1])
+
+
+def test_a_file_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = str(tmp_path / "none.toml")
+    (line,) = wrong(config_file=path)
+    assert line.startswith("config_file='/")
+    assert "a TOML file that can be read (no such file" in line
+    monkeypatch.setenv("STARLIGHT_CONFIG_FILE", path)
+    assert wrong()[0].startswith("STARLIGHT_CONFIG_FILE=")
+    assert Settings(config_file="") is not None
+
+
+def test_wrong_values_behind_a_variable_are_found_on_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = write(tmp_path, 'port = "x"\nhost = "localhost"\n')
+    monkeypatch.setenv("STARLIGHT_PORT", "0")
+    monkeypatch.setenv("STARLIGHT_HOST", "127.0.0.1")
+    assert Settings(config_file=path).port == 0
+    (error,) = hidden_errors({"config_file": path})
+    assert str(error).startswith(f"{path}:1: port='x': expected")
+    assert hidden_errors({}) == []
+
+
+def test_a_variable_of_kubernetes_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STARLIGHT_PORT", "tcp://10.0.0.1:8765")
+    assert "enableServiceLinks" in wrong()[0]
+
+
+def test_unknown_variables() -> None:
+    names = ["STARLIGHT_PORTS", "STARLIGHT_PORT", "starlight_port", "STARLIGHT_URL", "STARLIGHT_XYZZY", "PATH"]
+    names += ["STARLIGHT_SERVICE_HOST", "STARLIGHT_SERVICE_PORT_WS", "STARLIGHT_PORT_8765_TCP_ADDR"]  # Kubernetes
+    assert unknown_variables(names) == [
+        "STARLIGHT_PORTS: no such variable; did you mean STARLIGHT_PORT?",
+        "STARLIGHT_XYZZY: no such variable",
+    ]
+
+
+def test_what_a_reload_takes_over() -> None:
+    old = Settings(port=1, message_rate=5, connection_rate=6)
+    new = Settings(port=2, message_rate=7, drain_timeout_s=1, max_connections=5)
+    merged = old.reloaded(new)
+    assert (merged.port, merged.message_rate, merged.connection_rate, merged.drain_timeout_s) == (1, 7, 50, 1.0)
+    assert merged.max_connections == 10_000
+    assert merged.model_fields_set == {"port", "message_rate", "drain_timeout_s"}  # set on purpose: see `Limits.of`

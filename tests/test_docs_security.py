@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from starlight import cli
-from starlight.config import Settings, format_size
+from starlight.config import Settings, entries, format_size
 from starlight.limits import Limits
 from starlight.permissions import read_groups
 
@@ -44,7 +44,7 @@ def test_its_groups_can_be_read(tmp_path: Path):
 
 def test_its_table_of_limits_is_true():
     rows = dict(re.findall(r"^\| `(--[a-z-]+)` \| ([^|]+?) \|", PAGE, re.MULTILINE))
-    fields = {cli.FLAGS.get(name, "--" + name.replace("_", "-")): name for name in Settings.model_fields}
+    fields = {entry.flag: entry.name for entry in entries()}
     for flag, shown in rows.items():
         if flag.startswith("--jwt"):
             continue

@@ -20,7 +20,6 @@ import uvloop
 from starlight.node import Node
 from tests.raw_client import (
     CLOSE,
-    IS_SANITIZED,
     TEXT,
     RawClient,
     Stage,
@@ -32,7 +31,7 @@ from tests.raw_client import (
     socket_of,
     stage,
 )
-from tests.support import eventually, needs_speed
+from tests.support import IS_SANITIZED, eventually, needs_speed
 from tests.transports import HidingNode, TlsClient, TlsNode, contexts
 
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
@@ -106,7 +105,6 @@ def text(n_bytes: int) -> bytes:
     return b'"' + b"x" * n_bytes + b'"'
 
 
-@needs_speed
 async def test_one_that_stalls_among_two_hundred(play: Opening):
     async with play(evict_after_s=0.5) as on:  # the others are slow themselves on a busy machine, but not so slow
         n_others = (199 if on.is_direct else 19) // (4 if IS_SANITIZED else 1)  # they read on the node's own loop

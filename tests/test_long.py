@@ -11,8 +11,7 @@ from tests.long import contract, leaks, overload, reuse, soak
 from tests.long.__main__ import arguments
 from tests.long.outcome import BEGIN, END, PAGE, Outcome, append, read_results, table
 from tests.long.streams import Stream, Tally
-from tests.raw_client import IS_SANITIZED
-from tests.support import needs_speed
+from tests.support import IS_SANITIZED, needs_speed
 
 
 def passed(outcome: Outcome) -> None:

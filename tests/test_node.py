@@ -5,14 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import re
 import resource
-import signal
 import socket
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -20,9 +15,7 @@ from websockets.asyncio.client import connect
 
 from starlight.config import Settings
 from starlight.errors import ConfigError, ListenFailed
-from starlight.handlers import Handlers
-from starlight.hub import Client
-from starlight.node import RETRY_MAX_MS, RETRY_MIN_MS, Node, _within_open_files, raise_open_files_limit
+from starlight.node import Node, _within_open_files, raise_open_files_limit
 from tests.support import eventually
 from tests.wire_client import WireClient
 
@@ -160,150 +153,3 @@ async def test_too_many_errors_end_with_4509():
         for number in range(21):
             await ann.say("nonsense", id=number)
         assert (await ann.closed())[0] == 4509
-
-
-# --- drain -----------------------------------------------------------------------------------------------------------
-
-
-async def test_drain_says_bye_closes_with_1001_and_ends():
-    node = Node(small())
-    await node.start()
-    clients = [await WireClient.login(node.url, f"user{number}") for number in range(20)]
-    silent = await connect(node.url)  # connected, never logged in
-    url = node.url
-    ends = [asyncio.create_task(client.hear_until("bye")) for client in clients]
-    await asyncio.wait_for(asyncio.gather(node.drain(), node.drain()), 10)
-    retries = []
-    for client, end in zip(clients, ends, strict=True):
-        bye = (await end)[-1]
-        code, reason = await client.closed()
-        assert (code, reason) == (1001, f"drain;retry={bye['retry_ms']}")
-        assert RETRY_MIN_MS <= bye["retry_ms"] <= RETRY_MAX_MS
-        retries.append(bye["retry_ms"])
-    assert len(set(retries)) > 1  # they don't all come back at once
-    assert (await WireClient(silent).closed())[0] == 1001
-    assert not node.is_serving
-    with pytest.raises(OSError):
-        await connect(url)
-
-
-async def test_drain_flushes_what_was_sent_before_it():
-    async with Node(small()) as node:
-        ann, bob = await WireClient.login(node.url, "ann"), await WireClient.login(node.url, "bob")
-        for number in range(500):
-            await ann.say("direct", to="bob", data=number)
-        assert (await ann.ask("ping"))["type"] == "pong"
-    heard = await bob.hear_until("bye")
-    assert [message["data"] for message in heard[:-1]] == list(range(500))
-
-
-async def test_drain_waits_for_handlers_and_hooks_that_are_under_way():
-    events: list[str] = []
-    handlers = Handlers()
-
-    @handlers.on_disconnect
-    async def out(client: Client) -> None:
-        await asyncio.sleep(0.05)
-        events.append(client.user)
-
-    async with Node(small(), handlers=handlers) as node:
-        await WireClient.login(node.url, "ann")
-    assert events == ["ann"]
-
-
-async def test_drain_cuts_off_who_does_not_end_in_time(wire: str):
-    if wire == "wss":
-        pytest.skip("its client doesn't speak TLS")
-    async with Node(small(drain_timeout_s=0.1)) as node:
-        loop = asyncio.get_running_loop()
-        raw = socket.create_connection(("127.0.0.1", node.port))
-        raw.setblocking(False)
-        request = (
-            f"GET /ws HTTP/1.1\r\nHost: 127.0.0.1:{node.port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
-        await loop.sock_sendall(raw, request.encode())
-        assert b"101" in await asyncio.wait_for(loop.sock_recv(raw, 4096), 10)
-    await eventually(lambda: node.connections == 0)
-    raw.close()
-
-
-# --- a process of its own --------------------------------------------------------------------------------------------
-
-PROGRAM = """
-import time
-from starlight import Starlight
-app = Starlight(port=0, drain_timeout_s={drain_timeout_s})
-
-@app.on("block", thread=True)
-def block(client, data):
-    time.sleep(data)
-
-app.run()
-print("left in good order")
-"""
-
-
-class Process:
-    """A node in a process of its own."""
-
-    def __init__(self, process: asyncio.subprocess.Process, url: str) -> None:
-        self.process = process
-        self.url = url
-
-    async def end(self) -> tuple[int, str]:
-        """Wait for its end: exit status and standard output."""
-        out, _ = await asyncio.wait_for(self.process.communicate(), 15)
-        assert self.process.returncode is not None
-        return self.process.returncode, out.decode()
-
-
-@asynccontextmanager
-async def process(drain_timeout_s: float = 5) -> AsyncIterator[Process]:
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PROGRAM.format(drain_timeout_s=drain_timeout_s),
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    try:
-        assert child.stderr is not None
-        line = (await asyncio.wait_for(child.stderr.readline(), 30)).decode()
-        found = re.search(r"listens on (wss?://\S+)", line)
-        assert found, line + (await child.stderr.read()).decode()
-        yield Process(child, found[1])
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_drains_and_exits_with_0(number: signal.Signals):
-    async with process() as node:
-        ann = await WireClient.login(node.url, "ann")
-        node.process.send_signal(number)
-        assert (await ann.hear())["type"] == "bye"
-        assert (await ann.closed())[0] == 1001
-        assert await node.end() == (0, "left in good order\n")
-
-
-async def test_a_second_signal_leaves_at_once():
-    async with process(drain_timeout_s=600) as node:
-        _, writer = await asyncio.open_connection("127.0.0.1", int(node.url.split(":")[2].split("/")[0]))
-        writer.write(b"GET /ws HTTP/1.1\r\n")  # a handshake that doesn't end: the drain would wait for it
-        await asyncio.sleep(0.1)
-        ann = await WireClient.login(node.url, "ann")
-        node.process.send_signal(signal.SIGTERM)
-        assert (await ann.hear())["type"] == "bye"
-        node.process.send_signal(signal.SIGTERM)
-        assert await node.end() == (128 + signal.SIGTERM, "")
-        writer.close()
-
-
-async def test_a_thread_that_never_ends_does_not_keep_the_process():
-    async with process(drain_timeout_s=0.5) as node:
-        ann = await WireClient.login(node.url, "ann")
-        await ann.say("block", data=600)
-        await asyncio.sleep(0.2)
-        node.process.send_signal(signal.SIGTERM)
-        assert (await node.end())[0] == 0

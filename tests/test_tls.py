@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -18,6 +20,7 @@ import uvloop
 from starlight.config import Settings
 from starlight.errors import ConfigError
 from starlight.node import Node
+from tests.raw_client import set_reset
 from tests.support import eventually
 from tests.support_tls import write_certificate
 from tests.wire_client import WireClient
@@ -74,6 +77,30 @@ async def test_13_what_is_no_tls_is_closed_and_forgotten(files: tuple[str, str])
         await eventually(lambda: len(os.listdir("/proc/self/fd")) <= opened)
         assert (await ann.ask("ping"))["type"] == "pong"
         await ann.close()
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"])
+@pytest.mark.parametrize("ends", ["close", "half-close", "reset"])
+async def test_13_who_goes_before_the_handshake_is_done_writes_no_log(
+    files: tuple[str, str], said: bytes, ends: str, caplog: pytest.LogCaptureFixture
+):
+    """As health checks do that only connect."""
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    async with tls_node(files) as node:
+        for _ in range(5):
+            sock = socket.create_connection(("127.0.0.1", node.port))
+            sock.sendall(said)
+            await eventually(lambda: node.connections == 1)
+            if ends == "half-close":
+                sock.shutdown(socket.SHUT_WR)
+                await eventually(lambda: node.connections == 0)
+            elif ends == "reset":
+                set_reset(sock)
+            sock.close()
+            await eventually(lambda: node.connections == 0)
+    assert not reported
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_who_never_finishes_the_handshake_is_counted_and_ended(files: tuple[str, str]):
@@ -141,10 +168,10 @@ async def test_reload(files: tuple[str, str], tmp_path: Path, caplog: pytest.Log
         ann = await WireClient.login(node.url, "ann")
         assert await loop.run_in_executor(None, serial, node.port) == 1
         write_certificate(tmp_path, 1)
-        node.reload()
+        assert await node.reload()
         assert await loop.run_in_executor(None, serial, node.port) == 2
         Path(files[0]).write_text("nonsense")
-        node.reload()
+        assert not await node.reload()
         assert "stays as it was" in caplog.text
         assert await loop.run_in_executor(None, serial, node.port) == 2
         assert (await ann.ask("ping"))["type"] == "pong"  # open connections don't notice

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -169,6 +169,18 @@ def row_record(result: RowResult) -> dict[str, Any]:
         "failures": result.failures,
         "text": row_text(result),
     }  # fmt: skip
+
+
+def glance(record: Mapping[str, Any]) -> str:
+    """Every bar of every measured row in one table: the ratio, its interval, and whether it was met."""
+    lines = [["row", "cell", "metric", "bar", "median", "90% interval", "pairs", "met"]]
+    for row in all_rows():
+        for bar in record["rows"].get(row.name, {}).get("bars", ()):
+            interval = f"{number(bar['low'])} – {number(bar['high'])}"
+            met = "yes" if bar["is_met"] else "NO"
+            figures = [number(bar["median"]), interval, str(bar["count"]), met]
+            lines.append([f"`{row.name}`", bar["cell"], bar["metric"], bar["bar"], *figures])
+    return table(lines) + "\n"
 
 
 class ResultsFile:

@@ -7,6 +7,7 @@ back when they are evicted. Beside them a client that reads everything asks for 
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import threading
 import time
@@ -58,9 +59,8 @@ class Publisher(threading.Thread):
             while not self.is_stopping:
                 self._sock.sendall(self._blob)
                 self.sent_bytes += len(self._blob)
-                with suppress(BlockingIOError):
-                    while self._sock.recv(1 << 16, socket.MSG_DONTWAIT):
-                        pass
+                while select.select([self._sock], [], [], 0)[0] and self._sock.recv(1 << 16):
+                    pass
         except OSError as error:
             self.error = error
         set_reset(self._sock)

@@ -1,0 +1,105 @@
+"""The command ``starlight serve``, and running any node from the command line.
+
+Its flags are made of `Settings`: see `_cli.takes_settings`.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from starlight._cli import PanelCommand, describe, fail, make_app, takes_settings, words_of
+
+if TYPE_CHECKING:
+    from starlight.app import Starlight
+    from starlight.config import Settings
+    from starlight.errors import ListenFailed
+
+__all__ = ["app", "load", "run_node"]
+
+app = make_app("Listen, and carry messages between clients.")
+
+
+@app.command(cls=PanelCommand, short_help="Listen, and carry messages between clients.")
+@takes_settings
+def serve(
+    application: Annotated[
+        str | None, typer.Argument(metavar="APP", help="Your application, as module:app.", show_default=False)
+    ] = None,
+    **flags: Any,
+) -> int:
+    """Serve: listen, and carry messages between clients until SIGTERM or Ctrl-C.
+
+    Each flag may also come from the environment as STARLIGHT_ and the setting's name, such as STARLIGHT_PORT or
+    STARLIGHT_OUTBOX_BYTES, or from the file of --config; a flag wins over a variable, and that over the file. Sizes are
+    written 64KiB or 1MB, durations 250ms or 10s. `starlight config env` lists the variables, `config show --origin`
+    says where each value comes from.
+    """
+    from starlight.app import Starlight
+
+    words = words_of(flags)
+    found = load(application) if application else Starlight()
+    return run_node(found.settings, lambda _: found.run(**words), words, found.given)
+
+
+def run_node(
+    make: Callable[..., Settings],
+    run: Callable[[Settings], None],
+    words: dict[str, str],
+    given: dict[str, Any] | None = None,
+) -> int:
+    """Make settings of words and run a server with them; what is wrong is told in terms of where it was written.
+
+    Args:
+        make: makes settings of words.
+        run: serves with them, until it is over.
+        words: what was given on the command line.
+        given: what was given in code.
+    """
+    from starlight.errors import ConfigError, ListenFailed
+
+    try:
+        settings = make(**words)
+        run(settings)
+    except ConfigError as error:
+        fail(*describe(error, words, given))
+    except ListenFailed as error:
+        fail(_why_not_listening(error, settings))
+    return 0
+
+
+def _why_not_listening(error: ListenFailed, settings: Settings) -> str:
+    """A failure to listen in terms of the flags."""
+    if error.errno == errno.EADDRINUSE:
+        return f"--port {settings.port}: already in use on {settings.host}; choose another, or 0 to have one picked"
+    if error.errno == errno.EACCES:
+        return f"--port {settings.port}: not permitted; ports below 1024 need privileges"
+    return f"--host {settings.host} --port {settings.port}: {error.strerror or error}"
+
+
+def load(application: str) -> Starlight:
+    """The application named as ``module:app``, looked for in the current directory first, as Python does it."""
+    module_name, colon, name = application.partition(":")
+    if not (module_name and colon and name.isidentifier()):
+        fail(f"APP {application!r}: expected module:app, such as auction:app")
+    sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise  # the module is there, and what it imports is not: its own traceback says more
+        fail(f"APP {application!r}: there is no module {error.name!r} here or in the environment")
+    if not hasattr(module, name):
+        fail(f"APP {application!r}: module {module_name!r} has no {name!r}")
+
+    from starlight.app import Starlight
+
+    found = getattr(module, name)
+    if not isinstance(found, Starlight):
+        fail(f"APP {application!r}: expected a Starlight application, but it is a {type(found).__name__}")
+    return found

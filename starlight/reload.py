@@ -1,0 +1,203 @@
+"""What SIGHUP does: read the configuration again, and change a node that serves.
+
+The law is all or nothing. Whatever can be wrong is found in `prepare`, which reads files and makes new parts beside the
+old ones, off the loop's thread, so that nobody waits for a disk; `commit` only puts them in place, in one turn of the
+loop. Settings without `RELOADS` stay as they were at the start, and are named in the log.
+
+What it does to those who are connected: the next thing they ask is judged by the new limits and permissions, and
+their rates begin anew. Who has joined a channel that he may not join any more is sent away with 4011, exactly as
+after a `refresh` that lost it, and comes back at a time of his own: a client joins what it may. Nobody is sent away for
+being one too many of a user or an address; those limits are for who comes. Logins stay until they end, also if the key
+that they were checked with is gone: to end those, revoke them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from starlight._drain import RETRY_MAX_MS, RETRY_MIN_MS
+from starlight._gate import Gate
+from starlight._tls import Certificate
+from starlight.auth import Permissions, TokenAuth, make_authenticator
+from starlight.config import Settings, entries
+from starlight.errors import ConfigError
+from starlight.limits import Limits
+from starlight.origins import Origins, Proxies
+from starlight.permissions import make_permissions
+
+if TYPE_CHECKING:
+    from starlight.hub import Hub
+
+__all__ = ["Parts", "Reloader", "problems"]
+
+log = logging.getLogger(__name__)
+
+SLICE_S: Final = 0.002
+"""How long clients are looked at before the loop turns to other things: less than anybody notices."""
+
+
+class Parts(NamedTuple):
+    """What was made of a configuration, and not put in place yet.
+
+    Attributes:
+        settings: those that are to be in force.
+        changed: names of settings that are different.
+        restart: names of settings that are different in the configuration, but need a restart.
+        permissions: None where everybody may do everything, or where the application brought its own.
+        authenticator: None unless the node made a `TokenAuth` itself.
+        origins: pages that may connect.
+        proxies: whose X-Forwarded-For is believed.
+        certificate: None without TLS.
+    """
+
+    settings: Settings
+    changed: list[str]
+    restart: list[str]
+    permissions: Permissions | None
+    authenticator: TokenAuth | None
+    origins: Origins
+    proxies: Proxies
+    certificate: Certificate | None
+
+
+class Reloader:
+    """Reads the configuration of one node again.
+
+    Args:
+        settings: those at the start.
+        reread: makes settings anew of the same flags and code, and of the file as it is then.
+        hub: gets limits and permissions.
+        gate: gets limits of addresses, origins and proxies.
+        authenticator: gets keys; None if it is not the node's own.
+        permit: makes permissions of settings; None if they are the application's own.
+        certificate: None without TLS.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        reread: Callable[[], Settings],
+        *,
+        hub: Hub,
+        gate: Gate,
+        authenticator: TokenAuth | None,
+        permit: Callable[[Settings], Permissions | None] | None,
+        certificate: Certificate | None,
+    ) -> None:
+        self.settings = settings
+        self._reread = reread
+        self._hub = hub
+        self._gate = gate
+        self._authenticator = authenticator
+        self._permit = permit
+        self._certificate = certificate
+        self._lock = asyncio.Lock()
+
+    async def run(self) -> Parts | None:
+        """Reload; what is in force now, or None if the configuration is wrong: that is logged, and nothing changes.
+
+        One after the other, if it is called again meanwhile. It returns when all clients have been looked at.
+        """
+        async with self._lock:
+            try:
+                parts = await asyncio.to_thread(self.prepare)
+            except ConfigError as error:
+                for one in (error, *error.others):
+                    log.error("the configuration stays as it was: %s", one)
+                return None
+            except Exception:
+                log.exception("the configuration stays as it was")
+                return None
+            rates = Limits.of(self.settings).rates
+            self.commit(parts)
+            log.info("the configuration was read again; changed: %s", self._describe(parts) or "no setting")
+            if parts.restart:
+                log.warning("not changed before a restart: %s", ", ".join(parts.restart))
+            await self._review(rates=Limits.of(self.settings).rates != rates)
+            return parts
+
+    def prepare(self) -> Parts:
+        """Read everything again and make new parts. From any thread. Raises `ConfigError`."""
+        new = self._reread()
+        restart = [
+            entry.name
+            for entry in entries()
+            if not entry.reloads and getattr(new, entry.name) != getattr(self.settings, entry.name)
+        ]
+        if bool(new.tls_cert or new.tls_key) != (self._certificate is not None):
+            restart += ["tls_cert", "tls_key"]  # a listening socket is one for TLS, or it is not
+            new = new.model_copy(update={name: getattr(self.settings, name) for name in ("tls_cert", "tls_key")})
+        settings = self.settings.reloaded(new)
+        changed = [name for name in Settings.model_fields if getattr(settings, name) != getattr(self.settings, name)]
+        has_tls = self._certificate is not None
+        return Parts(
+            settings,
+            changed,
+            restart,
+            self._permit(settings) if self._permit is not None else None,
+            self._authenticator.remade(self.settings, settings) if self._authenticator is not None else None,
+            Origins(settings.allowed_origins),
+            Proxies(settings.trusted_proxies),
+            Certificate(settings.tls_cert, settings.tls_key) if has_tls else None,
+        )
+
+    def commit(self, parts: Parts) -> None:
+        """Put new parts in place. On the loop's thread; it can't fail."""
+        self.settings = settings = parts.settings
+        limits = Limits.of(settings)
+        if self._authenticator is not None and parts.authenticator is not None:
+            self._authenticator.take_over(parts.authenticator)
+        if self._certificate is not None and parts.certificate is not None:
+            self._certificate.take_over(parts.certificate)
+        self._gate.change(limits, parts.origins, parts.proxies)
+        self._hub.change(
+            limits,
+            channels_limit=settings.channels_per_client,
+            clients_limit=settings.clients_per_channel,
+            name_limit_bytes=settings.name_limit_bytes,
+        )
+        if self._permit is not None:
+            self._hub.permit(parts.permissions)
+
+    async def _review(self, *, rates: bool) -> None:
+        """Look at all clients, with pauses for everybody else."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + SLICE_S
+        sent_away = 0
+        for lost in self._hub.review(lambda: random.randint(RETRY_MIN_MS, RETRY_MAX_MS), rates=rates):
+            sent_away += lost
+            if loop.time() >= until_s:
+                await asyncio.sleep(0)
+                until_s = loop.time() + SLICE_S
+        if sent_away:
+            log.info("%d clients lost a channel that they had joined, and come back", sent_away)
+
+    @staticmethod
+    def _describe(parts: Parts) -> str:
+        shown = [entry for entry in entries() if entry.name in parts.changed]
+        return ", ".join(f"{entry.name}={entry.text(getattr(parts.settings, entry.name))}" for entry in shown)
+
+
+def problems(settings: Settings) -> list[ConfigError]:
+    """Why a node would not start with these settings: keys, certificates, lists and groups that are none."""
+
+    def certify(settings: Settings) -> object:
+        return Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert or settings.tls_key else None
+
+    found: list[ConfigError] = []
+    for make in (
+        make_authenticator,
+        certify,
+        lambda settings: Origins(settings.allowed_origins),
+        lambda settings: Proxies(settings.trusted_proxies),
+        lambda settings: make_permissions(settings, {}),
+    ):
+        try:
+            make(settings)
+        except ConfigError as error:
+            found += [error, *error.others]
+    return found
