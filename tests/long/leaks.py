@@ -12,7 +12,7 @@ import socket
 import ssl
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +27,8 @@ AT_ONCE = 100
 USERS = 5_000
 CHANNELS = 50
 TIMEOUT_S = 20.0
+RESET_AFTER_S = 1.5
+"""An evicted client that doesn't read is reset after a second."""
 GROWTH_LIMIT_BYTES = 4 << 20
 SETTINGS = {"outbox_bytes": 65_536, "send_buffer_bytes": 4_096, "application": True}
 """Small, so that one who stalls is evicted by a few hundred kilobytes."""
@@ -198,10 +200,10 @@ class Crowd:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.kinds: Counter[str] = Counter()
-        self._stalled: list[Guest] = []
+        self._stalled: deque[tuple[float, Guest]] = deque()
 
     def live(self, port: int, n: int, count: int, tls: ssl.SSLContext | None = None) -> None:
-        """Let the guests from number `n` on come and go. Those that stall are kept until the next ones are gone."""
+        """Let the guests from number `n` on come and go. Of those that stall, one half is kept until it was reset."""
         guests = [Guest(port, i, self.seed, tls) for i in range(n, n + count)]
         for guest in guests:
             guest.wait()
@@ -210,18 +212,19 @@ class Crowd:
         random.Random(f"{self.seed}/{n}").shuffle(guests)
         for guest in guests:
             guest.end()
-        late, self._stalled = self._stalled, [guest for guest in guests if guest.stage == "stalled"]
+        now_s = time.monotonic()
         for guest in guests:
-            if guest.stage != "stalled":
+            if guest.stage == "stalled" and guest.n % 2:
+                self._stalled.append((now_s + RESET_AFTER_S, guest))
+            else:
                 guest.leave()
-        for guest in late:
-            guest.leave()
+        while self._stalled and self._stalled[0][0] < now_s:
+            self._stalled.popleft()[1].leave()
 
     def last(self) -> None:
         """Those that still stall."""
-        for guest in self._stalled:
-            guest.leave()
-        self._stalled = []
+        while self._stalled:
+            self._stalled.popleft()[1].leave()
 
 
 async def run(connections: int = CONNECTIONS, seed: int = 1, tls_share: float = TLS_SHARE) -> Outcome:

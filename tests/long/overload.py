@@ -19,7 +19,7 @@ from typing import Any
 from starlight.loadtest import procstat
 from tests.long.outcome import Outcome
 from tests.long.streams import Stream, Tally
-from tests.raw_client import RawClient, message, request, set_reset
+from tests.raw_client import CLOSE, PING, PONG, RawClient, frame, message, request, set_reset
 from tests.server_process import ServerProcess, server_process
 
 SECONDS = 60.0
@@ -138,10 +138,23 @@ class Watch:
             while True:
                 await asyncio.sleep(0.05)
                 began_s = time.monotonic()
-                await client.ask("direct", to="healthy", data=1)
+                await client.say("direct", to="healthy", data=1, id=1)
+                await answer(client)
                 self.answers_s.append(time.monotonic() - began_s)
         finally:
             client.close()
+
+
+async def answer(client: RawClient) -> None:
+    """The next reply; pings are answered meanwhile."""
+    while True:
+        opcode, payload = await client.next_frame()
+        if opcode == PING:
+            await client.send(frame(PONG, payload))
+        elif opcode == CLOSE:
+            raise EOFError(f"closed with {payload!r}")
+        elif b'"ok"' in payload:
+            return
 
 
 async def run(
