@@ -88,6 +88,10 @@ class Served:
         self.errors = errors
         self.eaten: list[int] = []
 
+    def complaints(self) -> list[str]:
+        """The first warnings and errors logged; not that a handler took long, as any does on a busy machine."""
+        return [line for line in self.errors.lines if "held the loop" not in line][:20]
+
     def status(self) -> dict[str, Any]:
         """What lives now (sums of live counters), what it costs, and the totals."""
         gc.collect()
@@ -100,7 +104,7 @@ class Served:
             "files": open_files(),
             "resident_bytes": resident_bytes(),
             "cpu_s": sum(os.times()[:2]),
-            "log": self.errors.lines[:20],
+            "log": self.complaints(),
             **core,
             **self.node.hub.counters(),
             **(acceptor.counts if acceptor is not None else {}),
@@ -108,7 +112,7 @@ class Served:
 
     def core(self) -> dict[str, Any]:
         """The core's counters alone: little work, to be asked often."""
-        return {"connections": self.node.connections, "log": self.errors.lines[:20], **self.node.core.counters()}
+        return {"connections": self.node.connections, "log": self.complaints(), **self.node.core.counters()}
 
     def cpu(self) -> dict[str, Any]:
         """What can be told without opening a file."""

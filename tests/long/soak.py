@@ -70,7 +70,7 @@ async def run(minutes: float = MINUTES, seed: int = 1, rate: float = RATE) -> Ou
         chance = random.Random(seed)
         for part in range(PARTS):  # the engine counts its messages anew in each, so the mutes begin anew as well
             mutes = [
-                Mute(server.port, f"mute{n}", [f"c{1 + n % 20}"], random.Random(chance.random()), tally, 12.0)
+                Mute(server.port, f"mute{n}", channels_of(n), random.Random(chance.random()), tally, 12.0)
                 for n in range(MUTES)
             ]
             scenario = scenario_of(seed + part, minutes * 60 / PARTS, rate)
@@ -93,6 +93,11 @@ async def run(minutes: float = MINUTES, seed: int = 1, rate: float = RATE) -> Ou
     return outcome
 
 
+def channels_of(mute: int) -> list[str]:
+    """Five of the twenty."""
+    return [f"c{1 + (mute + n) % 20}" for n in range(5)]
+
+
 async def run_engine(scenario: Scenario, target: Target, pid: int) -> Result:
     """One part, in a thread."""
     loop = asyncio.get_running_loop()
@@ -105,8 +110,11 @@ def judge(outcome: Outcome, results: list[Result], tally: Tally, end: dict[str, 
     for number, result in enumerate(results, 1):
         faults = {name: getattr(result.check, name) for name in FAULTS if getattr(result.check, name)}
         outcome.require(not faults, f"part {number}: {faults}")
-        outcome.require(not result.disconnects, f"part {number}: {result.disconnects} sent away: {result.close_codes}")
-        outcome.require(not result.connect_failures, f"part {number}: {result.connect_failures} could not connect")
+        outcome.expect(not result.disconnects, f"part {number}: {result.disconnects} sent away: {result.close_codes}")
+        outcome.expect(
+            not result.connect_failures,
+            f"part {number}: {result.connect_failures} could not connect, such as: {result.first_disconnect}",
+        )
         known = "not_connected" in (result.first_error or "not_connected")
         outcome.require(known, f"part {number}: {result.first_error}")
     outcome.require(end["live"] == 0 and not end["log"], f"left behind {end['live']}, logged {end['log']}")
@@ -114,7 +122,7 @@ def judge(outcome: Outcome, results: list[Result], tally: Tally, end: dict[str, 
     outcome.figures = {
         "checked deliveries": sum(result.check.checked for result in results) + tally.deliveries,
         "a second": sum(result.rate for result in results) / len(results),
-        "errors": len(outcome.faults),
+        "errors": len(outcome.faults) + len(outcome.shortfalls),
         "reconnects": sum(result.churned for result in results),
         "evicted": end["evicted_slow_total"] + end["evicted_timeout_total"] + end["evicted_budget_total"],
         "server CPU share": round(sum(r.server.cpu_share for r in results if r.server) / len(results), 2),
