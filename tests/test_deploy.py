@@ -10,8 +10,12 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -310,6 +314,56 @@ def test_promtool_reads_the_configuration():
         ["promtool", "check", "config", "--syntax-only", path], capture_output=True, text=True, timeout=60, check=False
     )
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
+def test_a_real_prometheus_has_an_answer_to_every_expression(scrape: Scrape, tmp_path: Path):
+    key = tmp_path / "key"
+    key.write_text("k" * 32)
+    text = (DEPLOY / "prometheus" / "prometheus.yaml").read_text()
+    for old, new in {
+        "starlight:8766": scrape.url.partition("//")[2],
+        "/run/secrets/internal": str(key),
+        "scrape_interval: 5s": "scrape_interval: 1s",
+    }.items():
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "prometheus.yml").write_text(text)
+    port = free_port()
+    command = [
+        "prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data",
+        f"--web.listen-address=127.0.0.1:{port}", "--log.level=error",
+    ]  # fmt: skip
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            missing = set(expressions())
+            deadline_s = time.monotonic() + 60
+            while missing and time.monotonic() < deadline_s:
+                time.sleep(0.5)
+                missing = {expression for expression in missing if not has_answer(port, expression)}
+            assert missing == set()
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def has_answer(port: int, expression: str) -> bool:
+    query = urllib.parse.urlencode({"query": expression})
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/query?{query}", timeout=20) as answer:
+            return bool(json.load(answer)["data"]["result"])
+    except urllib.error.HTTPError as error:
+        assert error.code == 503, (expression, error.read())  # anything else is about the expression
+        return False
+    except OSError:
+        return False  # not yet listening
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def test_the_dashboard_is_laid_out():
