@@ -6,7 +6,7 @@ that may be long (`split`) take a list, which the caller cuts.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
-from starlight._core cimport channel_t, core_t
+from starlight._core cimport budget_bytes, channel_t, core_t
 from starlight._fanout cimport Channel, Core, Subscriber
 from starlight._histogram cimport HISTOGRAM_BUCKETS, histogram_t
 from starlight._outbox cimport STATE_EVICTED, subscriber_t
@@ -22,6 +22,22 @@ def members(Channel channel not None):
     channel.core.check_thread()
     cdef uint32_t i
     return [<Subscriber>channel.c.members[i].sub.handle for i in range(channel.c.n_members)]
+
+
+def owners(Core core not None, uint32_t start, uint32_t end):
+    """The owners of the subscribers from `start` to `end`, or as far as there are any.
+
+    Whoever walks all of them in slices goes from the end to the start: a subscriber that goes is replaced by the last
+    one, which then is met a second time perhaps, but nobody is missed.
+    """
+    core.check_thread()
+    cdef uint32_t i
+    return [(<Subscriber>(<subscriber_t*>core.c.all.items[i]).handle).owner for i in range(start, min(end, core.c.all.n))]
+
+
+def subscribers(Core core not None):
+    """How many there are."""
+    return core.c.all.n
 
 
 def split(list subscribers not None):
@@ -50,7 +66,7 @@ def split(list subscribers not None):
 
 def over_budget(Core core not None):
     """Whether the chunks together take more than the memory budget."""
-    return core.c.arena.held_bytes > core.c.limits.memory_budget_bytes
+    return budget_bytes(&core.c) > core.c.limits.memory_budget_bytes
 
 
 def flush_histograms(Core core not None):

@@ -56,6 +56,7 @@ OTHER_VARIABLES: Final = {
     "STARLIGHT_URL": "the server that `starlight sub`, `pub` and `send` connect to",
     "STARLIGHT_USER": "the user they log in as",
     "STARLIGHT_TOKEN": "the token they log in with",
+    "STARLIGHT_NODE": "the internal ports that `starlight top`, `conns`, `kick` and `drain` ask, with spaces between",
     "STARLIGHT_BUILD": "how the compiled modules are built: release, debug or a sanitizer",
     "STARLIGHT_ANNOTATE": "writes the compiler's annotated sources when building",
 }
@@ -355,7 +356,7 @@ class Settings(BaseSettings):
         description="Port for health, metrics and control; 0 picks a free one. None: there is no such port, and "
         "nothing is imported or measured for it.",
     )
-    internal_key_file: FileName = Field(
+    internal_key_file: Annotated[FileName, RELOADS] = Field(
         "",
         max_length=4096,
         description="File with the bearer key for whatever changes things over the internal port. At least 32 bytes. "

@@ -18,7 +18,7 @@ from hashlib import sha256
 from typing import Annotated, Any, Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from starlight import close_codes
 from starlight._fanout import Subscriber
@@ -82,14 +82,14 @@ class _Broadcast(Struct, forbid_unknown_fields=True):
 
 
 class _Disconnect(Struct, forbid_unknown_fields=True):
-    user: str | None = None
-    id: Annotated[int, Meta(ge=1, le=2**53)] | None = None
+    user: str | UnsetType = UNSET
+    id: Annotated[int, Meta(ge=1, le=2**53)] | UnsetType = UNSET
     code: int = close_codes.DISCONNECTED
 
 
 class _Revoke(Struct, forbid_unknown_fields=True):
-    user: str | None = None
-    token_id: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+    user: str | UnsetType = UNSET
+    token_id: Annotated[str, Meta(min_length=1, max_length=255)] | UnsetType = UNSET
     seconds: Annotated[float, Meta(gt=0, le=REVOKED_LIMIT_S)] = REVOKED_S
 
 
@@ -380,15 +380,15 @@ class Api:
         wanted = _decode(body, _Disconnect)
         if wanted.code not in CLOSE_CODES or not close_codes.valid_on_wire(wanted.code):
             raise ApiError(400, "code: expected a close code of the protocol")
-        if (wanted.user is None) == (wanted.id is None):
+        if (wanted.user is UNSET) == (wanted.id is UNSET):
             raise ApiError(400, "expected user or id, one of them")
-        if wanted.user is not None:
+        if isinstance(wanted.user, str):
             _check_user("user", wanted.user)
             clients = list(self._node.hub._users.get(wanted.user, ()))
             for client in clients:
                 client.connection.close(wanted.code)
             return 200, {"clients": len(clients)}
-        assert wanted.id is not None
+        assert isinstance(wanted.id, int)
         connection = await self._stats.find_connection(wanted.id)
         if connection is None or not connection.is_open:
             return 200, {"clients": 0}
@@ -398,14 +398,14 @@ class Api:
     async def revoke(self, body: bytes) -> tuple[int, dict[str, Any]]:
         """Close all connections of a user or token and refuse its tokens for a time (a day)."""
         wanted = _decode(body, _Revoke)
-        if (wanted.user is None) == (wanted.token_id is None):
+        if (wanted.user is UNSET) == (wanted.token_id is UNSET):
             raise ApiError(400, "expected user or token_id, one of them")
         hub = self._node.hub
         try:
-            if wanted.user is not None:
+            if isinstance(wanted.user, str):
                 _check_user("user", wanted.user)
                 return 200, {"clients": hub.revoke_user(wanted.user, wanted.seconds)}
-            assert wanted.token_id is not None
+            assert isinstance(wanted.token_id, str)
             return 200, {"clients": hub.revoke_token(wanted.token_id, wanted.seconds)}
         except OverflowError as error:
             raise ApiError(503, f"their clients were disconnected, but {error}") from None

@@ -29,7 +29,7 @@ from typing import Any, Final
 from aiohttp import web
 from orjson import dumps
 
-from starlight import metrics
+from starlight import console, metrics
 from starlight.auth import is_loopback
 from starlight.internal_api import Api, ApiError, Node
 from starlight.stats import CHANNEL_ORDERS, CONNECTION_ORDERS, Stats
@@ -60,11 +60,6 @@ _HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_CONSOLE_POLICY: Final = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
-    "connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -96,10 +91,16 @@ class InternalPort:
         host = self._node.settings.internal_host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
+    def change_key(self, key: bytes | None) -> None:
+        """Another key for requests to come."""
+        self._key = key
+
     async def start(self) -> None:
         """Serve, on the running loop."""
         app = self.make_app()
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_S)
+        self._runner = web.AppRunner(
+            app, access_log=None, logger=_quiet_log(), handle_signals=False, shutdown_timeout=STOP_S
+        )
         await self._runner.setup()
         await web.SockSite(self._runner, self._listening).start()
         self.stats.lag.start()
@@ -232,15 +233,11 @@ class InternalPort:
         return _json(await self.stats.channelz(order, _whole(request, "limit", 100, 1, PAGE_LIMIT)))
 
     async def _openapi(self, request: web.Request) -> web.Response:
-        return web.Response(body=_packaged("openapi.json"), content_type="application/json")
+        return web.Response(body=(files("starlight") / "openapi.json").read_bytes(), content_type="application/json")
 
     async def _console(self, request: web.Request) -> web.Response:
-        page = _packaged("console.html")
-        if page is None:
-            raise ApiError(404, "there is no console in this installation")
-        return web.Response(
-            body=page, content_type="text/html", charset="utf-8", headers={"Content-Security-Policy": _CONSOLE_POLICY}
-        )
+        body, headers = console.page()
+        return web.Response(body=body, headers=headers)
 
     # --- changing ------------------------------------------------------------------------------------------------
 
@@ -250,6 +247,13 @@ class InternalPort:
             return _json(answer, status)
 
         return handle
+
+
+def _quiet_log() -> logging.Logger:
+    """For aiohttp, which logs a traceback for each request that isn't HTTP. Failures of ours are logged by `_guard`."""
+    quiet = logging.getLogger(f"{__name__}.aiohttp")
+    quiet.setLevel(logging.CRITICAL)
+    return quiet
 
 
 def _json(answer: dict[str, Any], status: int = 200) -> web.Response:
@@ -279,9 +283,3 @@ def _whole(request: web.Request, name: str, default: int, least: int, most: int)
     if not _NUMBER.fullmatch(word) or not least <= int(word) <= most:
         raise ApiError(400, f"{name}: expected a whole number from {least} to {most}")
     return int(word)
-
-
-def _packaged(name: str) -> bytes | None:
-    """A file of the package; None if it isn't there."""
-    file = files("starlight") / name
-    return file.read_bytes() if file.is_file() else None

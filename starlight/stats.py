@@ -14,11 +14,11 @@ import heapq
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from starlight._gauges import channel_counts, flush_histograms, over_budget
+from starlight._gauges import channel_counts, flush_histograms, over_budget, owners, subscribers
 from starlight._version import __version__
 from starlight.close_codes import CLOSE_CODES, ErrorCode
 
@@ -32,6 +32,9 @@ __all__ = ["CHANNEL_ORDERS", "CONNECTION_ORDERS", "OTHER", "LoopLag", "Source", 
 
 SLICE: Final = 500
 """Connections or channels that are looked at between two turns of the loop: about half a millisecond of them."""
+
+ROWS_SLICE: Final = 100
+"""Rows of a page that are made between two turns, alike."""
 
 LAG_INTERVAL_S: Final = 0.05
 """How often the loop's lag is measured: often enough to meet a stall of that length, too rare to be noticed itself."""
@@ -234,8 +237,6 @@ class Stats:
             limit: at most so many.
             offset: leave out so many at the beginning.
         """
-        connections: Sequence[Any] = self.node.core.owners()
-        now_ms = self.node.core.now_ms()
         weigh = _WEIGHTS[order]
 
         def weight(connection: Connection) -> int | None:
@@ -243,21 +244,33 @@ class Stats:
                 return None
             return weigh(connection, now_ms)
 
-        total, page = await _largest(connections, weight, offset, limit)
+        now_ms = self.node.core.now_ms()
+        total, page = await _largest(self._connections(), weight, offset, limit)
         rows: list[dict[str, Any]] = []
-        for start in range(0, len(page), SLICE):
+        for start in range(0, len(page), ROWS_SLICE):
             now_ms = self.node.core.now_ms()
-            rows += [_connection_row(connection, now_ms) for connection in page[start : start + SLICE]]
+            rows += [_connection_row(connection, now_ms) for connection in page[start : start + ROWS_SLICE]]
             await asyncio.sleep(0)
         return {"now": round(time.time(), 3), "total": total, "offset": offset, "connections": rows}
 
+    def _connections(self) -> Iterator[list[Connection]]:
+        """All connections in slices, each once; to be taken one by one, with turns of the loop between."""
+        core = self.node.core
+        seen: set[int] = set()
+        end = subscribers(core)
+        while end > 0:
+            found = owners(core, max(0, end - SLICE), end)
+            some = [connection for connection in found if connection.number not in seen]
+            seen.update(connection.number for connection in some)
+            yield some
+            end = min(end - SLICE, subscribers(core))
+
     async def find_connection(self, number: int) -> Connection | None:
         """The connection with this id in `connz`; None if it is gone."""
-        connections: Sequence[Any] = self.node.core.owners()
-        for start in range(0, len(connections), SLICE):
-            for connection in connections[start : start + SLICE]:
+        for some in self._connections():
+            for connection in some:
                 if connection.number == number:
-                    return connection  # type: ignore[no-any-return]
+                    return connection
             await asyncio.sleep(0)
         return None
 
@@ -271,8 +284,9 @@ class Stats:
             limit: at most so many.
         """
         place = CHANNEL_ORDERS.index(order)
-        records = list(self.node.hub._channels.values())
-        total, page = await _largest(records, lambda record: channel_counts(record.channel)[place], 0, limit)
+        records = iter(list(self.node.hub._channels.values()))
+        slices = iter(lambda: list(islice(records, SLICE)), [])
+        total, page = await _largest(slices, lambda record: channel_counts(record.channel)[place], 0, limit)
         rows = [
             {"channel": record.name, **dict(zip(CHANNEL_ORDERS, channel_counts(record.channel), strict=True))}
             for record in page
@@ -311,24 +325,27 @@ class Stats:
 
 
 async def _largest(
-    items: Sequence[Item], weight: Callable[[Item], int | None], offset: int, limit: int
+    slices: Iterable[Sequence[Item]], weight: Callable[[Item], int | None], offset: int, limit: int
 ) -> tuple[int, list[Item]]:
-    """How many items have a weight at all, and the page of them, heaviest first, in slices with turns between.
+    """How many items have a weight at all, and the page of them, heaviest first, with turns of the loop between slices.
 
-    Each slice is sorted by itself; the page comes out of a merge that stops when it is complete.
+    Each slice is sorted by itself; the page comes out of a merge that stops when it is complete. Of items that weigh
+    the same the earlier one goes first.
     """
-    total, runs = 0, []
-    for start in range(0, len(items), SLICE):
-        run = [
-            (heaviness, -index, item)  # the index is unique, so that items themselves are never compared
-            for index, item in enumerate(items[start : start + SLICE], start)
-            if (heaviness := weight(item)) is not None
-        ]
+    total, place = 0, 0
+    runs = []
+    for some in slices:
+        run = []
+        for item in some:
+            place -= 1
+            heaviness = weight(item)
+            if heaviness is not None:
+                run.append((heaviness, place, item))  # the place is unique, so that items are never compared
         total += len(run)
-        run.sort(reverse=True, key=lambda entry: entry[:2])
+        run.sort(reverse=True)
         runs.append(run[: offset + limit])
         await asyncio.sleep(0)
-    merged = heapq.merge(*runs, reverse=True, key=lambda entry: entry[:2])
+    merged = heapq.merge(*runs, reverse=True)
     page: list[Item] = []
     for place, (_, _, item) in enumerate(islice(merged, offset + limit)):
         if place >= offset:
@@ -370,7 +387,7 @@ def _connection_row(connection: Connection, now_ms: int) -> dict[str, Any]:
         "outbox_messages": subscriber.outbox_messages,
         "outbox_bytes": subscriber.outbox_bytes,
         "oldest_ms": _age_ms(connection, now_ms),
-        "is_full": subscriber.is_full,
+        "is_full": bool(subscriber.is_full),
         "is_reading_paused": connection.is_paused,
     }
 

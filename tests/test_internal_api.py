@@ -237,6 +237,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("disconnect", {}, "user or id"),
     ("disconnect", {"user": "ann", "id": 1}, "user or id"),
     ("disconnect", {"id": 0}, "id"),
+    ("disconnect", {"id": 1, "user": None}, "user"),
     ("disconnect", {"user": "ann", "code": 1006}, "code"),
     ("disconnect", {"user": "ann", "code": 77}, "code"),
     ("revoke", {}, "user or token_id"),

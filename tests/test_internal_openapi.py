@@ -23,7 +23,7 @@ async def test_the_description_is_true(tmp_path: Path):
             *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{on.port.url}/openapi.json"),
             *("--header", f"Authorization: Bearer {KEY}", "--checks", ",".join(CHECKS)),
             *("--phases", "examples,coverage,fuzzing", "--max-examples", "15", "--seed", "7"),
-            *("--generation-deterministic", "--generation-database", "none", "--suppress-health-check", "all"),
+            *("--generation-deterministic", "--suppress-health-check", "all"),
             *("--exclude-path", "/api/drain", "--no-color"),  # a node drains once
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

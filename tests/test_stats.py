@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import WebSocketException
 
+from starlight import stats
 from starlight.stats import LAG_INTERVAL_S, SLICE, LoopLag, _address, _largest
 from tests.support import eventually
 from tests.support_inside import inside
@@ -138,12 +139,31 @@ async def test_a_page_is_that_of_all_sorted_and_the_loop_goes_on_meanwhile():
 
     counting = asyncio.create_task(count_turns())
     for offset, limit in ((0, 1), (0, 100), (950, 120), (len(items) - 5, 100), (len(items), 10)):
-        total, page = await _largest(items, lambda item: item if item % 2 else None, offset, limit)
+        slices = (items[start : start + SLICE] for start in range(0, len(items), SLICE))
+        total, page = await _largest(slices, lambda item: item if item % 2 else None, offset, limit)
         odd = sorted((item for item in items if item % 2), reverse=True)
         assert total == len(odd)
         assert page == odd[offset : offset + limit]
     counting.cancel()
     assert turns > 5 * 7
+
+
+async def test_a_walk_over_the_connections_meets_each_once_whoever_goes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(stats, "SLICE", 4)
+    async with inside(tmp_path) as on:
+        for number in range(15):
+            await on.login(f"user{number}")
+        gone, met = set(), []
+        for turn, some in enumerate(on.stats._connections()):
+            met += [connection.number for connection in some]
+            for connection in list(on.node.core.owners())[turn % 2 :: 7]:  # some of either part
+                gone.add(connection.number)
+                connection.abort()
+            await asyncio.sleep(0.01)
+        assert len(met) == len(set(met)) and set(met) | gone == set(range(1, 16))
+        assert set(range(1, 16)) - gone <= set(met)
 
 
 async def test_find_connection(tmp_path: Path):

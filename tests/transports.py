@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,28 @@ def contexts(directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     return server, client
 
 
+class ServerListener:
+    """A loop's or aiofastnet's server with the face of a `Listener`."""
+
+    is_shared = is_resting = False
+
+    def __init__(self, server: Any) -> None:
+        self.sockets = server.sockets
+        self._server = server
+
+    async def close(self) -> None:
+        self._server.close()
+
+    def drop_handshakes(self) -> None: ...
+
+
 class TlsNode(Node):
     """A node behind TLS in its own process."""
 
     context: ssl.SSLContext
 
-    async def _listen(self, acceptor: Acceptor) -> Any:
-        return await aiofastnet.create_server(
+    async def _listen(self, acceptor: Acceptor, listening: Sequence[socket.socket]) -> Any:
+        server = await aiofastnet.create_server(
             asyncio.get_running_loop(),
             acceptor.protocol,
             "127.0.0.1",
@@ -48,6 +65,7 @@ class TlsNode(Node):
             ssl_incoming_bio_size=SMALL_BIO_BYTES,
             ssl_outgoing_bio_size=SMALL_BIO_BYTES,
         )
+        return ServerListener(server)
 
     @property
     def url(self) -> str:
@@ -103,7 +121,6 @@ class HidingProtocol(asyncio.BufferedProtocol):
 class HidingNode(Node):
     """A node that has to write through its transports."""
 
-    async def _listen(self, acceptor: Acceptor) -> Any:
-        return await asyncio.get_running_loop().create_server(
-            lambda: HidingProtocol(acceptor.protocol()), "127.0.0.1", 0
-        )
+    async def _listen(self, acceptor: Acceptor, listening: Sequence[socket.socket]) -> Any:
+        loop = asyncio.get_running_loop()
+        return ServerListener(await loop.create_server(lambda: HidingProtocol(acceptor.protocol()), "127.0.0.1", 0))
