@@ -28,6 +28,7 @@ import yaml
 from dockerfile_parse import DockerfileParser
 
 import starlight
+from starlight import cli
 from starlight.config import Settings, entries
 from starlight.errors import RequestFailed
 from starlight.permissions import read_groups
@@ -266,9 +267,11 @@ def test_probes_ask_the_internal_port_for_what_it_has(scrape: Scrape, dockerfile
     assert service["spec"]["selector"].items() <= DEPLOYMENT["spec"]["template"]["metadata"]["labels"].items()
 
 
-def test_the_drain_before_the_stop_has_its_time():
+def test_the_drain_before_the_stop_has_its_time(capsys: pytest.CaptureFixture[str]):
     program, command, *words = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
     assert (program, command, words[0]) == ("starlight", "drain", "--wait")
+    assert cli.main(["drain", "--help"]) == 0
+    assert "--wait" in capsys.readouterr().out
     env = {item["name"]: item["value"] for item in CONTAINER["env"]}
     drain_s, wait_s = parse_duration(env["STARLIGHT_DRAIN_TIMEOUT_S"]), parse_duration(words[1])
     assert drain_s < wait_s
