@@ -3,9 +3,9 @@
     PYTHONPATH=. python bench/jwt_cost.py                  # the checks: µs each, and how many a second on one core
     PYTHONPATH=. python bench/jwt_cost.py --storm 10000    # 10,000 logins over real connections, by each kind of token
 
-(Not jwt.py: that would be what `import jwt` finds.) The storm's clients run in the same process as the node, so its
-times are those of both together; what the ways of logging in differ by is the server's. Connections come from
-127.0.0.x in turn, 100 at a time.
+Prints Markdown. (Not jwt.py: that would be what `import jwt` finds.) The storm's clients run in the same process as
+the node, so its times are those of both together; what the ways of logging in differ by is the server's. Connections
+come from 127.0.0.x in turn, 100 at a time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import base64
 import gc
 import json
 import os
+import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -81,20 +82,21 @@ def microseconds(work: Callable[[], object]) -> float:
 
 def check_costs() -> None:
     """Print what each kind of token costs to check."""
+    print("| token | good, µs | good ones a second on a core | forged, µs | bytes |\n|---|---|---|---|---|")
     for name, (auth, make) in authenticators().items():
         token = make(1)
-        cost_us = microseconds(lambda auth=auth, token=token: auth.authenticate(Login(token=token)))
-        print(f"{name:8} good      {cost_us:7.1f} µs   {1e6 / cost_us:8.0f} a second   {len(token)} bytes")
+        good_us = microseconds(lambda auth=auth, token=token: auth.authenticate(Login(token=token)))
         wrong = token[:-6] + ("AAAAAA" if token[-6:] != "AAAAAA" else "BBBBBB")
-        cost_us = microseconds(lambda auth=auth, wrong=wrong: refused(auth, wrong))
-        print(f"{name:8} forged    {cost_us:7.1f} µs")
+        forged_us = microseconds(lambda auth=auth, wrong=wrong: refused(auth, wrong))
+        print(f"| {name} | {good_us:.1f} | {1e6 / good_us:,.0f} | {forged_us:.1f} | {len(token)} |", flush=True)
     auth = authenticators()["HS256"][0]
     someone = Someone()
+    print(f"| over 8 KiB | | | {microseconds(lambda: refused(auth, 'x' * 9000)):.1f} | 9000 |")
+    print("\n| permission to publish, the loop around it included | µs |\n|---|---|")
     permissions = GroupPermissions({"trader": Group(publish=["auction:*"])})
     for channel in ("auction:1", "other"):
         cost_us = microseconds(lambda channel=channel: permissions.allows(someone, "publish", channel))
-        print(f"permission to publish in {channel:10} {cost_us:5.2f} µs, the loop around it included")
-    print(f"over 8 KiB         {microseconds(lambda: refused(auth, 'x' * 9000)):7.1f} µs")
+        print(f"| in `{channel}` | {cost_us:.2f} |")
 
 
 class Someone:
@@ -114,7 +116,7 @@ def refused(auth: TokenAuth, token: str) -> None:
         return
 
 
-async def storm(name: str, auth: TokenAuth, tokens: list[str]) -> tuple[float, float]:
+async def storm(auth: TokenAuth, tokens: list[str]) -> tuple[float, float]:
     """Wall and CPU seconds until all of them have their welcome."""
     settings = Settings(port=0, max_connections=len(tokens) + 10, drain_timeout_s=1, log_level="error")
     gate, writers = asyncio.Semaphore(AT_ONCE), []
@@ -148,10 +150,17 @@ async def storm(name: str, auth: TokenAuth, tokens: list[str]) -> tuple[float, f
 
 def storms(number: int) -> None:
     """Print what a storm costs with each kind of token, and how much of that is the kind."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    print(f"| {number:,} logins with | s | s of CPU, server and clients | µs more for each than with a session |")
+    print("|---|---|---|---|")
+    session_s = 0.0
     for name, (auth, make) in authenticators().items():
         tokens = [make(each) for each in range(number)]
-        wall_s, cpu_s = uvloop.run(storm(name, auth, tokens))
-        print(f"{name:8} {number} logins: {wall_s:6.2f} s, {cpu_s:6.2f} s of CPU (server and clients together)")
+        wall_s, cpu_s = uvloop.run(storm(auth, tokens))
+        session_s = session_s or cpu_s
+        more_us = f"{(cpu_s - session_s) / number * 1e6:.0f}" if name != "session" else ""
+        print(f"| {name} | {wall_s:.2f} | {cpu_s:.2f} | {more_us} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,17 @@ const MAX_REQUESTS = 1024; // under way at once: a program that asks faster than
 const STABLE_MS = 10_000; // only a connection that lasted longer resets the backoff: evict-reconnect loops slow down
 const mayReconnect = (code) => !([1000, 1002, 1003, 1007, 1008, 1009].includes(code) || code >= 4500);
 const failure = (name, message, code) => Object.assign(new Error(message), { name, code });
-const deferred = (one = {}) => { // a promise with its resolve and reject
-  one.promise = new Promise((resolve, reject) => Object.assign(one, { resolve, reject }));
-  one.promise.catch(() => {}); // nobody waiting is no fault
+const deferred = (one = {}) => { // a promise with its resolve and reject; that nobody waits for it is no fault
+  (one.promise = new Promise((resolve, reject) => Object.assign(one, { resolve, reject }))).catch(() => {});
   return one;
 };
-/** options: user, or token (a string or a function that returns one, possibly async); lines; reconnect;
- *  onMessage (direct, broadcast, server and other pushes); onState ("connected", "reconnecting", "closed"); times. */
+/** options: user, or token (a string, or a function, possibly async, that gives one: at login, when it expires, and to
+ *  come back where the session isn't accepted); lines; reconnect; onMessage (all pushes); onState; times. */
 export const connect = (url, options) => new Client(url, options).open();
 
 export class Client {
   #waiting = new Map(); #channels = new Map(); // id -> request, channel -> callback: joined again after a reconnect
-  #url; #options; #socket; #wasReady; #isClosed; #ready = deferred(); #id = 1; #attempt = 0; #waitMs = 0;
+  #url; #options; #socket; #session; #wasReady; #isClosed; #ready = deferred(); #id = 1; #attempt = 0; #waitMs = 0;
   constructor(url, options = {}) {
     this.#url = url;
     this.#options = { lines: false, reconnect: true, timeoutMs: 10_000, pingMs: 25_000, backoffMs: 250,
@@ -29,6 +28,7 @@ export class Client {
   publish(channel, data) { return this.#ask({ type: "publish", channel, data }); }
   direct(to, data) { return this.#ask({ type: "direct", to, data }); }
   broadcast(data) { return this.#ask({ type: "broadcast", data }); }
+  refresh(token) { return this.#ask({ type: "refresh", token }, (reply) => (this.#session = reply.session)); }
   presence(channel) { return this.#ask({ type: "presence", channel }); }
   ping() { return this.#ask({ type: "ping" }); }
   request(type, data = null) { return this.#ask({ type, data }).then((reply) => reply.data); }
@@ -44,21 +44,22 @@ export class Client {
     let openedAt = Infinity, beat, timer = setTimeout(giveUp, this.#options.timeoutMs);
     socket.onopen = () => this.#login().then(() => {
       clearTimeout(timer);
-      openedAt = Date.now();
+      [openedAt, this.#wasReady] = [Date.now(), true];
       beat = setInterval(() => this.#ask({ type: "ping" }, null, true).catch(giveUp), this.#options.pingMs);
-      this.#wasReady = true;
       this.#ready.resolve(this);
       onState("connected");
     }).catch(giveUp);
     socket.onmessage = ({ data }) => split(data).forEach((message) => this.#receive(JSON.parse(message)));
     socket.onclose = ({ code, reason }) => {
       [timer, beat].forEach(clearTimeout); // clears an interval, too
+      const isRefused = this.#session && openedAt === Infinity && [4500, 4501].includes(code); // the token is next
+      if (isRefused || code === 4014) this.#session = null;
       const error = failure("ConnectionLost", `closed with ${code} ${reason}`.trim(), code);
       for (const [id, request] of this.#waiting) if (request.isSent) this.#settle(id).reject(error);
       if (openedAt < Infinity) this.#ready = deferred();
       if (Date.now() - openedAt > STABLE_MS) this.#attempt = 0;
       const end = () => { this.#isClosed = true; this.#ready.reject(error); onState("closed", error); };
-      if (this.#isClosed || !this.#wasReady || !reconnect || !mayReconnect(code)) return end();
+      if (this.#isClosed || !this.#wasReady || !reconnect || !(isRefused || mayReconnect(code))) return end();
       const delayMs = this.#waitMs + Math.random() * Math.min(backoffMaxMs, backoffMs * 2 ** this.#attempt++);
       this.#waitMs = 0;
       onState("reconnecting", { code, delayMs });
@@ -68,8 +69,9 @@ export class Client {
   }
   async #login() {
     const { user, token, onMessage } = this.#options; // onMessage is also told when joining again is refused
-    const fresh = typeof token === "function" ? await token() : token;
+    const fresh = this.#session ?? (typeof token === "function" ? await token() : token);
     this.welcome = await this.#ask({ type: "login", ...(fresh ? { token: fresh } : { user }) }, null, true);
+    this.#session = this.welcome.session;
     for (const channel of this.#channels.keys()) this.#ask({ type: "join", channel }, null, true).catch(onMessage);
   }
   async #ask(message, onOk, now = false) {
@@ -82,14 +84,12 @@ export class Client {
     if (request.isSent) this.#socket.send(JSON.stringify({ ...message, id }));
     return request.promise;
   }
-  #settle(id) {
-    const request = this.#waiting.get(id);
-    clearTimeout(request?.timer);
-    return this.#waiting.delete(id) ? request : undefined;
-  }
+  #settle(id, one = this.#waiting.get(id)) { clearTimeout(one?.timer); this.#waiting.delete(id); return one; }
   #receive(message) {
     if (message.type === "publication") return this.#channels.get(message.channel)?.(message);
     if (message.type === "bye") this.#waitMs = message.retry_ms ?? 0;
+    if (message.type === "expiring" && typeof this.#options.token === "function")
+      return (async () => this.refresh(await this.#options.token()))().catch(this.#options.onMessage);
     const request = this.#settle(message.id); // the welcome, too, is a reply
     if (!request) return this.#options.onMessage(message);
     if (message.type === "error") return request.reject(failure(message.name, message.message, message.code));

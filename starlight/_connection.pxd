@@ -23,7 +23,10 @@ cdef class Acceptor:
     cdef readonly Core core
     cdef readonly object hub
     cdef readonly int connections        # sockets, from accept to close
-    cdef readonly object counts          # dict of totals
+    cdef readonly object counts          # Counter: totals by name. `closed_CODE`: by us; `refused_CODE`: before the login;
+                                         # `peer_CODE`: by the peer, 1006 without a close frame; `logins`, ...
+    cdef readonly uint64_t messages_in   # totals: whole messages, lines counted one by one
+    cdef readonly uint64_t bytes_in      # read from sockets, the handshakes included
     cdef object loop
     cdef object timer
     cdef object gate                     # who may connect: starlight._gate.Gate
@@ -51,6 +54,9 @@ cdef class Connection(WSListener):
     cdef readonly Subscriber subscriber
     cdef readonly object client          # the hub's Client; None before the login and after the end
     cdef readonly str subprotocol
+    cdef readonly uint64_t number        # among the connections of this node, from 1 on; 0 before the handshake is done
+    cdef readonly uint64_t connected_ms  # when that was, on the core's clock
+    cdef readonly uint64_t messages_in
     cdef object address                  # what the gate counts it by
     cdef object client_peername          # as the gate found it; None before
     cdef object transport                # the asyncio transport; None until the handshake is done and after the end
@@ -69,7 +75,7 @@ cdef class Connection(WSListener):
     cdef bint is_lines
     cdef bint is_text                    # the fragments' message
     cdef bint awaits_pong
-    cdef bint is_paused                  # reading, because too much waits for an async handler
+    cdef readonly bint is_paused         # reading, because too much waits for an async handler
     cdef bint is_discarding              # reading goes on without the parser
     cdef bint is_evicted                 # the end is an abort with SO_LINGER 0
     cdef bint is_close_sent              # our close frame is with the kernel

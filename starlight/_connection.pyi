@@ -1,6 +1,7 @@
 """Stubs of the compiled connection. What each call means stands in the docstrings of _connection.pyx."""
 
 from asyncio import BufferedProtocol
+from collections import Counter
 from typing import Any, final
 
 from starlight._fanout import Core, Subscriber
@@ -12,6 +13,10 @@ class Connection:
     subscriber: Subscriber
     client: Any
     subprotocol: str
+    number: int
+    connected_ms: int
+    messages_in: int
+    is_paused: bool
     @property
     def is_open(self) -> bool: ...
     @property
@@ -31,7 +36,9 @@ class Acceptor:
     core: Core
     hub: Any
     connections: int
-    counts: dict[str, int]
+    counts: Counter[str]
+    messages_in: int
+    bytes_in: int
     def __init__(
         self,
         core: Core,

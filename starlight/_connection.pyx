@@ -11,7 +11,7 @@ N is handled, and then the connection fails; reading stops meanwhile, so that no
 import asyncio
 import logging
 import random
-from collections import deque
+from collections import Counter, deque
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -80,6 +80,7 @@ class Protocol(WSProtocol):
     def buffer_updated(self, n_bytes):
         """Count what strangers send."""
         cdef Connection connection = self.connection
+        connection.acceptor.bytes_in += n_bytes
         WSProtocol.buffer_updated(self, n_bytes)
         if connection.phase == PHASE_LOGIN:
             connection.receive_stranger(n_bytes)
@@ -126,11 +127,11 @@ cdef class Connection(WSListener):
         """Count a socket; False to refuse it: there are too many, in all or of its address."""
         cdef Acceptor acceptor = self.acceptor
         if acceptor.connections >= acceptor.max_connections:
-            acceptor.count("refused_full")
+            acceptor.counts["refused_full"] += 1
             return False
         self.address = acceptor.gate.enter(peername)
         if self.address is None:
-            acceptor.count("refused_address")
+            acceptor.counts["refused_address"] += 1
             return False
         acceptor.connections += 1
         self.is_counted = True
@@ -191,7 +192,9 @@ cdef class Connection(WSListener):
         if self.fd < 0 or self.transport.get_write_buffer_size() > 0:
             self.transport.set_write_buffer_limits(0)    # so that resume_writing means: all is out
         self.subscriber = acceptor.core.subscriber(self, self.fd, self.transport, LINES if self.is_lines else FRAMES)
-        acceptor.count("accepted")
+        acceptor.counts["accepted"] += 1
+        self.number = acceptor.counts["accepted"]
+        self.connected_ms = acceptor.core.now_ms()
         self.phase = PHASE_OPEN if acceptor.echoes else PHASE_LOGIN
         self.set_deadline(acceptor.ping_interval_ms if acceptor.echoes else acceptor.login_timeout_ms)
 
@@ -203,8 +206,10 @@ cdef class Connection(WSListener):
         if self.phase == PHASE_GONE:
             return
         if self.phase == PHASE_HANDSHAKE and self.is_counted:
-            self.acceptor.count("handshakes_failed")
+            self.acceptor.counts["handshakes_failed"] += 1
             self.acceptor.gate.n_failures += 1
+        elif self.phase in (PHASE_LOGIN, PHASE_OPEN):
+            self.acceptor.counts["peer_1006"] += 1
         self.phase = PHASE_GONE
         deadline_clear(&self.deadline)
         self.queue = None
@@ -268,7 +273,7 @@ cdef class Connection(WSListener):
                 self.awaits_pong = False
                 self.set_deadline(self.acceptor.ping_interval_ms)
             else:
-                self.acceptor.count("unsolicited_pongs")
+                self.acceptor.counts["unsolicited_pongs"] += 1
             return 0
         return self.receive_close(frame)
 
@@ -343,12 +348,14 @@ cdef class Connection(WSListener):
         return 0
 
     cdef int answer_close(self) except -1:
+        self.acceptor.counts[f"peer_{self.peer_code if self.peer_code in close_codes.CLOSE_CODES else 'other'}"] += 1
         self.acceptor.core.close(self.subscriber, self.peer_code)
         return self.begin_close(self.acceptor.write_timeout_ms)
 
     cdef int whole_message(self, bytes message, bint is_text) except -1:
         if self.acceptor.echoes:
-            return self.acceptor.echo(self, message, is_text)
+            self.acceptor.core.send(self.subscriber, b"", message, b"", is_text)
+            return 0
         if not is_text:
             return self.fail(1003)
         if not self.is_lines:
@@ -362,6 +369,8 @@ cdef class Connection(WSListener):
     # ---- messages, strictly one after the other
 
     cdef int deliver(self, bytes message) except -1:
+        self.messages_in += 1
+        self.acceptor.messages_in += 1
         if self.task is not None:
             return self.hold(message)
         return self.dispatch(message)
@@ -385,6 +394,7 @@ cdef class Connection(WSListener):
             self.acceptor.hub.disconnect(client)
             return
         self.client = client
+        self.acceptor.counts["logins"] += 1
         self.phase = PHASE_OPEN
         self.set_deadline(<uint64_t>(self.acceptor.ping_interval_ms * random.uniform(0.5, 1.0)))
 
@@ -474,7 +484,7 @@ cdef class Connection(WSListener):
         if code not in NO_BYE:
             self.acceptor.core.send(self.subscriber, bye(code, text, retry_ms))
         self.acceptor.core.close(self.subscriber, code, text.encode("ascii", "replace"))
-        self.acceptor.count(f"closed_{code}")
+        self.acceptor.counts[f"{'refused' if self.phase == PHASE_LOGIN else 'closed'}_{code}"] += 1
         self.begin_close(LINGER_MS if code == close_codes.NO_PONG else self.acceptor.write_timeout_ms)
 
     cdef int fail(self, int code) except -1:
@@ -518,7 +528,7 @@ cdef class Connection(WSListener):
         if self.phase >= PHASE_GONE:
             return
         self.is_evicted = True
-        self.acceptor.count(f"closed_{code}")
+        self.acceptor.counts[f"closed_{code}"] += 1
         self.begin_close(LINGER_MS)
 
     def on_close_sent(self):
@@ -630,7 +640,7 @@ cdef class Acceptor:
         self.write_timeout_ms = <uint64_t>(settings.write_timeout_s * 1000)
         self.ping_interval_ms = <uint64_t>(settings.ping_interval_s * 1000)
         self.pong_timeout_ms = <uint64_t>(settings.pong_timeout_s * 1000)
-        self.counts = {}
+        self.counts = Counter()
         wheel_init(&self.wheel, core.now_ms())
         list_init(&self.due)
 
@@ -687,12 +697,3 @@ cdef class Acceptor:
     def abort_handshakes(self):
         """Cut off whoever is still in the handshake."""
         self.abort_all(PHASE_HANDSHAKE)
-
-    def echo(self, Connection connection not None, bytes message, bint is_text):
-        """Send a message back as it came (conformance)."""
-        self.core.send(connection.subscriber, b"", message, b"", is_text)
-        return 0
-
-    def count(self, str name):
-        """Count something that happened, by name."""
-        self.counts[name] = self.counts.get(name, 0) + 1

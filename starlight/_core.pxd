@@ -18,6 +18,7 @@ from libc.string cimport memcpy
 from starlight._arena cimport (CHUNK_BYTES, arena_t, checked_realloc, chunk_new, chunk_t, chunk_unref, frame_start,
                                lane_commit, lane_reserve, vector_push, vector_t)
 from starlight._flush cimport flush_one, flusher_t, raise_event
+from starlight._histogram cimport clock_us, histogram_add, histogram_t
 from starlight._outbox cimport (CACHE_LINE_BYTES, EVENT_BROKEN, EVENT_EVICT_SLOW, FORM_FRAMES, FORM_LINES, N_FORMS,
                                 STATE_CLOSING, STATE_DEAD, STATE_OPEN, membership_t, outbox_append, releases_apply, span_bytes, span_t,
                                 subscriber_t)
@@ -64,6 +65,8 @@ ctypedef struct channel_t:
     uint32_t n_members
     uint32_t capacity
     uint32_t n_form[N_FORMS]     # members by wire form: a form nobody wants is not written
+    uint64_t n_publications      # these two only ever grow
+    uint64_t n_deliveries
     void* handle                 # PyObject* of the Channel (the struct is inside it)
 
 ctypedef struct run_t:
@@ -86,6 +89,7 @@ ctypedef struct limits_t:
 
 ctypedef struct totals_t:        # only ever grow
     uint64_t messages            # publications and single-receiver messages accepted
+    uint64_t publications        # of which went to a channel, `everyone` included
     uint64_t deliveries          # messages put into an outbox
     uint64_t settles
     uint64_t turns
@@ -109,6 +113,7 @@ ctypedef struct core_t:
     vector_t first               # single-receiver work, flushed before the round
     vector_t full
     vector_t transports          # popped in this slice, written with the GIL
+    uint64_t transport_bytes     # what transports below hold of full subscribers: counts against the budget
     uint32_t n_private           # lists that `act` and `write_transports` took out and walk now; their pins are still held
     uint64_t turn_bytes          # appended since the last flush
     uint32_t round_start         # where in `flushing` the round began
@@ -116,6 +121,8 @@ ctypedef struct core_t:
     uint32_t n_memberships
     int epoll_fd
     flusher_t flusher
+    histogram_t flush_us         # of each flush that handed anything over: how long it took,
+    histogram_t flush_bytes      # and how much that was
 
 ctypedef struct message_t:       # borrowed for one call: the parts of a message, written one behind the other
     const char* part[3]
@@ -281,7 +288,10 @@ cdef inline int run_append(core_t* c, channel_t* channel, message_t* m) noexcept
         run.n_bytes += size
         c.turn_bytes += size
     run.n_messages += 1
+    channel.n_publications += 1
+    channel.n_deliveries += channel.n_members
     c.totals.messages += 1
+    c.totals.publications += 1
     c.totals.deliveries += channel.n_members
     if run.n_messages >= c.limits.run_messages or run.n_bytes >= c.limits.run_bytes:
         settle(c)
@@ -430,6 +440,13 @@ cdef inline bint flush_slice(core_t* c) noexcept nogil:
     return c.flushing.n > 0 or c.marked.n > 0
 
 
+cdef inline void measure(core_t* c, uint64_t started_us, uint64_t sent_bytes) noexcept nogil:
+    """A slice is over that began at this time with so many bytes handed over; one that wrote nothing doesn't count."""
+    if c.flusher.sent_bytes != sent_bytes:
+        histogram_add(&c.flush_us, clock_us() - started_us)
+        histogram_add(&c.flush_bytes, c.flusher.sent_bytes - sent_bytes)
+
+
 cdef inline void apply_flush(core_t* c) noexcept nogil:
     """What a flush collected for the core: references given back, subscribers newly full."""
     cdef flusher_t* f = &c.flusher
@@ -457,10 +474,23 @@ cdef inline void full_add(core_t* c, subscriber_t* sub) noexcept nogil:
     sub.in_epoll = True
 
 
+cdef inline void count_transport(core_t* c, subscriber_t* sub, uint32_t n_bytes) noexcept nogil:
+    """So much is held by the transport below, until it takes more or the subscriber goes."""
+    c.transport_bytes -= sub.transport_bytes
+    c.transport_bytes += n_bytes
+    sub.transport_bytes = n_bytes
+
+
+cdef inline uint64_t budget_bytes(core_t* c) noexcept nogil:
+    """What the budget is about: all chunks, and what left them for transports that hold it."""
+    return c.arena.held_bytes + c.transport_bytes
+
+
 cdef inline void full_remove(core_t* c, subscriber_t* sub) noexcept nogil:
     """The sink takes more again (or the subscriber goes)."""
     cdef subscriber_t* moved
     sub.is_full = False
+    count_transport(c, sub, 0)
     if sub.full_index >= 0:
         c.full.n -= 1
         moved = <subscriber_t*>c.full.items[c.full.n]
@@ -514,12 +544,15 @@ cdef inline void compact(core_t* c) noexcept nogil:
 cdef inline subscriber_t* largest_full(core_t* c) noexcept nogil:
     """Of the full subscribers that are not evicted yet, the one with the largest outbox; NULL if there is none."""
     cdef subscriber_t* largest = NULL
+    cdef uint64_t n_bytes, largest_bytes = 0
     cdef subscriber_t* sub
     cdef uint32_t i
     for i in range(c.full.n):
         sub = <subscriber_t*>c.full.items[i]
-        if sub.state <= STATE_CLOSING and (largest == NULL or sub.out_bytes > largest.out_bytes):
+        n_bytes = sub.out_bytes + sub.transport_bytes
+        if sub.state <= STATE_CLOSING and (largest == NULL or n_bytes > largest_bytes):
             largest = sub
+            largest_bytes = n_bytes
     return largest
 
 
@@ -567,15 +600,18 @@ cdef inline int check_pins(core_t* c, subscriber_t* sub) except -1:
 
 cdef inline int check_core(core_t* c) except -1:
     cdef uint32_t i, n_memberships = 0
+    cdef uint64_t transport_bytes = 0
     cdef subscriber_t* sub
     for i in range(c.all.n):
         sub = <subscriber_t*>c.all.items[i]
         assert sub.index == <int32_t>i and sub.state != STATE_DEAD
         n_memberships += sub.n_memberships
         check_subscriber(c, sub)
+        transport_bytes += sub.transport_bytes
         if c.all.n <= 32:                  # quadratic
             check_pins(c, sub)
     assert n_memberships == c.n_memberships, "memberships were lost"
+    assert transport_bytes == c.transport_bytes, "the transports' sum is wrong"
     assert c.run.channel == NULL or c.run.channel.n_members > 0, "a run without members"
     assert c.arena.n_free <= c.arena.n_chunks
     return 0

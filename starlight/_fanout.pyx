@@ -16,12 +16,14 @@ from libc.stdlib cimport free, malloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from starlight._arena cimport CHUNK_BYTES, arena_trim, lane_close, vector_free, vector_push, vector_t
-from starlight._core cimport (EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYTES, apply_flush, channel_add,
-                              channel_remove, channel_t, check_core, compact, core_t, epoll_create1, epoll_ctl,
-                              epoll_event, epoll_wait, flush_slice, full_add, full_remove, is_member, largest_full,
-                              limits_t, mark, mark_first, message_t, payload_bytes, run_append, send_one, settle,
-                              settle_member, unpin)
+from starlight._core cimport (EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYTES, apply_flush, budget_bytes,
+                              channel_add, channel_remove, channel_t, check_core, compact, core_t, count_transport,
+                              epoll_create1, epoll_ctl, epoll_event, epoll_wait, flush_slice, full_add, full_remove,
+                              is_member, largest_full, limits_t, mark, mark_first, measure, message_t, payload_bytes,
+                              run_append, send_one, settle, settle_member, unpin)
+from starlight._counters cimport core_counters
 from starlight._flush cimport STAGE_BYTES, flush_one, flusher_t, raise_event
+from starlight._histogram cimport clock_us
 from starlight._outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, EVENT_EVICT_BUDGET, EVENT_EVICT_SLOW, EVENT_EVICT_TIMEOUT,
                                 FORM_FRAMES, FORM_LINES, N_FORMS, STATE_CLOSED, STATE_CLOSING, STATE_DEAD,
                                 STATE_EVICTED, STATE_OPEN, clear_frames, free_parts, outbox_truncate, queue_close,
@@ -158,13 +160,13 @@ cdef inline bint fill(message_t* m, bytes head, object data, bytes tail, Py_buff
 cdef class Core:
     """One node's fan-out: arena, outboxes, flush. Belongs to the thread that calls `bind()`.
 
-    outbox_messages: a subscriber that has been full for `evict_after_ms` with more messages than this is evicted. 256,
-        as in the system this descends from.
-    outbox_bytes: a full subscriber with more bytes than this is evicted at once. 1 MiB: 256 messages of 4 KiB.
-    evict_after_ms: how long "full" must last, without a break, before the message limit counts. 250 ms: longer than a
-        healthy client's worst pause on a busy machine, short enough to bound what it pins.
-    write_timeout_ms: a subscriber that takes nothing for so long is evicted, whatever waits for it. 10 s.
-    memory_budget_bytes: for all chunks together; when it is passed, the largest outboxes go first. 512 MiB.
+    Args:
+        outbox_messages: one that has been full for `evict_after_ms` with more messages than this is evicted.
+        outbox_bytes: a full subscriber with more bytes than this is evicted at once. 1 MiB: 256 messages of 4 KiB.
+        evict_after_ms: how long "full" must last, without a break, before the message limit counts. 250 ms: longer
+            than a healthy client's worst pause on a busy machine, short enough to bound what it pins.
+        write_timeout_ms: a subscriber that takes nothing for so long is evicted, whatever waits for it. 10 s.
+        memory_budget_bytes: for all chunks together; when it is passed, the largest outboxes go first. 512 MiB.
     """
 
     def __cinit__(self, *, uint32_t outbox_messages=256, uint64_t outbox_bytes=1 << 20, uint32_t evict_after_ms=250,
@@ -432,6 +434,7 @@ cdef class Core:
             queue_close(sub, code, PyBytes_AS_STRING(reason), PyBytes_GET_SIZE(reason))
         sub.state = STATE_EVICTED
         self.leave_all(sub)
+        count_transport(&self.c, sub, 0)
         outbox_truncate(sub, torn_bytes(sub), &self.c.flusher.releases)
         releases_apply(&self.c.flusher.releases, &self.c.arena)
         mark_first(&self.c, sub)
@@ -449,10 +452,12 @@ cdef class Core:
     cdef bint flush_some(self) except -1:
         """One slice; whether more waits. Evictions stay marked: they are carried out at the end of the turn."""
         cdef bint more
+        cdef uint64_t started_us = clock_us(), sent_bytes = self.c.flusher.sent_bytes
         with nogil:
             more = flush_slice(&self.c)
         if self.c.transports.n:
             self.write_transports()
+        measure(&self.c, started_us, sent_bytes)
         return more
 
     def _on_turn_end(self):
@@ -461,7 +466,7 @@ cdef class Core:
         self.c.totals.turns += 1
         cdef bint more = self.flush_some()
         self.act()
-        if self.c.arena.held_bytes > self.compact_above_bytes:
+        if budget_bytes(&self.c) > self.compact_above_bytes:
             self.keep_budget()
         if more:
             self.schedule()
@@ -528,6 +533,8 @@ cdef class Core:
                 sub.is_full = True
                 sub.full_since_ms = f.now_ms
                 full_add(&self.c, sub)
+                if sub.state <= STATE_CLOSING:           # one that is evicted has a second to live: nobody pays for it
+                    count_transport(&self.c, sub, transport.get_write_buffer_size())
                 return 0
             f.stage_used = 0
             flush_one(f, sub)
@@ -630,7 +637,7 @@ cdef class Core:
                 raise_event(&c.flusher.eventful, sub, EVENT_EVICT_TIMEOUT)
         if c.full.n and c.arena.held_bytes > COMPACT_ABOVE_BYTES:
             compact(c)
-        if c.arena.held_bytes > c.limits.memory_budget_bytes // 2:
+        if budget_bytes(c) > c.limits.memory_budget_bytes // 2:
             self.keep_budget()
         else:
             self.compact_above_bytes = c.limits.memory_budget_bytes // 2
@@ -646,11 +653,11 @@ cdef class Core:
         cdef subscriber_t* sub
         compact(c)
         self.compact_above_bytes = min(c.limits.memory_budget_bytes,
-                                       c.arena.held_bytes + c.limits.memory_budget_bytes // 32)
-        while c.arena.held_bytes > c.limits.memory_budget_bytes:
+                                       budget_bytes(c) + c.limits.memory_budget_bytes // 32)
+        while budget_bytes(c) > c.limits.memory_budget_bytes:
             arena_trim(&c.arena)
             sub = largest_full(c)
-            if sub == NULL or c.arena.held_bytes <= c.limits.memory_budget_bytes:
+            if sub == NULL or budget_bytes(c) <= c.limits.memory_budget_bytes:
                 break
             self.act_guarded(<Subscriber>sub.handle, EVENT_EVICT_BUDGET)
         return 0
@@ -659,28 +666,9 @@ cdef class Core:
 
     def counters(self):
         """A dict of integers: what lives now (all zero once every connection is gone), then totals that only grow."""
-        cdef core_t* c = &self.c
-        cdef flusher_t* f = &c.flusher
-        cdef uint64_t n_bytes = 0, n_messages = 0, n_spans = 0
-        cdef uint32_t i
-        cdef subscriber_t* sub
         self.check_thread()
-        for i in range(c.all.n):
-            sub = <subscriber_t*>c.all.items[i]
-            n_bytes += sub.out_bytes
-            n_messages += sub.out_messages
-            n_spans += sub.n_spans
-        return {
-            "subscribers": c.all.n, "full": c.full.n, "channels": c.n_channels - 1, "memberships": c.n_memberships,
-            "chunks": c.arena.n_chunks, "free_chunks": c.arena.n_free, "chunk_bytes": c.arena.held_bytes,
-            "spans": n_spans, "outbox_messages": n_messages, "outbox_bytes": n_bytes,
-            "messages_total": c.totals.messages, "deliveries_total": c.totals.deliveries, "sends_total": f.sends,
-            "short_sends_total": f.short_sends, "sent_bytes_total": f.sent_bytes, "sent_spans_total": f.spans,
-            "settles_total": c.totals.settles, "turns_total": c.totals.turns, "slices_total": c.totals.slices,
-            "evicted_slow_total": c.totals.evicted_slow, "evicted_timeout_total": c.totals.evicted_timeout,
-            "evicted_budget_total": c.totals.evicted_budget, "broken_total": c.totals.broken,
-            "compacted_bytes_total": c.totals.compacted_bytes,
-        }
+        self.now_ms()
+        return core_counters(&self.c)
 
     def owners(self):
         """A list of the owners of all subscribers, safe to iterate whatever is done to them."""

@@ -165,7 +165,7 @@ class TlsListener:
         self._handshake_timeout_s = handshake_timeout_s
         self._loop = asyncio.get_running_loop()
         self._reporting_loop = cast(asyncio.AbstractEventLoop, _Loop(self._loop))
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._handshakes: dict[asyncio.Task[None], tuple[socket.socket, Connection]] = {}
 
     async def open(self, host: str, port: int, *, reuse_port: bool = False) -> None:
         """Listen on all addresses of a host: see `Listener.open`. Raises OSError, socket.gaierror included."""
@@ -242,9 +242,16 @@ class TlsListener:
                 continue
             sock.setblocking(False)
             task = self._loop.create_task(self._shake_hands(sock, protocol, connection))
-            self._handshakes.add(task)
-            task.add_done_callback(self._handshakes.discard)
+            self._handshakes[task] = sock, connection
+            task.add_done_callback(self._forget)
         return True
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        """A handshake is over; one that was cancelled before it began has to be cleared up here."""
+        sock, connection = self._handshakes.pop(task)
+        if task.cancelled():
+            connection.on_socket_lost()
+            sock.close()
 
     def _accept_again(self, listening: socket.socket) -> None:
         self.is_resting = False

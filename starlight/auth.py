@@ -187,7 +187,7 @@ def make_authenticator(settings: Settings) -> Authenticator:
 
 def refuse_strangers(settings: Settings, host: str) -> None:
     """Without authentication: raise `ConfigError` if others can reach the host, unless that is meant; then warn."""
-    if _is_loopback(host):
+    if is_loopback(host):
         return
     if not settings.insecure_no_auth:
         raise ConfigError("host", host, _OPEN_RULE)
@@ -197,11 +197,27 @@ def refuse_strangers(settings: Settings, host: str) -> None:
 _OPEN_RULE: Final = "a loopback address while auth is none; choose --auth jwt, or --insecure-no-auth to let anybody in"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def make_internal_key(settings: Settings) -> bytes | None:
+    """The key of the internal port; None if there is no such port, or nothing can be changed over it.
+
+    Raises `ConfigError` for a key file that is none, and without one where others than this machine could connect.
+    """
+    if settings.internal_port is None:
+        return None
+    if settings.internal_key_file:
+        return read_secret(settings.internal_key_file, "internal_key_file")
+    if not is_loopback(settings.internal_host):
+        rule = "a loopback address while there is no --internal-key-file"
+        raise ConfigError("internal_host", settings.internal_host, rule)
+    return None
 
 
 def make_sessions(settings: Settings) -> Sessions:

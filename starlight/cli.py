@@ -37,11 +37,14 @@ DEFAULT_USER: Final = "cli"
 
 LAZY_COMMANDS: Final = {
     "serve": "starlight.cli_serve",
+    "top": "starlight.cli_top",
+    **dict.fromkeys(("conns", "kick", "drain"), "starlight.cli_ops"),
     "config": "starlight.cli_config",
+    "doctor": "starlight.cli_doctor",
     "token": "starlight.cli_token",
     "bench": "starlight.loadtest.cli",
 }
-"""Commands that live elsewhere, as `app` of that module; shown if it is there, imported when called."""
+"""Commands that live elsewhere, as `app` of that module or a command of it; shown if there, imported when called."""
 
 
 class CommandGroup(typer.core.TyperGroup):
@@ -55,7 +58,8 @@ class CommandGroup(typer.core.TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name, imported now if it lives elsewhere; None if there is none."""
         if cmd_name in LAZY_COMMANDS and _is_installed(LAZY_COMMANDS[cmd_name]):
-            return typer.main.get_command(importlib.import_module(LAZY_COMMANDS[cmd_name]).app)
+            command = typer.main.get_command(importlib.import_module(LAZY_COMMANDS[cmd_name]).app)
+            return getattr(command, "commands", {}).get(cmd_name, command)
         return super().get_command(ctx, cmd_name)
 
 

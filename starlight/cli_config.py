@@ -154,27 +154,42 @@ def show(
 ) -> int:
     """Show the values that `starlight serve` would have with the same words, file and environment.
 
-    The output is TOML that a node can read; secrets are hidden.
+    The output is TOML that a node can read, with the groups of the file; secrets are hidden.
     """
     from starlight.cli_serve import load
     from starlight.config import Settings, entries, origins
     from starlight.errors import ConfigError
+    from starlight.permissions import read_groups
 
     words = words_of(flags)
     given = load(application).given if application else {}
     try:
         settings = Settings(**{**given, **words})
         found = origins({**given, **words})
+        if settings.config_file:
+            read_groups(settings.config_file)
     except ConfigError as error:
         fail(*describe(error, words, given))
-    lines = [_assignment(entry, settings) for entry in entries()]
-    if not origin:
-        print("\n".join(lines))
-        return 0
-    width = min(max(map(len, lines)), COLUMNS // 2)
-    for entry, line in zip(entries(), lines, strict=True):
-        print(f"{line:{width}}  # {_origin_of(entry, found[entry.name], words)}")
+    lines = [(_assignment(entry, settings), _origin_of(entry, found[entry.name], words)) for entry in entries()]
+    lines += _groups(settings.config_file)
+    width = min(max(len(line) for line, _ in lines), COLUMNS // 2)
+    for line, place in lines:
+        print(f"{line:{width}}  # {place}" if origin and place else line)
     return 0
+
+
+def _groups(path: str) -> Iterator[tuple[str, str]]:
+    """The groups of a file that is right, as TOML, and where each begins."""
+    from starlight.config_file import GROUPS, ConfigFile
+
+    if not path:
+        return
+    file = ConfigFile.read(path)
+    for name, fields in file.document.get(GROUPS, {}).items():
+        yield "", ""
+        yield f'[{GROUPS}."{name}"]', file.place(GROUPS, name).removesuffix(f": {GROUPS}.{name}")
+        for field, value in fields.items():  # texts without anything to escape, and truths: JSON is TOML here
+            yield f"{field} = {json.dumps(value)}", ""
 
 
 def _assignment(entry: Entry, settings: Settings) -> str:

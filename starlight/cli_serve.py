@@ -75,11 +75,13 @@ def run_node(
 
 def _why_not_listening(error: ListenFailed, settings: Settings) -> str:
     """A failure to listen in terms of the flags."""
+    kind = error.setting.removesuffix("port").replace("_", "-")  # "" or "internal-"
+    host, port = (getattr(settings, error.setting.removesuffix("port") + part) for part in ("host", "port"))
     if error.errno == errno.EADDRINUSE:
-        return f"--port {settings.port}: already in use on {settings.host}; choose another, or 0 to have one picked"
+        return f"--{kind}port {port}: already in use on {host}; choose another, or 0 to have one picked"
     if error.errno == errno.EACCES:
-        return f"--port {settings.port}: not permitted; ports below 1024 need privileges"
-    return f"--host {settings.host} --port {settings.port}: {error.strerror or error}"
+        return f"--{kind}port {port}: not permitted; ports below 1024 need privileges"
+    return f"--{kind}host {host} --{kind}port {port}: {error.strerror or error}"
 
 
 def load(application: str) -> Starlight:

@@ -12,6 +12,14 @@ How it works: a `Link` is one WebSocket connection. Its messages are dispatched 
 there: replies go to the request with their id, publications to the inbox of their channel, the rest to the inbox of the
 client. A supervisor task waits for the link to end and, where the close code allows it, opens the next one.
 
+Tokens: give a function instead of a string, and the connection outlives them::
+
+    starlight.connect("wss://example.org/ws", token=ask_my_backend_for_a_token)
+
+It is called for the first login and when the server says that the login ends soon; the new token is then sent on the
+open connection (`Client.refresh`). After a loss the client comes back with the session that the server gave it, and
+with a fresh token where the session is not accepted any more.
+
 Law: no request is ever sent twice. What was under way when a link ended raises `ConnectionClosed`, and its fate is
 unknown; what is asked while there is no connection waits for the next one, within its own timeout. All is bounded.
 
@@ -20,20 +28,20 @@ Works on asyncio's own loop and on uvloop. A client belongs to the loop it was o
 
 import asyncio
 import contextlib
-import inspect
 import logging
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
-from types import TracebackType
+from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any, Final, Literal, NamedTuple, Self
 
 import msgspec
 
 from starlight import close_codes
+from starlight._client_channel import JoinedChannel
 from starlight._client_inbox import Inbox
 from starlight._client_link import Closed, Link
+from starlight._client_login import Credentials, Token
 from starlight._client_requests import Requests
 from starlight.errors import ClientError, ConnectFailed, ConnectionClosed, LoginRefused, RequestFailed
 from starlight.protocol import client as wire
@@ -80,9 +88,6 @@ log = logging.getLogger("starlight.client")
 
 State = Literal["connected", "reconnecting", "closed"]
 """What `on_state` is told."""
-
-Token = str | Callable[[], str | Awaitable[str]]
-"""A token, or a function that returns a fresh one at each login, possibly a coroutine function."""
 
 
 class Receipt(NamedTuple):
@@ -131,7 +136,10 @@ class connect:  # in lower case, as it is used like a function
     Args:
         url: such as ``ws://127.0.0.1:8765/ws`` or ``wss://…``.
         user: who to log in as, for a server with ``--auth none``.
-        token: what to log in with, for any other; a function is called anew at each login, also after 4014.
+        token: what to log in with, for any other. A function (or coroutine function) is called whenever a fresh one is
+            needed: for the first login, when the login ends soon (with a third of the time left as jitter, so that not
+            all clients ask at once), and to come back when the session is refused. With a string the client says
+            `Expiring`, and it is up to its owner to call `refresh`; otherwise the login ends with 4014.
         subprotocol: ``starlight.v1``, or ``starlight.v1.lines``, where the server merges what it coalesces.
         reconnect: whether to come back after a close whose code allows it (`close_codes.reconnect_policy`; never on
             4500-4999). The first connection is never tried twice.
@@ -236,6 +244,8 @@ class Client:
         self.node = ""
         self._url = url
         self._options = options
+        self._credentials = Credentials(options.user, options.token)
+        self._renewal: asyncio.Task[None] | None = None
         self._link: Link | None = None
         self._sendable = asyncio.Event()  # connected and the kernel takes more; or closed, to wake who waits
         self._is_ready = False
@@ -255,6 +265,11 @@ class Client:
     def is_connected(self) -> bool:
         """Whether there is a logged-in connection at this moment."""
         return self._is_ready
+
+    @property
+    def expires(self) -> int | None:
+        """When the login ends, in Unix seconds; None if it does not."""
+        return self._credentials.expires
 
     @property
     def dropped_messages(self) -> int:
@@ -316,6 +331,19 @@ class Client:
         reply = await self._ask("presence", channel=channel, limit=limit)
         return Presence(reply.users, reply.clients)
 
+    async def refresh(self, token: str) -> int | None:
+        """Renew the login with a new token, on the open connection; returns when it ends now, in Unix seconds.
+
+        Needed only where `connect` was given a string, which `token` then replaces. If the new token no longer allows a
+        channel that is joined, the server closes with 4011 and the client comes back without it.
+
+        Raises: as `publish`; RequestFailed 101 or 109 for a token that is not accepted (the present login goes on), 108
+            on a server without tokens.
+        """
+        reply = await self._ask("refresh", token=token)
+        self._credentials.renew(token, reply.session, reply.expires)
+        return reply.expires
+
     async def ping(self) -> float:
         """Ask for a pong through the whole server; returns the round trip in seconds.
 
@@ -350,6 +378,8 @@ class Client:
     async def close(self) -> None:
         """Close the connection and stop; iterations end. May be called more than once."""
         self._is_closing = True
+        if self._renewal is not None:
+            self._renewal.cancel()
         if self._supervisor is not None:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -382,7 +412,16 @@ class Client:
         self._supervisor = asyncio.create_task(self._supervise(), name=f"starlight client {self.user}")
 
     async def _open(self) -> None:
-        """One attempt: connect, log in, join again."""
+        """One attempt; a second one at once if nothing was wrong but the session."""
+        try:
+            await self._open_link()
+        except LoginRefused as error:
+            if not self._credentials.drop_session(error.code):
+                raise
+            await self._open_link()
+
+    async def _open_link(self) -> None:
+        """Connect, log in, join again."""
         options = self._options
         link = Link(self._receive, self._set_writable, self._lost, options.max_message_bytes)
         try:
@@ -405,12 +444,9 @@ class Client:
         self._tell_state("connected", None)
 
     async def _login(self, link: Link) -> None:
-        token = self._options.token
-        if callable(token):
-            fresh = token()
-            token = await fresh if inspect.isawaitable(fresh) else fresh
+        fields = await self._credentials.login()
         try:
-            await self._exchange(link, "login", user=self._options.user, token=token)
+            await self._exchange(link, "login", **fields)
         except ConnectionClosed as error:
             if error.code == close_codes.ABNORMAL:
                 raise ConnectFailed(f"{self._url}: the connection was lost during the login") from error
@@ -480,6 +516,8 @@ class Client:
             self._attempt = 0
         self._is_ready = False
         self._is_writable = True
+        if closed.code == close_codes.SESSION_EXPIRED:
+            self._credentials.drop_session(closed.code)
         self._update_sendable()
 
     def _finish(self, closed: Closed) -> None:
@@ -488,6 +526,8 @@ class Client:
             return
         self._closed = ConnectionClosed(closed.code, closed.reason)
         self._is_ready = False
+        if self._renewal is not None:
+            self._renewal.cancel()
         self._sendable.set()
         error = None if closed.code == close_codes.NORMAL else self._closed
         self._inbox.end(error)
@@ -586,6 +626,9 @@ class Client:
                 self._receive_reply(message)
             case wire.Bye():
                 self._retry_s = (message.retry_ms or 0) / 1000
+            case Expiring() if self._credentials.can_renew:
+                if self._renewal is None or self._renewal.done():
+                    self._renewal = asyncio.create_task(self._renew(message.seconds))
             case None:
                 log.debug("ignored a message of an unknown type")
             case _:
@@ -601,7 +644,21 @@ class Client:
         else:
             if isinstance(reply, wire.Welcome):
                 self.user, self.name, self.node = reply.user, reply.client, reply.node
+                self._credentials.welcome(reply.session, reply.expires)
             request.succeed(reply if isinstance(reply, wire.Ok) else wire.Ok())
+
+    async def _renew(self, left_s: float) -> None:
+        """The login ends soon: renew it. If that fails the server closes with 4014, and the next login asks again."""
+        await asyncio.sleep(random.uniform(0, left_s / 3))
+        try:
+            async with asyncio.timeout(self._options.timeout_s):
+                token = await self._credentials.fresh()
+            if token is not None:
+                await self.refresh(token)
+        except (ClientError, TimeoutError) as error:
+            log.warning("the login was not renewed: %s", error)
+        except Exception:  # of the token function
+            log.exception("the login was not renewed")
 
     def _receive_message(self, message: Message, size_bytes: int) -> None:
         callback = self._options.on_message
@@ -623,64 +680,3 @@ class Client:
 
     def _new_inbox(self, limit_messages: int | None = None) -> Inbox[Any]:
         return Inbox(limit_messages or self._options.inbox_messages, self._options.inbox_bytes)
-
-
-class JoinedChannel:
-    """A channel as this client joined it; made by `Client.join`. Iterate over it for its publications.
-
-    After a reconnect it is joined again and the iteration goes on; what was published in between is not seen (a channel
-    without history). If joining again is refused, the iteration raises that `RequestFailed`.
-
-    Attributes:
-        channel: its name.
-    """
-
-    def __init__(self, client: Client, channel: str, inbox: Inbox[Publication]) -> None:
-        self.channel = channel
-        self.inbox = inbox
-        self._client = client
-        self._has_joined = False
-
-    @property
-    def dropped_messages(self) -> int:
-        """How many publications were dropped because nobody read them in time."""
-        return self.inbox.dropped_messages
-
-    async def leave(self) -> None:
-        """Leave the channel; the iteration ends after what had come."""
-        self.inbox.end()
-        if self._client._channels.get(self.channel) is self:
-            await self._client.leave(self.channel)
-
-    def __await__(self) -> Generator[Any, None, Self]:
-        return self._join().__await__()
-
-    async def __aenter__(self) -> Self:
-        return await self._join()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with contextlib.suppress(ConnectionClosed, TimeoutError):  # gone is gone: there is nothing left to leave
-            await self.leave()
-
-    def __aiter__(self) -> AsyncIterator[Publication]:
-        return self
-
-    async def __anext__(self) -> Publication:
-        if not self._has_joined:
-            await self._join()
-        return await self.inbox.get()
-
-    async def _join(self) -> Self:
-        try:
-            await self._client._ask("join", channel=self.channel, on_ok=self._enter)
-        except (TimeoutError, asyncio.CancelledError):
-            self._client._undo_join(self.channel)
-            raise
-        return self
-
-    def _enter(self) -> None:
-        """With the reply, before the next message is read: no publication is missed, none comes too early."""
-        self._has_joined = True
-        self._client._channels[self.channel] = self

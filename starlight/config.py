@@ -56,6 +56,7 @@ OTHER_VARIABLES: Final = {
     "STARLIGHT_URL": "the server that `starlight sub`, `pub` and `send` connect to",
     "STARLIGHT_USER": "the user they log in as",
     "STARLIGHT_TOKEN": "the token they log in with",
+    "STARLIGHT_NODE": "the internal ports that `starlight top`, `conns`, `kick` and `drain` ask, with spaces between",
     "STARLIGHT_BUILD": "how the compiled modules are built: release, debug or a sanitizer",
     "STARLIGHT_ANNOTATE": "writes the compiler's annotated sources when building",
 }
@@ -298,7 +299,10 @@ class Settings(BaseSettings):
         description="From accept to the end of the HTTP request. A browser needs milliseconds.",
     )
     login_timeout_s: Duration = Field(
-        5.0, ge=0.01, le=300, description="From the handshake to the login message. 4502 after it."
+        5.0,
+        ge=0.01,
+        le=300,
+        description="From the handshake to the login message, then for an application's check of it. 4502 after it.",
     )
     ping_interval_s: Duration = Field(
         25.0,
@@ -337,6 +341,26 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="Connections a draining node closes a second at most. 1,500 logins a second are a third of a core "
         "where the clients go; a full node of 10,000 is empty in 7 s of its drain_timeout.",
+    )
+    internal_host: Annotated[str, Panel("Internal port")] = Field(
+        "127.0.0.1",
+        min_length=1,
+        max_length=255,
+        description="Address of the port for health, metrics and control. Any but a loopback one needs "
+        "internal_key_file, as the port tells who is connected.",
+    )
+    internal_port: Annotated[int | None, Shown("none")] = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="Port for health, metrics and control; 0 picks a free one. None: there is no such port, and "
+        "nothing is imported or measured for it.",
+    )
+    internal_key_file: Annotated[FileName, RELOADS] = Field(
+        "",
+        max_length=4096,
+        description="File with the bearer key for whatever changes things over the internal port. At least 32 bytes. "
+        "None: that port only tells.",
     )
     log_format: Annotated[Literal["auto", "console", "json"], Panel("Log")] = Field(
         "auto", description="How log lines are written. With auto: console on a terminal, json everywhere else."

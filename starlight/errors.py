@@ -12,6 +12,9 @@
     ├── KeysUnavailable               server: no key to check a token with could be fetched so far
     ├── RequestError                  server: answer this request with an error reply; the connection stays
     │   └── BadMessage                the message is not a JSON object at all (4501 before login)
+    ├── OperatorError                 what the commands over a node's internal port raise
+    │   ├── NodeUnreachable           no answer came that makes sense
+    │   └── NodeRefused               the node answered that it won't
     └── ClientError                   what `starlight.connect` raises
         ├── ConnectFailed             no WebSocket connection could be opened
         ├── LoginRefused              the server closed the connection instead of welcoming the login
@@ -34,7 +37,10 @@ __all__ = [
     "KeysUnavailable",
     "ListenFailed",
     "LoginRefused",
+    "NodeRefused",
+    "NodeUnreachable",
     "NotServing",
+    "OperatorError",
     "RequestError",
     "RequestFailed",
     "StarlightError",
@@ -91,7 +97,13 @@ class NotServing(StarlightError, RuntimeError):
 
 
 class ListenFailed(StarlightError, OSError):
-    """The node can't listen on its address: the port is in use, not permitted, or the host isn't ours."""
+    """The node can't listen on its address: the port is in use, not permitted, or the host isn't ours.
+
+    Attributes:
+        setting: the setting of the port: ``port`` or ``internal_port``.
+    """
+
+    setting = "port"
 
 
 class CloseConnection(StarlightError):
@@ -156,6 +168,50 @@ class RequestError(StarlightError):
 
 class BadMessage(RequestError):
     """The message is not JSON, or not an object: error 107, and close code 4501 before login."""
+
+
+class OperatorError(StarlightError):
+    """The root of what the commands over a node's internal port raise.
+
+    Attributes:
+        url: of the internal port that was asked.
+    """
+
+    url: str
+
+
+class NodeUnreachable(OperatorError):
+    """No answer came that makes sense: refused, timed out, or it is no internal port.
+
+    Attributes:
+        reason: why, in a few words; nothing of the answer.
+    """
+
+    def __init__(self, url: str, reason: str) -> None:
+        self.url = url
+        self.reason = reason
+        super().__init__(url, reason)
+
+    def __str__(self) -> str:
+        return f"{self.url}: {self.reason}"
+
+
+class NodeRefused(OperatorError):
+    """The node answered that it won't do what was asked.
+
+    Attributes:
+        status: of the HTTP answer, such as 403.
+        message: the node's text.
+    """
+
+    def __init__(self, url: str, status: int, message: str = "") -> None:
+        self.url = url
+        self.status = status
+        self.message = message
+        super().__init__(url, status, message)
+
+    def __str__(self) -> str:
+        return f"{self.url}: {self.status} {self.message}".rstrip()
 
 
 class ClientError(StarlightError):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
@@ -29,7 +29,7 @@ from starlight.errors import CloseConnection, RequestError
 from starlight.handlers import Handlers, is_awaitable
 from starlight.hub_records import ChannelRecord, Client, Connection
 from starlight.limits import Limits, Meter
-from starlight.logins import REVOKED_S, Logins
+from starlight.logins import CHECK_TIMEOUT_S, REVOKED_S, Logins, read_login
 from starlight.protocol import commands, pushes, replies
 from starlight.protocol.commands import decode
 from starlight.protocol.pushes import TAIL
@@ -75,6 +75,7 @@ class Hub:
         pong_timeout_s: told in `welcome`.
         sessions: what makes session tokens; None for none.
         limits: of users and clients; none by default.
+        login_timeout_s: how long an application's check of one login may take (4502 beyond).
         channels_limit: channels one client may have joined (106 beyond).
         clients_limit: clients one channel may have (106 beyond); 0: no limit.
         name_limit_bytes: of users and channels; the protocol's own by default.
@@ -96,6 +97,7 @@ class Hub:
         pong_timeout_s: float = 10.0,
         sessions: Sessions | None = None,
         limits: Limits | None = None,
+        login_timeout_s: float = CHECK_TIMEOUT_S,
         channels_limit: int = CHANNELS_LIMIT,
         clients_limit: int = 0,
         name_limit_bytes: int = commands.NAME_LIMIT_BYTES,
@@ -104,6 +106,8 @@ class Hub:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.node = node
+        self.counts: Counter[str] = Counter()
+        """Totals: `error_CODE` of error replies, `directs`, and `unheard`: publications where nobody was subscribed."""
         self._core = core
         self._core_publish = core.publish
         self._core_send = core.send
@@ -119,7 +123,12 @@ class Hub:
         self._announces = announces
         self._clock = clock
         self._logins = Logins(
-            sessions, limits or Limits(), name_limit_bytes=name_limit_bytes, clock=clock, wall_clock=wall_clock
+            sessions,
+            limits or Limits(),
+            name_limit_bytes=name_limit_bytes,
+            check_timeout_s=login_timeout_s,
+            clock=clock,
+            wall_clock=wall_clock,
         )
         self._users: dict[str, dict[Client, None]] = {}  # a dict and not a set: clients in order of login
         self._channels: dict[str, ChannelRecord] = {}
@@ -214,6 +223,7 @@ class Hub:
             raise ValueError(f"{channel!r} is not a channel name")
         record = self._channels.get(channel)
         if record is None:
+            self.counts["unheard"] += 1
             return 0
         return self._core_publish(record.channel, pushes.publication_head(channel, None), data, TAIL)
 
@@ -237,18 +247,18 @@ class Hub:
         return Client(self, connection, identity, f"{self.node}-{next(self._client_numbers)}")
 
     def _check(self, client: Client, message: bytes) -> Awaitable[None] | None:
-        return self._handlers.login(client, loads(message)) if self._handlers.checks_logins else None
+        return self._handlers.login(client, read_login(message)) if self._handlers.checks_logins else None
 
     async def _login_later(
         self, connection: Connection, message: bytes, login: commands.Login, identity: Awaitable[Identity]
     ) -> Client:
-        client = self._new_client(connection, await identity)
+        client = self._new_client(connection, await self._logins.identity(self._authenticator, identity))
         checking = self._check(client, message)
         return await self._check_later(client, checking, login)
 
     async def _check_later(self, client: Client, checking: Awaitable[None] | None, login: commands.Login) -> Client:
         if checking is not None:
-            await checking
+            await self._logins.in_time(checking)
         if not client.connection.is_open:  # it may have gone while the check ran
             raise CloseConnection(close_codes.ABNORMAL)
         admitted = self._admit(client, login)
@@ -302,6 +312,8 @@ class Hub:
             subscribers = self._core_publish(record.channel, head, command.data, TAIL)
         elif len(name) > self._name_limit_bytes:
             raise self._too_long()
+        else:
+            self.counts["unheard"] += 1
         if command.id is not None:
             self._core_send(client.subscriber, replies.ok_publish(command.id, subscribers))
 
@@ -327,6 +339,7 @@ class Hub:
             self._core_send(client.subscriber, replies.ok_count(command.id, reached))
 
     def _send_to(self, clients: dict[Client, None], head: bytes, data: Any) -> int:
+        self.counts["directs"] += 1
         if len(clients) == 1:
             self._core_send(next(iter(clients)).subscriber, head, data, TAIL)
         elif clients:
@@ -420,7 +433,7 @@ class Hub:
         """
         clients = list(self._users.get(user, ()))
         _end_all(clients)
-        self._logins.revocations.add_user(user, seconds)
+        self._logins.revocations.add_user(user, seconds, max((client._issued for client in clients), default=0.0))
         return len(clients)
 
     def revoke_token(self, token_id: str, seconds: float = REVOKED_S) -> int:
@@ -547,6 +560,7 @@ class Hub:
 
     def _refuse(self, client: Client, id: int | str | None, error: RequestError) -> None:
         """Send an error reply. Raises `CloseConnection` after one fault too many."""
+        self.counts[f"error_{error.code}"] += 1
         self._core_send(client.subscriber, replies.error(id, error.code, error.message))
         if error.code in _FAULTS:
             self._count_fault(client)
@@ -563,6 +577,7 @@ class Hub:
         pause_s = meter.refuse(self._clock())
         if pause_s < 0:
             raise CloseConnection(close_codes.TOO_MANY_REQUESTS)
+        self.counts[f"error_{ErrorCode.TOO_MANY_REQUESTS}"] += 1
         self._core_send(client.subscriber, replies.error(id, ErrorCode.TOO_MANY_REQUESTS, "too many requests"))
         if pause_s > 0:
             client.connection.pause_reading(pause_s)

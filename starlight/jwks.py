@@ -2,7 +2,8 @@
 
 The law: no request is made because of what a token says, except that an unknown key id may make one fetch come sooner,
 and that at most once in `COOLDOWN_S`. The fetch runs in a thread of its own, so the loop never waits for a network; all
-logins that need it share it. What was fetched once stays in use while the issuer can't be reached.
+logins that need it share it. What was fetched once stays in use while the issuer can't be reached, for a day: longer,
+and whoever stole a key that the issuer has withdrawn could keep it good by keeping us from the issuer.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ LIFETIME_S: Final = 600.0
 """How old keys may get before they are fetched again: an issuer publishes a new key hours before it signs with it, and
 one it has withdrawn is out of use here within that time."""
 
+STALE_S: Final = 86_400.0
+"""How old keys may get if no fetch succeeds; then logins wait for one that does (1013)."""
+
 COOLDOWN_S: Final = 10.0
 """Between two fetches, whatever tokens say."""
 
@@ -47,6 +51,9 @@ BODY_LIMIT_BYTES: Final = 256 * 1024
 
 KEYS_LIMIT: Final = 64
 
+THREADS_LIMIT: Final = 4
+"""Fetches that were given up and still hang, as on a server that sends a byte every few seconds; none begins beyond."""
+
 _FAMILIES: Final = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
 
 
@@ -59,11 +66,16 @@ def fetch(url: str) -> bytes:
     """The body behind a URL; no redirects, no proxy from the environment, no more than the limit. Raises OSError."""
     opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))
     request = urllib.request.Request(url, headers={"Accept": "application/json", "User-Agent": "starlight"})
+    give_up_s = time.monotonic() + GIVE_UP_S
+    body = bytearray()
     with opener.open(request, timeout=TIMEOUT_S) as response:
-        body: bytes = response.read(BODY_LIMIT_BYTES + 1)
-    if len(body) > BODY_LIMIT_BYTES:
-        raise OSError("the key set is too large")
-    return body
+        while some := response.read1(65_536):
+            body += some
+            if len(body) > BODY_LIMIT_BYTES:
+                raise OSError("the key set is too large")
+            if time.monotonic() > give_up_s:
+                raise OSError("it takes too long")
+    return bytes(body)
 
 
 class FetchedKeys:
@@ -88,6 +100,7 @@ class FetchedKeys:
     ) -> None:
         _check_url(url)
         self.url = url
+        self._shown = url.partition("?")[0]  # what comes behind it may be a key of ours at the issuer's
         self.algorithms = tuple(algorithms)
         self._fetch = fetch
         self._clock = clock
@@ -95,10 +108,14 @@ class FetchedKeys:
         self._tried_s = -math.inf
         self._fetched_s = -math.inf
         self._under_way: asyncio.Future[None] | None = None
+        self._threads: list[threading.Thread] = []  # that fetch, or hang although nobody waits for them any more
 
     def find(self, algorithm: str, kid: str | None) -> PreparedKey | None:
         """The key of that name; the only one of the algorithm for a token without a name. None if there is none."""
-        if self._keys and self._clock() - self._fetched_s > LIFETIME_S:
+        age_s = self._clock() - self._fetched_s
+        if self._keys and age_s > STALE_S:
+            self._keys = {}
+        if self._keys and age_s > LIFETIME_S:
             self.refresh()  # nobody waits for it: the old keys serve meanwhile
         key = self._keys.get((kid, algorithm))
         if key is not None or kid is not None:
@@ -130,14 +147,18 @@ class FetchedKeys:
                 loop.call_soon_threadsafe(_settle, body, result)
 
         # a daemon: whoever stops the node doesn't wait for somebody else's server
-        threading.Thread(target=work, name="starlight-jwks", daemon=True).start()
         try:
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            if len(self._threads) >= THREADS_LIMIT:
+                raise OSError("earlier requests still hang")
+            self._threads.append(threading.Thread(target=work, name="starlight-jwks", daemon=True))
+            self._threads[-1].start()
             async with asyncio.timeout(GIVE_UP_S):
                 self._keys = self._parse(await body)
             self._fetched_s = self._clock()
-            log.info("fetched %d keys from %s", len(self._keys), self.url)
+            log.info("fetched %d keys from %s", len(self._keys), self._shown)
         except (OSError, HTTPException, ValueError, TimeoutError, jwt.PyJWTError) as error:
-            log.warning("no keys from %s: %s", self.url, str(error)[:200] or type(error).__name__)
+            log.warning("no keys from %s: %s", self._shown, str(error)[:200] or type(error).__name__)
             if not self._keys:
                 raise KeysUnavailable from None
         finally:
@@ -160,13 +181,16 @@ class FetchedKeys:
         for place in ambiguous:
             del keys[place]
         if ambiguous:  # which of the two is meant can't be known, so neither is trusted
-            log.warning("keys of the same name in %s: none of them is used", self.url)
+            log.warning("keys of the same name in %s: none of them is used", self._shown)
         if not keys:
             raise ValueError("no key in it can be used")
         return keys
 
     def _prepare(self, entry: Any) -> list[PreparedKey]:
         if not isinstance(entry, dict) or "d" in entry or entry.get("use", "sig") != "sig":
+            return []
+        uses = entry.get("key_ops", ["verify"])
+        if not isinstance(uses, list) or "verify" not in uses:
             return []
         kid = entry.get("kid")
         if kid is not None and not isinstance(kid, str):
@@ -177,6 +201,7 @@ class FetchedKeys:
                 continue
             try:
                 key = jwt.PyJWK(entry, name)
+                key.Algorithm.prepare_key(key.key)  # ES256 is for one curve alone
             except jwt.PyJWTError:
                 continue
             if not key.Algorithm.check_key_length(key.key):
@@ -212,4 +237,5 @@ def _check_url(url: str) -> None:
         is_local = host == "localhost"
     is_safe = (parts.scheme == "https" and host) or (parts.scheme == "http" and is_local)
     if not is_safe or parts.username is not None or parts.password is not None:
-        raise ConfigError("jwt_jwks_url", url, "an https URL without credentials (http only on this machine)")
+        shown = url if parts.username is None and parts.password is None else "(hidden)"
+        raise ConfigError("jwt_jwks_url", shown, "an https URL without credentials (http only on this machine)")

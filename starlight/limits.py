@@ -174,7 +174,7 @@ class Addresses:
         self._interval_s = 1 / rate if rate else 0.0
 
     def admit(self, key: str) -> bool:
-        """Count a connection of an address, or refuse it. A refused one counts for the rate as well."""
+        """Count a connection of an address, or refuse it. Only what is let in counts for the rate."""
         now_s = self._clock()
         known = self._by_key.get(key)
         if known is None:

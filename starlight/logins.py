@@ -2,14 +2,18 @@
 
 The hub owns the clients; this decides about them and never sends anything. No I/O; both clocks are passed in: tokens
 say in Unix time when they end, and that is turned into monotonic time at once, so that a step of the wall clock doesn't
-end everybody's login.
+end everybody's login. asyncio is used to bound how long somebody else's check may take.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from orjson import JSONDecodeError, loads
 
 from starlight import close_codes
 from starlight.auth import Authenticator, Identity, TokenAuth
@@ -21,7 +25,14 @@ if TYPE_CHECKING:
     from starlight.hub import Client
     from starlight.limits import Limits
 
-__all__ = ["REVOKED_S", "Logins"]
+__all__ = ["CHECK_TIMEOUT_S", "REVOKED_S", "Logins", "read_login"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CHECK_TIMEOUT_S: Final = 5.0
+"""How long an application may check one login unless told otherwise: as long as the client had for sending it."""
 
 REVOKED_S: Final = 86_400.0
 """How long a revocation is kept unless told otherwise: a day, the longest that a session may last. Tokens of the issuer
@@ -35,6 +46,7 @@ class Logins:
         sessions: makes session tokens; None for none.
         limits: of users and clients.
         name_limit_bytes: the longest user name.
+        check_timeout_s: how long an application's check of one login may take; the client is a stranger meanwhile.
         clock: monotonic seconds.
         wall_clock: Unix seconds.
     """
@@ -45,6 +57,7 @@ class Logins:
         limits: Limits,
         *,
         name_limit_bytes: int,
+        check_timeout_s: float = CHECK_TIMEOUT_S,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
     ) -> None:
@@ -52,9 +65,28 @@ class Logins:
         self._sessions = sessions
         self.limits = limits
         self._name_limit_bytes = name_limit_bytes
+        self._check_timeout_s = check_timeout_s
+        self._told_s = 0.0  # when a check that took too long was last logged
         self._clock = clock
         self._wall_clock = wall_clock
         self._expiries = Expiries()
+
+    async def identity(self, authenticator: Authenticator, identity: Awaitable[Identity]) -> Identity:
+        """What an authenticator finds out; as `in_time`, but for ours, which waits for keys and gives up by itself."""
+        return await (identity if isinstance(authenticator, TokenAuth) else self.in_time(identity))
+
+    async def in_time(self, checking: Awaitable[T]) -> T:
+        """What a check of a login comes to. Cancels it and raises `CloseConnection` 4502 if it takes too long."""
+        try:
+            async with asyncio.timeout(self._check_timeout_s) as limit:
+                return await checking
+        except TimeoutError:
+            if not limit.expired():
+                raise  # the check's own
+            if self._clock() - self._told_s >= 1:  # once a second, however many strangers there are
+                self._told_s = self._clock()
+                log.warning("a login was refused: its check took more than %g s", self._check_timeout_s)
+            raise CloseConnection(close_codes.LOGIN_TIMEOUT) from None
 
     def change(self, limits: Limits, name_limit_bytes: int) -> None:
         """Other limits for logins to come."""
@@ -134,6 +166,18 @@ class Logins:
             client.verdicts.clear()
         if identity.expires is not None:
             self._start(client, identity.expires)
+
+
+def read_login(message: bytes) -> object:
+    """The whole login message as Python objects, for `on_login`; it is a login already.
+
+    Raises `CloseConnection` 4501 for one with a number out of range in a field that we don't know: good JSON to the
+    decoder of commands, but not to orjson.
+    """
+    try:
+        return loads(message)
+    except JSONDecodeError:
+        raise CloseConnection(close_codes.BAD_REQUEST) from None
 
 
 async def _later(identity: Awaitable[Identity]) -> Identity:

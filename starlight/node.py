@@ -33,6 +33,7 @@ from starlight.config import Settings, format_duration, format_size
 from starlight.errors import ListenFailed, NotServing
 from starlight.handlers import Handlers, Timer, call_logged
 from starlight.hub import Hub
+from starlight.internal import Internal
 from starlight.limits import Limits
 from starlight.permissions import make_permissions
 from starlight.reload import Reloader
@@ -85,6 +86,7 @@ class Node:
         has_tls = bool(settings.tls_cert or settings.tls_key)
         self._certificate = Certificate(settings.tls_cert, settings.tls_key) if has_tls else None
         self._authenticator = authenticator or make_authenticator(settings)
+        self._internal = Internal(settings)
         tokens = self._authenticator if isinstance(self._authenticator, TokenAuth) else None
         self.core = Core(
             outbox_messages=settings.outbox_messages,
@@ -100,6 +102,7 @@ class Node:
             permissions=permissions or self._permit(settings),
             sessions=tokens.sessions if tokens is not None else None,
             limits=Limits.of(settings),
+            login_timeout_s=settings.login_timeout_s,
             channels_limit=settings.channels_per_client,
             clients_limit=settings.clients_per_channel,
             name_limit_bytes=settings.name_limit_bytes,
@@ -116,6 +119,7 @@ class Node:
             authenticator=tokens if authenticator is None else None,
             permit=self._permit if permissions is None else None,
             certificate=self._certificate,
+            rekey=self._internal.change_key,
         )
         self.is_serving = False
         """True from the start until the last connection is gone."""
@@ -152,17 +156,20 @@ class Node:
         self._acceptor.start()
         self.is_serving = True
         try:
+            self._internal.listen()
             self._server = await self._listen(self._acceptor, listening)
         except BaseException:
             self.is_serving = False
             self._acceptor.stop()
             self.core.unbind()
+            await self._internal.stop()
             raise
         self._timers = [self._loop.create_task(_run_timer(timer)) for timer in self.handlers.timers]
         self._timers.append(self._loop.create_task(self._expire_logins()))
         if isinstance(self._authenticator, TokenAuth):
             self._authenticator.start()
         log.info("%s", self.start_line())
+        await self._internal.start(self)
 
     def make_acceptor(self) -> Acceptor:
         """What its connections share; `starlight.conformance` has another one."""
@@ -207,6 +214,24 @@ class Node:
         """Whether new clients should be sent here: it listens, isn't draining, and has descriptors to accept with."""
         server = self._server
         return self.is_serving and not self.is_draining and server is not None and not server.is_resting
+
+    @property
+    def internal_url(self) -> str | None:
+        """Where the internal port is, such as ``http://127.0.0.1:8766``; None where there is none."""
+        return self._internal.url
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether it accepts connections: it listens, and has descriptors left for them."""
+        server = self._server
+        return server is not None and bool(server.sockets) and not server.is_resting
+
+    @property
+    def acceptor(self) -> Acceptor:
+        """What its connections share. Raises RuntimeError before the start."""
+        if self._acceptor is None:
+            raise RuntimeError("the node has not been started")
+        return self._acceptor
 
     @property
     def connections(self) -> int:
@@ -309,6 +334,7 @@ class Node:
         await self.handlers.settle(max(0.0, deadline_s - self._loop.time()))
         self._acceptor.stop()
         self.has_stuck_threads = self.handlers.close()
+        await self._internal.stop()
         self.core.unbind()
         log.info("drained")
 

@@ -42,6 +42,10 @@ network."""
 REVOCATIONS_LIMIT: Final = 100_000
 """Users and tokens that can be revoked at a time, at about 150 bytes each."""
 
+SESSION_LIMIT_BYTES: Final = 12 * 1024
+"""The longest session token, made or looked at: that of a token with 8 KiB, all of it groups, and below what a stranger
+may say. Longer ones are refused before any cryptography."""
+
 _CONTEXT: Final = b"starlight session 1\x00"
 """Goes into every signature, so that a secret which is used elsewhere, too, signs nothing that we would take."""
 
@@ -88,13 +92,16 @@ class Sessions:
         """Be others: tokens that another key has signed are good no more."""
         self._key, self.ttl_s = new._key, new.ttl_s
 
-    def issue(self, session: Session) -> str:
-        """The token for a session."""
+    def issue(self, session: Session) -> str | None:
+        """The token for a session; None if it would be too long, as with thousands of groups."""
         body = urlsafe_b64encode(dumps(tuple(session))).rstrip(b"=")
-        return f"{PREFIX}{body.decode()}.{self._signature(body)}"
+        token = f"{PREFIX}{body.decode()}.{self._signature(body)}"
+        return token if len(token) <= SESSION_LIMIT_BYTES else None
 
     def verify(self, token: str) -> Session:
         """What a token says. Raises `TokenRefused` for one that we didn't make, or that has ended."""
+        if len(token) > SESSION_LIMIT_BYTES:
+            raise TokenRefused("too long")
         body, _, signature = token[len(PREFIX) :].partition(".")
         if not (token.startswith(PREFIX) and token.isascii()):
             raise TokenRefused("not a session token")
@@ -138,19 +145,32 @@ class Revocations:
     def __init__(self, limit: int = REVOCATIONS_LIMIT, clock: Callable[[], float] = time.time) -> None:
         self._limit = limit
         self._clock = clock
+        self.total = 0
+        """How many there ever were."""
         self._users: dict[str, tuple[float, float]] = {}  # user: (revoked at, forgotten at)
         self._tokens: dict[str, float] = {}  # token id: forgotten at
 
-    def add_user(self, user: str, seconds: float) -> None:
-        """Refuse the user's present tokens for so long. Raises OverflowError if there are too many."""
+    def add_user(self, user: str, seconds: float, issued: float = 0.0) -> None:
+        """Refuse the user's present tokens for so long; a revocation that lasts longer is not shortened.
+
+        Args:
+            user: whose.
+            seconds: how long.
+            issued: when the latest of the tokens that were seen says it was made: an issuer's clock may be ahead.
+
+        Raises OverflowError if there are too many.
+        """
         self._make_room(user in self._users)
         now_s = self._clock()
-        self._users[user] = (now_s, now_s + seconds)
+        _, until_s = self._users.get(user, (0.0, 0.0))
+        self._users[user] = (max(now_s, issued), max(now_s + seconds, until_s))
+        self.total += 1
 
     def add_token(self, token_id: str, seconds: float) -> None:
-        """Refuse one token for so long. Raises OverflowError if there are too many."""
+        """Refuse one token for so long, or as long as it is refused already. Raises OverflowError as `add_user`."""
         self._make_room(token_id in self._tokens)
-        self._tokens[token_id] = self._clock() + seconds
+        self._tokens[token_id] = max(self._clock() + seconds, self._tokens.get(token_id, 0.0))
+        self.total += 1
 
     def holds(self, user: str, token_id: str, issued: float) -> bool:
         """Whether a token of this user, with this id, made at that time, was revoked."""

@@ -2,7 +2,8 @@
 
 `LOOPS` in the module: the loops of its coroutines, asyncio's own where there is none. `WIRES = ("ws", "wss")` in the
 module: each test runs once over each; for wss every node gets a certificate from the environment, and every client
-that asks OpenSSL for its default authorities trusts it.
+that asks OpenSSL for its default authorities trusts it, as raw clients do. `WS_ONLY` in the module: tests that can't be
+run over TLS, by name, and why.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The hook of pytest: parametrises what `WIRES` asks for."""
     wires = getattr(metafunc.module, "WIRES", None)
     if wires and "wire" in metafunc.fixturenames:
-        metafunc.parametrize("wire", wires, indirect=True)
+        reason = getattr(metafunc.module, "WS_ONLY", {}).get(metafunc.function.__name__)
+        marks = [pytest.mark.skip(reason=f"over ws alone: {reason}")] if reason else []
+        metafunc.parametrize(
+            "wire", [pytest.param(wire, marks=marks if wire == "wss" else ()) for wire in wires], indirect=True
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,14 @@
-"""A client on a raw socket, for what a proper client can't send, and the node it talks to with a witness beside it."""
+"""A client on a raw socket, for what a proper client can't send, and the node it talks to with a witness beside it.
+
+Where the wire of the test is wss (see conftest.py), every raw client speaks TLS, by hand, below what it sends.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import functools
 import json
 import logging
 import os
@@ -92,15 +97,17 @@ class RawClient:
 
     @classmethod
     async def connect(cls, port: int, *, receive_buffer_bytes: int = 0) -> RawClient:
-        """A TCP connection."""
+        """A TCP connection; behind the TLS handshake where the wire is wss."""
         sock = socket.socket()
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if receive_buffer_bytes:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
-        client = cls(sock)
+        client = TlsClient(sock) if cls is RawClient and "STARLIGHT_TLS_CERT" in os.environ else cls(sock)
         async with asyncio.timeout(TIMEOUT_S):
             await client.loop.sock_connect(sock, ("127.0.0.1", port))
+        if type(client) is TlsClient:  # subclasses have a context of their own, and start when they like
+            await client.start_tls()
         return client
 
     @classmethod
@@ -224,6 +231,70 @@ class RawClient:
         self.sock.close()
 
 
+@functools.cache
+def trusting(authorities: str) -> ssl.SSLContext:
+    """A client's context that trusts a file of certificates."""
+    return ssl.create_default_context(cafile=authorities)
+
+
+class _NoNotify(ConnectionResetError):
+    """TCP's EOF without TLS's."""
+
+
+class TlsClient(RawClient):
+    """A raw client that speaks TLS by hand, so that it can stop reading."""
+
+    context: ssl.SSLContext | None = None
+    """None: trust what the environment says."""
+    _tls: ssl.SSLObject
+
+    async def start_tls(self) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = self.context or trusting(os.environ["SSL_CERT_FILE"])
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="127.0.0.1")
+        await self._do(self._tls.do_handshake)
+
+    async def _do(self, step: Callable[[], Any]) -> Any:
+        """Run a step of the TLS state machine until it is done, with the socket's help."""
+        while True:
+            try:
+                result = step()
+            except ssl.SSLWantReadError:
+                await self._send_out()
+                some = await super().receive()
+                self._incoming.write(some) if some else self._incoming.write_eof()
+                continue
+            except ssl.SSLEOFError:
+                raise _NoNotify("EOF without close_notify") from None
+            await self._send_out()
+            return result
+
+    async def _send_out(self) -> None:
+        if some := self._outgoing.read():
+            await super().send(some)
+
+    async def send(self, data: bytes) -> None:
+        for i in range(0, len(data), 16_384):
+            await self._do(lambda part=data[i : i + 16_384]: self._tls.write(part))
+
+    async def receive(self, size: int = 1 << 16) -> bytes:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                data: bytes = await self._do(lambda: self._tls.read(size))
+        except ssl.SSLZeroReturnError:
+            return b""
+        except _NoNotify:
+            if self.context is not None:
+                raise
+            return b""  # the TCP connection was ended in order, so nothing was destroyed: that is an EOF as over ws
+        return data
+
+    async def on_close(self) -> None:
+        """TLS has no EOF in one direction: the server waits for a close frame of ours."""
+        with contextlib.suppress(OSError, ssl.SSLError):
+            await self.send(close_frame(1000))
+
+
 class Stage:
     """A node in the test's loop and a witness: a client that must not be hurt by whatever the test does.
 
@@ -304,7 +375,8 @@ async def stage(
     made = (node or Node)(Settings(**{"port": 0, "drain_timeout_s": 2, "login_timeout_s": 60, **settings}))
     try:
         async with made:
-            on_stage = Stage(made, WireClient(await connect(made.url, compression=None, ssl=tls)))
+            context = {} if tls is None else {"ssl": tls}
+            on_stage = Stage(made, WireClient(await connect(made.url, compression=None, **context)))
             await on_stage.witness.ask("login", user="witness")
             await on_stage.witness.ask("join", channel="witness")
             tasks = [asyncio.create_task(on_stage._tell()), asyncio.create_task(on_stage._listen())]

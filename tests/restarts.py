@@ -112,6 +112,7 @@ class Rain:
         while any(not attempt.is_answered for attempt in self._open) and time.monotonic() < end_s:
             self._step(0.05)
         for attempt in list(self._open):
+            self.result.stayed -= attempt.is_answered  # the last node still runs
             self._end(attempt, None if attempt.is_answered else "without an answer")
         self._selector.close()
 
@@ -144,7 +145,7 @@ class Rain:
             self._answered(attempt)
         if not some:
             self._end(attempt, "closed while they stayed" if attempt.is_answered else "closed before the answer")
-        elif attempt.is_answered and CLOSE_1001 + b"drain;" in attempt.received:
+        elif attempt in self._open and attempt.is_answered and CLOSE_1001 + b"drain;" in attempt.received:
             self.result.told += 1
             self._end(attempt, None)
 

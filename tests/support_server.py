@@ -23,6 +23,8 @@ class ScriptedServer:
         self.opened = 0
         self.close_logins_with: int | None = None
         self.refuse_joins_of: set[str] = set()
+        self.session: str | None = None  # what every welcome says
+        self.refuse_tokens: set[str] = set()  # with 4500
         self.is_silent = False
         self._server: Server | None = None
         self._channels: dict[ServerConnection, set[str]] = {}
@@ -84,8 +86,11 @@ class ScriptedServer:
         if kind == "login":
             if self.close_logins_with is not None:
                 return await connection.close(self.close_logins_with, "as scripted")
+            if command.get("token") in self.refuse_tokens:
+                return await connection.close(4500, "as scripted")
             self._channels[connection] = set()
             reply |= {"type": "welcome", "user": command.get("user") or "token", "client": f"c{self.opened}"}
+            reply["session"] = self.session
         elif kind == "join" and channel in self.refuse_joins_of:
             reply |= {"type": "error", "code": 103, "name": "permission_denied", "message": "not here"}
         elif kind == "join":

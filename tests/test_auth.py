@@ -30,6 +30,26 @@ def test_a_token_alone_names_nobody():
     assert end.value.code == 4501
 
 
+class Stuck:
+    """An authenticator that asks somebody who never answers."""
+
+    async def authenticate(self, login: Login) -> Identity:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_an_authenticator_that_never_answers_is_4502(caplog: pytest.LogCaptureFixture):
+    stage = Stage(authenticator=Stuck(), login_timeout_s=0.05)
+    for _ in range(3):
+        connection = stage.connection()
+        with pytest.raises(CloseConnection) as end:
+            await stage.hub.login(connection, b'{"type":"login","token":"x"}')
+        assert end.value.code == 4502
+        connection.destroy()
+    assert stage.hub.counters()["clients"] == 0
+    assert caplog.text.count("its check took more than 0.05 s") == 1  # once a second, and the clock stands still
+
+
 class Tickets:
     """An authenticator that has to ask somebody: sync for known tickets, async for others."""
 

@@ -1,11 +1,18 @@
-"""Row 65: thousands that come back at once. (That coming and going leaves nothing behind: `tests/long/leaks.py`.)"""
+"""Row 56: many channels joined and left give their memory back. Row 65: thousands that come back at once.
+
+(That connections leave nothing behind is shown by `tests/long/leaks.py`.) With the variable `LONG_TESTS=1` row 56 is
+played with a million channels that are there at the same time (a minute, and half a gigabyte).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
 import select
+import socket
+import threading
 
 import uvloop
 
@@ -16,6 +23,59 @@ from tests.server_process import server_process
 from tests.support import IS_SANITIZED
 
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
+
+N_MEMBERS = 1_000 if os.environ.get("LONG_TESTS") else 20
+CHANNELS_EACH = 1_000  # the limit of a client
+
+
+def join_and_leave(port: int, round_: int, at_peak: threading.Event, go_on: threading.Event) -> None:
+    """Each member joins a thousand channels of its own; when all are there, wait; then each leaves them."""
+    socks = []
+    for i in range(N_MEMBERS):
+        socks.append(connect(port, i))
+        socks[-1].sendall(request() + message("login", user=f"u{i}") + message("ping", id="in"))
+        wait_for(socks[-1], b'"in"')
+    for word in ("join", "leave"):
+        for i, sock in enumerate(socks):
+            names = [f"round-{round_}-channel-{i}-{n}" for n in range(CHANNELS_EACH)]
+            sock.sendall(b"".join(message(word, channel=name) for name in names) + message("ping", id=word))
+        for sock in socks:
+            wait_for(sock, b'"%b"' % word.encode())
+        if word == "join":
+            at_peak.set()
+            assert go_on.wait(60)
+    for sock in socks:
+        sock.close()
+
+
+def wait_for(sock: socket.socket, wanted: bytes) -> None:
+    heard = b""
+    while wanted not in heard:
+        some = sock.recv(65_536)
+        assert some, heard
+        heard += some
+
+
+async def test_56_channels_joined_and_left_give_their_memory_back():
+    async with server_process(ping_interval_s=300) as server:
+        loop = asyncio.get_running_loop()
+        start, peaks, ends = await server.ask("status"), [], []
+        for round_ in range(3):
+            at_peak, go_on = threading.Event(), threading.Event()
+            playing = loop.run_in_executor(None, join_and_leave, server.port, round_, at_peak, go_on)
+            assert await loop.run_in_executor(None, at_peak.wait, 120)
+            peaks.append(await server.ask("status"))
+            go_on.set()
+            await playing
+            ends.append(await server.until(connections=0, live=0))
+        print([(status["channels"], status["resident_bytes"] >> 20) for status in (start, *peaks, *ends)])
+        for status in peaks:
+            assert status["channels"] == N_MEMBERS * CHANNELS_EACH  # the hub's; the core has everyone's beside them
+        if not IS_SANITIZED:
+            held_bytes = peaks[0]["resident_bytes"] - start["resident_bytes"]
+            assert held_bytes < 600 * N_MEMBERS * CHANNELS_EACH + (8 << 20)
+            assert ends[-1]["resident_bytes"] - start["resident_bytes"] < held_bytes / 4 + (8 << 20)
+            assert peaks[-1]["resident_bytes"] - peaks[0]["resident_bytes"] < held_bytes / 20 + (4 << 20)
 
 
 async def test_65_ten_thousand_that_come_back_at_once_are_back_within_ten_seconds():

@@ -20,6 +20,14 @@ from tests.support_tokens import SECRET, write
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
+GROUPS = """
+[groups.default]
+subscribe = ["news", "user:{user}:*"]
+[groups."a:b"]
+publish = []
+direct = true
+"""
+
 APPLICATION = """
 from starlight import Starlight
 app = Starlight(path="/from-code", read_limit_bytes="8KiB")
@@ -159,12 +167,14 @@ def test_what_show_prints_is_a_file_of_the_same_settings(capsys: pytest.CaptureF
     }
     first = tmp_path / "first.toml"
     named = {entry.name: entry for entry in entries()}
-    first.write_text("".join(f"{name} = {named[name].toml(value)}\n" for name, value in wanted.items()))
+    first.write_text("".join(f"{name} = {named[name].toml(value)}\n" for name, value in wanted.items()) + GROUPS)
     for words in ((), ("--origin",)):
         out, _ = run(capsys, "show", *words, "--config", str(first))
         second = tmp_path / "second.toml"
         second.write_text(out)
         assert Settings(config_file=str(second)).model_dump(include=set(wanted)) == wanted
+        assert tomllib.loads(out)["groups"] == tomllib.loads(GROUPS)["groups"]
+    assert f'[groups."a:b"]{" " * 36}  # {first}:' in out
 
 
 def test_show_refuses_what_serve_refuses(capsys: pytest.CaptureFixture[str]) -> None:

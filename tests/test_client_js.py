@@ -12,6 +12,7 @@ import pytest
 import starlight
 from starlight.errors import CloseConnection
 from tests.support_server import scripted_server
+from tests.support_tokens import SECRET, token
 
 CLIENT = Path(__file__).parent.parent / "examples" / "client.js"
 
@@ -40,14 +41,15 @@ const refusal = (promise) => promise.then(() => say("no refusal"), (error) => sa
 """
 
 
-async def run_js(tmp_path: Path, url: str, script: str) -> list[list[Any]]:
-    """Run a script with the client beside it; returns what it said."""
+async def run_js(tmp_path: Path, url: str, script: str, *words: str) -> list[list[Any]]:
+    """Run a script with the client beside it, and words for its command line; returns what it said."""
     shutil.copy(CLIENT, tmp_path / "client.mjs")
     (tmp_path / "script.mjs").write_text(PRELUDE + script)
     process = await asyncio.create_subprocess_exec(
         *NODE,
         str(tmp_path / "script.mjs"),
         url,
+        *words,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -189,6 +191,61 @@ async def test_a_token_function_is_asked_at_each_login(tmp_path: Path) -> None:
         await server.close_all(4014)
         await running
         assert [login["token"] for login in server.seen("login")] == ["token 1", "token 2"]
+
+
+@needs_node
+async def test_renews_its_login_and_comes_back_with_the_session(tmp_path: Path) -> None:
+    script = """
+    let number = 0;
+    const states = [], tokens = process.argv.slice(3);
+    const [back, done] = next();
+    const client = await connect(url, {
+      token: () => tokens[number++], backoffMs: 10,
+      onState: (state, detail) => { states.push([state, detail?.code ?? null]); if (states.length === 3) done(); },
+    });
+    const { expires } = client.welcome;
+    while (number < 5) await new Promise((wake) => setTimeout(wake, 50)); // `expiring` comes at once, and again
+    await client.ping();
+    await refusal(client.request("end me", 4011));
+    await back;
+    say(number, client.welcome.user, client.welcome.expires > expires, ...states);
+    await refusal(client.refresh("nonsense"));
+    client.close();
+    """
+    app = application()
+    resumed = []
+    app.on_login(lambda client, login: resumed.append(client.is_resumed))
+    tokens = [token("ada", iss=None, aud=None, jti=f"t{number}") for number in range(50)]
+    async with app.serve(auth="jwt", jwt_secret=SECRET, session_ttl_s=4) as node:
+        said = await run_js(tmp_path, node.url, script, *tokens)
+    # the states in between may be followed by a renewal or two more, which is not to be counted
+    assert said[0] == ["ConnectionLost", 4011]
+    assert said[1][0] >= 5
+    assert said[1][1:] == ["ada", True, ["connected", None], ["reconnecting", 4011], ["connected", None]]
+    assert said[2] == ["unauthorized", 101]
+    assert resumed == [False, True]
+
+
+@needs_node
+async def test_a_session_that_is_refused_gives_way_to_a_token(tmp_path: Path) -> None:
+    script = """
+    let number = 0;
+    const client = await connect(url, { token: () => "token " + ++number, backoffMs: 10 });
+    say("ready");
+    while (number < 2) await new Promise((wake) => setTimeout(wake, 20));
+    await client.ping();
+    client.close();
+    """
+    async with scripted_server() as server:
+        server.session = "a session"
+        running = asyncio.create_task(run_js(tmp_path, server.url, script))
+        async with asyncio.timeout(20):
+            while not server.seen("login"):
+                await asyncio.sleep(0.02)
+        server.refuse_tokens.add("a session")
+        await server.close_all(4011)
+        await running
+        assert [login["token"] for login in server.seen("login")] == ["token 1", "a session", "token 2"]
 
 
 def test_it_stays_short_and_needs_no_build() -> None:

@@ -7,14 +7,18 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
 from starlight.config import Settings
+from starlight.handlers import Handlers
+from starlight.hub import Client
 from starlight.node import Node
 from tests.raw_client import CLOSE, PING, PONG, TEXT, RawClient, frame, header, message, stage
 from tests.support import eventually
 
+WIRES = ("ws", "wss")
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
 
 
@@ -36,6 +40,43 @@ async def test_a_login_in_time_is_not_closed_by_the_login_timeout():
     async with stage(login_timeout_s=0.2) as on_stage:
         client = await on_stage.login()
         await asyncio.sleep(0.5)
+        assert (await client.ask("ping"))["type"] == "pong"
+
+
+async def test_a_login_check_that_never_returns_is_4502_and_is_not_kept():
+    handlers, checks = Handlers(), []
+
+    @handlers.on_login
+    async def check(client: Client, login: dict[str, Any]) -> None:
+        if client.user != "witness":
+            checks.append(asyncio.current_task())
+            await asyncio.Event().wait()
+
+    def made(settings: Settings) -> Node:
+        return Node(settings, handlers=handlers)
+
+    async with stage(quiet=False, node=made, login_timeout_s=0.3) as on_stage:
+        client = await on_stage.upgraded()
+        await client.send(message("login", user="ann"))
+        assert await client.close_code() == 4502
+        gone = await on_stage.upgraded()
+        await gone.send(message("login", user="bob"))
+        await eventually(lambda: len(checks) == 2)
+        gone.reset()
+        await eventually(lambda: all(task is not None and task.done() for task in checks))
+        await on_stage.alone()
+
+
+async def test_a_slow_on_connect_is_no_login_timeout():
+    handlers = Handlers()
+
+    @handlers.on_connect
+    async def greet(client: Client) -> None:
+        if client.user != "witness":
+            await asyncio.sleep(0.8)
+
+    async with stage(node=lambda settings: Node(settings, handlers=handlers), login_timeout_s=0.2) as on_stage:
+        client = await on_stage.login()
         assert (await client.ask("ping"))["type"] == "pong"
 
 

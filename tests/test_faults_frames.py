@@ -23,6 +23,7 @@ from tests.raw_client import (
     stage,
 )
 
+WIRES = ("ws", "wss")
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
 
 

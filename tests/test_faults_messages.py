@@ -13,6 +13,7 @@ from starlight.hub import Client
 from starlight.node import Node
 from tests.raw_client import BINARY, CONTINUATION, TEXT, RawClient, frame, message, stage
 
+WIRES = ("ws", "wss")
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
 
 NOT_OBJECTS = [

@@ -19,6 +19,13 @@ from tests.raw_client import CLOSE, TEXT, RawClient, header, message, stage
 from tests.server_process import server_process
 from tests.support import eventually
 
+WIRES = ("ws", "wss")
+WS_ONLY = {
+    "test_57_without_file_descriptors_clients_live_on_and_it_goes_on_when_there_are_some": "nobody answers who knocks",
+    "test_63_whatever_the_kernel_takes_of_each_write_the_streams_are_intact": "the core itself writes only without TLS",
+    "test_63_a_broken_write_ends_the_connection_and_nothing_follows": "the core itself writes only without TLS",
+    "test_24_frames_in_packets_of_one_byte_on_many_connections_take_little_memory": "one byte is a record of 23",
+}
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
 
 
@@ -61,8 +68,10 @@ async def test_57_without_file_descriptors_clients_live_on_and_it_goes_on_when_t
             client.close()
 
 
-async def test_58_resets_inside_of_frames_in_both_directions():
-    async with stage(send_buffer_bytes=4096) as on_stage:
+async def test_58_resets_inside_of_frames_in_both_directions(wire: str):
+    # over TLS on uvloop a reset right behind data is not told to the protocol: the next ping finds it
+    pings = {"ping_interval_s": 0.5, "pong_timeout_s": 0.5} if wire == "wss" else {}
+    async with stage(send_buffer_bytes=4096, **pings) as on_stage:
         for cut in (1, 2, 5, 6, 50):
             client = await on_stage.login()
             await client.send(message("broadcast", data="x" * 100)[:cut])

@@ -15,6 +15,8 @@ from starlight.node import Node
 from tests.raw_client import RawClient, Stage, request, stage
 from tests.support import eventually
 
+WIRES = ("ws", "wss")
+
 
 async def status(on_stage: Stage, *lines: str, target: str = "/ws") -> int:
     """What a request with these header lines is answered."""
@@ -57,8 +59,8 @@ async def test_12_a_token_in_the_query_is_refused_and_never_logged(caplog: pytes
 async def open_until_refused(on_stage: Stage, most: int) -> int:
     """How many connections are let in before one is closed without an answer."""
     for number in range(most):
-        client = await on_stage.connect()
         try:
+            client = await on_stage.connect()  # over TLS it is noticed here
             await client.send(request())
             if not await client.receive():
                 return number

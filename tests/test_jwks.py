@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from starlight.errors import ConfigError, KeysUnavailable, TokenRefused
-from starlight.jwks import BODY_LIMIT_BYTES, COOLDOWN_S, LIFETIME_S, FetchedKeys
+from starlight.jwks import BODY_LIMIT_BYTES, COOLDOWN_S, LIFETIME_S, STALE_S, THREADS_LIMIT, FetchedKeys, fetch
 from starlight.tokens import ASYMMETRIC, Claims, Rules, Verifier
 from tests.support_tokens import AUDIENCE, ISSUER, pair, token
 
@@ -208,6 +210,90 @@ async def test_keys_that_are_none_of_ours(issuer: Issuer, verifier: Verifier):
     for kid, number in (("enc", 0), ("alg", 0), ("private", 2), ("7", 0), ("twice", 0), ("twice", 1)):
         with pytest.raises(TokenRefused):
             await check(verifier, signed(kid=kid, number=number))
+
+
+async def test_a_key_is_for_its_curve_and_its_purpose_alone(issuer: Issuer, verifier: Verifier):
+    issuer.keys = [
+        pair("ES384").jwk(kid="p384"),
+        pair("ES256").jwk(kid="agree", key_ops=["deriveKey"]),
+        pair("ES256").jwk(kid="odd", key_ops=7),
+        pair("ES256").jwk(kid="e", key_ops=["verify"]),
+        {**pair("ES256").jwk(kid="off the curve"), "x": "A" * 43},
+        {"kty": "RSA", "n": 5, "e": [], "kid": "nonsense"},
+    ]
+    assert (await check(verifier, signed("ES256", "e"))).user == "ann"
+    assert verifier.keys.find("ES384", "p384") is not None
+    for kid in ("p384", "agree", "odd", "off the curve", "nonsense"):
+        assert verifier.keys.find("ES256", kid) is None
+
+
+async def test_after_a_day_without_an_issuer_old_keys_are_good_no_more(
+    issuer: Issuer, verifier: Verifier, clock: Clock
+):
+    await check(verifier, signed())
+    issuer.status = 500
+    clock.now_s += STALE_S + 1
+    with pytest.raises(KeysUnavailable):
+        await check(verifier, signed())
+    issuer.status = 200
+    clock.now_s += COOLDOWN_S
+    assert (await check(verifier, signed())).user == "ann"
+
+
+async def test_fetches_that_hang_are_not_piled_up(clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("starlight.jwks.GIVE_UP_S", 0.02)
+    go_on, n_begun = threading.Event(), [0]
+
+    def hang(url: str) -> bytes:
+        n_begun[0] += 1
+        go_on.wait(20)
+        raise OSError
+
+    keys = FetchedKeys("https://issuer.test/keys", fetch=hang, clock=clock)
+    try:
+        for _ in range(THREADS_LIMIT + 5):
+            fetching = keys.refresh()
+            assert fetching is not None
+            with pytest.raises(KeysUnavailable):
+                await fetching
+            clock.now_s += COOLDOWN_S
+        assert n_begun == [THREADS_LIMIT]
+    finally:
+        go_on.set()
+
+
+def test_a_body_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("starlight.jwks.GIVE_UP_S", 0.2)
+    stop = threading.Event()
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def drip() -> None:
+        connection, _ = listening.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            while not stop.wait(0.02):
+                connection.sendall(b" ")
+
+    thread = threading.Thread(target=drip, daemon=True)
+    thread.start()
+    try:
+        with pytest.raises(OSError, match="too long"):
+            fetch(f"http://127.0.0.1:{listening.getsockname()[1]}/keys")
+    finally:
+        stop.set()
+        thread.join(10)
+        listening.close()
+
+
+async def test_what_an_address_holds_beside_the_place_is_not_shown(issuer: Issuer, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("DEBUG")
+    verifier = Verifier(FetchedKeys(issuer.url + "?key=canary"), Rules(ASYMMETRIC, ISSUER, AUDIENCE))
+    await check(verifier, signed())
+    assert issuer.asked == ["/keys?key=canary"]
+    with pytest.raises(ConfigError) as error:
+        FetchedKeys("https://user:canary@issuer.test/keys")
+    assert "canary" not in caplog.text + str(error.value)
 
 
 def test_other_urls_are_no_configuration():

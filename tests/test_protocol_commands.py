@@ -479,7 +479,7 @@ def test_depth_against_a_model(value: object, limit: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(commands, "MAX_DEPTH", limit)
         try:
-            commands._check_depth(text, None)
+            commands.check_depth(text, None)
         except RequestError:
             assert depth_of(value) > limit
         else:

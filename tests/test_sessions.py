@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starlight.errors import ConfigError, TokenRefused
-from starlight.sessions import Expiries, Revocations, Session, Sessions, read_secret
+from starlight.sessions import SESSION_LIMIT_BYTES, Expiries, Revocations, Session, Sessions, read_secret
 from tests.support_tokens import SECRET, token, write
 
 KEY = b"k" * 32
@@ -91,6 +91,38 @@ def test_a_user_is_revoked_for_what_was_made_before(clock: Clock):
     assert not revocations.holds("bob", "j1", 0)
     clock.now_s += 101
     assert not revocations.holds("ann", "j1", 0)
+
+
+def test_a_token_from_the_future_is_revoked_if_it_was_seen(clock: Clock):
+    revocations = Revocations(clock=clock)
+    revocations.add_user("ann", 100, issued=1_005)  # the issuer's clock is ahead
+    assert revocations.holds("ann", "", 1_005)
+    assert not revocations.holds("ann", "", 1_006)
+
+
+def test_a_second_revocation_does_not_shorten_the_first(clock: Clock):
+    revocations = Revocations(clock=clock)
+    for seconds in (100, 10):
+        revocations.add_user("ann", seconds)
+        revocations.add_token("j1", seconds)
+    clock.now_s += 50
+    assert revocations.holds("ann", "", 0)
+    assert revocations.holds("bob", "j1", 0)
+
+
+def test_47_no_session_is_too_long(sessions: Sessions, monkeypatch: pytest.MonkeyPatch):
+    far = sessions.clock() + 100
+    longest = sessions.issue(Session("ann", ("g" * 8_000,), far, 0.0, "j"))
+    assert longest is not None
+    assert sessions.verify(longest).groups == ("g" * 8_000,)
+    assert sessions.issue(Session("ann", ("g" * SESSION_LIMIT_BYTES,), far, 0.0, "j")) is None
+
+    def never(*args: object) -> str:
+        raise AssertionError("somebody looked at it")
+
+    monkeypatch.setattr(sessions, "_signature", never)
+    with pytest.raises(TokenRefused, match="too long"):
+        sessions.verify("sl1." + "A" * SESSION_LIMIT_BYTES)
 
 
 def test_a_token_is_revoked_by_its_id(clock: Clock):

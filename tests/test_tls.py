@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from starlight._tls import TlsListener
 from starlight.config import Settings
 from starlight.errors import ConfigError
 from starlight.node import Node
@@ -240,3 +241,18 @@ def test_files_that_are_no_certificate(files: tuple[str, str], tmp_path: Path):
     ):
         with pytest.raises(ConfigError, match=expected):
             tls_node((certificate, key))
+
+
+async def test_a_listener_that_ends_before_a_handshake_began_keeps_no_socket(files: tuple[str, str]):
+    async with tls_node(files) as node:
+        client = socket.create_connection(("127.0.0.1", node.port))
+        listener = node._server
+        assert isinstance(listener, TlsListener)
+        listener._accept(listener.sockets[0])
+        assert node.connections == 1
+        listener.drop_handshakes()  # in the same turn
+        await eventually(lambda: node.connections == 0)
+        client.settimeout(5)
+        with suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+        client.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from collections.abc import Awaitable
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from starlight.auth import make_verifier
 from starlight.config import Settings
 from starlight.errors import ConfigError, TokenRefused
-from starlight.tokens import ASYMMETRIC, TOKEN_LIMIT_BYTES, Claims, Verifier
+from starlight.tokens import ASYMMETRIC, TOKEN_LIMIT_BYTES, Claims, Rules, Verifier, key_pair
 from tests.support_tokens import AUDIENCE, ISSUER, SECRET, b64, claims, hmac_token, pair, token, write
 
 DAY_S = 86_400
@@ -51,7 +52,8 @@ def test_what_a_good_token_says():
 
 def test_what_a_token_may_leave_out():
     found = accepted(verifier(jwt_issuer="", jwt_audience=""), token(iat=None, jti=None, iss=None, aud=None))
-    assert (found.groups, found.issued, found.token_id) == ((), 0, "")
+    assert (found.groups, found.issued) == ((), 0)
+    assert found.token_id.startswith("sha256:")
 
 
 @pytest.mark.parametrize("alg", ["HS256", "HS384", "HS512"])
@@ -261,6 +263,21 @@ def test_46_one_key_id_of_two_issuers(rsa_verifier: Verifier):
             rsa_verifier.verify(token(key=other.private, alg="RS256", headers={"kid": "1"}, iss=issuer))
     with pytest.raises(TokenRefused, match="issuer"):
         rsa_verifier.verify(token(key=RSA.private, alg="RS256", headers={"kid": "1"}, iss="https://other.test"))
+
+
+def test_a_token_without_a_name_is_named_by_what_was_signed():
+    """So that revoking it holds, also for the second signature that every ECDSA signature has."""
+    keys = pair("ES256")
+    one_issuer = Verifier(key_pair(keys.public_pem, ["ES256"], "key", ""), Rules(("ES256",), ISSUER, AUDIENCE))
+    text = token(key=keys.private, alg="ES256", jti=None)
+    one = accepted(one_issuer, text)
+    head, _, signature = text.rpartition(".")
+    raw = base64.urlsafe_b64decode(signature + "==")
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    twin = raw[:32] + (order - int.from_bytes(raw[32:])).to_bytes(32)
+    assert twin != raw
+    assert accepted(one_issuer, f"{head}.{b64(twin)}").token_id == one.token_id
+    assert accepted(one_issuer, token("bob", key=keys.private, alg="ES256", jti=None)).token_id != one.token_id
 
 
 def test_47_long_tokens_are_refused_before_any_cryptography(monkeypatch: pytest.MonkeyPatch):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import socket
 import ssl
 import subprocess
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import aiofastnet
 
 from starlight._connection import Acceptor
 from starlight.node import Node
-from tests.raw_client import TIMEOUT_S, RawClient, close_frame
+from tests.raw_client import TlsClient
+
+__all__ = ["HidingNode", "TlsClient", "TlsNode", "contexts"]
 
 SMALL_BIO_BYTES = 17 * 1024
 """One TLS record and a bit. The default of 257 KiB would hide as much of an outbox."""
@@ -33,13 +35,28 @@ def contexts(directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     return server, client
 
 
+class ServerListener:
+    """A loop's or aiofastnet's server with the face of a `Listener`."""
+
+    is_shared = is_resting = False
+
+    def __init__(self, server: Any) -> None:
+        self.sockets = server.sockets
+        self._server = server
+
+    async def close(self) -> None:
+        self._server.close()
+
+    def drop_handshakes(self) -> None: ...
+
+
 class TlsNode(Node):
     """A node behind TLS in its own process."""
 
     context: ssl.SSLContext
 
-    async def _listen(self, acceptor: Acceptor) -> Any:
-        return await aiofastnet.create_server(
+    async def _listen(self, acceptor: Acceptor, listening: Sequence[socket.socket]) -> Any:
+        server = await aiofastnet.create_server(
             asyncio.get_running_loop(),
             acceptor.protocol,
             "127.0.0.1",
@@ -48,61 +65,11 @@ class TlsNode(Node):
             ssl_incoming_bio_size=SMALL_BIO_BYTES,
             ssl_outgoing_bio_size=SMALL_BIO_BYTES,
         )
+        return ServerListener(server)
 
     @property
     def url(self) -> str:
         return super().url.replace("ws://", "wss://")
-
-
-class TlsClient(RawClient):
-    """A raw client that speaks TLS by hand, so that it can stop reading."""
-
-    context: ssl.SSLContext
-    _tls: ssl.SSLObject
-
-    async def start_tls(self) -> None:
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = self.context.wrap_bio(self._incoming, self._outgoing, server_hostname="127.0.0.1")
-        await self._do(self._tls.do_handshake)
-
-    async def _do(self, step: Callable[[], Any]) -> Any:
-        """Run a step of the TLS state machine until it is done, with the socket's help."""
-        while True:
-            try:
-                result = step()
-            except ssl.SSLWantReadError:
-                await self._send_out()
-                some = await super().receive()
-                self._incoming.write(some) if some else self._incoming.write_eof()
-                continue
-            await self._send_out()
-            return result
-
-    async def _send_out(self) -> None:
-        if some := self._outgoing.read():
-            await super().send(some)
-
-    async def send(self, data: bytes) -> None:
-        for i in range(0, len(data), 16_384):
-            await self._do(lambda part=data[i : i + 16_384]: self._tls.write(part))
-
-    async def receive(self, size: int = 1 << 16) -> bytes:
-        try:
-            async with asyncio.timeout(TIMEOUT_S):
-                data: bytes = await self._do(lambda: self._tls.read(size))
-        except ssl.SSLZeroReturnError:
-            return b""
-        except ssl.SSLEOFError:
-            raise ConnectionResetError("EOF without close_notify") from None
-        return data
-
-    async def on_close(self) -> None:
-        """TLS has no EOF in one direction: the server waits for a close frame of ours."""
-        with contextlib.suppress(OSError, ssl.SSLError):
-            await self.send(close_frame(1000))
-
-    def half_close(self) -> None:
-        raise NotImplementedError("TLS has no half-close here")
 
 
 class NoDescriptor:
@@ -154,7 +121,6 @@ class HidingProtocol(asyncio.BufferedProtocol):
 class HidingNode(Node):
     """A node that has to write through its transports."""
 
-    async def _listen(self, acceptor: Acceptor) -> Any:
-        return await asyncio.get_running_loop().create_server(
-            lambda: HidingProtocol(acceptor.protocol()), "127.0.0.1", 0
-        )
+    async def _listen(self, acceptor: Acceptor, listening: Sequence[socket.socket]) -> Any:
+        loop = asyncio.get_running_loop()
+        return ServerListener(await loop.create_server(lambda: HidingProtocol(acceptor.protocol()), "127.0.0.1", 0))

@@ -139,6 +139,17 @@ def build_null_sink() -> tuple[Path, str | None]:
     return built, _run(["gcc", "-O2", "-shared", "-fPIC", "-o", str(built), str(source)])
 
 
+def build_storm() -> tuple[Path, str | None]:
+    """Compile the bad guests of login_storm.py; return them, and the reason if they can't be."""
+    source, built = BENCH / "storm.c", INSTALLED / "storm"
+    if _is_newer(built, source):
+        return built, None
+    if shutil.which("gcc") is None:
+        return built, "gcc isn't installed"
+    INSTALLED.mkdir(exist_ok=True)
+    return built, _run(["gcc", "-O2", "-o", str(built), str(source)])
+
+
 def prepare_gorilla() -> str | None:
     """Build the hub against Debian's gorilla package, without Go modules."""
     source, built = BENCH / "peers" / "gorilla" / "main.go", INSTALLED / "gorilla-hub"

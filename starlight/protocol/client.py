@@ -66,6 +66,9 @@ class Ok(Struct, tag_field="type", tag="ok"):
     channel: str = ""
     epoch: str | None = None
     users: list[str] = []
+    session: str | None = None
+    """Of a refresh, as is `expires`: what the welcome said of the new token's login."""
+    expires: int | None = None
 
 
 class Error(Struct, tag_field="type", tag="error"):

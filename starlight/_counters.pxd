@@ -1,0 +1,38 @@
+# What the core tells about itself, as Python objects: for `Core.counters` and `_gauges.pyx`, never on the way of a message.
+
+from libc.stdint cimport uint32_t, uint64_t
+from starlight._core cimport core_t
+from starlight._flush cimport flusher_t
+from starlight._outbox cimport span_t, subscriber_t
+
+
+cdef inline dict core_counters(core_t* c):
+    """The dict of `Core.counters`; one walk over all subscribers."""
+    cdef flusher_t* f = &c.flusher
+    cdef uint64_t n_bytes = 0, n_messages = 0, n_spans = 0
+    cdef uint32_t i, age_ms, oldest_ms = 0
+    cdef subscriber_t* sub
+    cdef span_t* span
+    for i in range(c.all.n):
+        sub = <subscriber_t*>c.all.items[i]
+        if sub.n_spans == 0:
+            continue
+        n_bytes += sub.out_bytes
+        n_messages += sub.out_messages
+        n_spans += sub.n_spans
+        span = &sub.spans[sub.first_span]
+        age_ms = f.now_ms - span.chunk.frames[span.first].appended_ms
+        if age_ms > oldest_ms:
+            oldest_ms = age_ms
+    return {
+        "subscribers": c.all.n, "full": c.full.n, "channels": c.n_channels - 1, "memberships": c.n_memberships,
+        "chunks": c.arena.n_chunks, "free_chunks": c.arena.n_free, "chunk_bytes": c.arena.held_bytes,
+        "transport_bytes": c.transport_bytes, "spans": n_spans, "outbox_messages": n_messages, "outbox_bytes": n_bytes, "oldest_ms": oldest_ms,
+        "messages_total": c.totals.messages, "publications_total": c.totals.publications,
+        "deliveries_total": c.totals.deliveries, "sends_total": f.sends,
+        "short_sends_total": f.short_sends, "sent_bytes_total": f.sent_bytes, "sent_spans_total": f.spans,
+        "settles_total": c.totals.settles, "turns_total": c.totals.turns, "slices_total": c.totals.slices,
+        "evicted_slow_total": c.totals.evicted_slow, "evicted_timeout_total": c.totals.evicted_timeout,
+        "evicted_budget_total": c.totals.evicted_budget, "broken_total": c.totals.broken,
+        "compacted_bytes_total": c.totals.compacted_bytes,
+    }

@@ -1,0 +1,247 @@
+"""The commands ``starlight conns``, ``kick`` and ``drain``: ask nodes, and change them, over their internal ports.
+
+The key never stands on the command line, which everybody on a machine can read; it comes from a file. Several nodes
+are asked one after another, and one that fails keeps none of the others from being asked.
+
+Exit codes: 0 done; 1 a node refused what was asked, or there was nobody to kick; 2 a wrong word on the command line, or
+a node that can't be reached.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated, Final
+
+import typer
+
+from starlight._cli import EXIT_REFUSED, EXIT_USAGE, complain, make_app
+from starlight._internal_client import CONNECTIONS_LIMIT, DEFAULT_NODE, Connection, NodeClient, clients
+from starlight._terminal import Column, clean, duration, rows, size
+from starlight.errors import ConfigError, NodeRefused, NodeUnreachable
+from starlight.units import parse_duration
+
+__all__ = ["app"]
+
+DEFAULT_NODES: Final = [DEFAULT_NODE]
+WAIT_STEP_S: Final = 0.2
+
+app = make_app("Ask nodes, and change them, over their internal ports.")
+
+Nodes = Annotated[
+    list[str],
+    typer.Option("--node", envvar="STARLIGHT_NODE", metavar="URL", help="A node's internal port; repeatable."),
+]
+KeyFile = Annotated[
+    str, typer.Option("--key-file", envvar="STARLIGHT_INTERNAL_KEY_FILE", metavar="FILE", help="The port's key.")
+]
+
+SORTS: Final[dict[str, Callable[[Connection], float]]] = {
+    "outbox": lambda row: -row.outbox_bytes,
+    "oldest": lambda row: -(row.oldest_ms if row.oldest_ms is not None else -1.0),
+    "messages_in": lambda row: -row.messages_in,
+    "connected": lambda row: -row.connected_s,
+}
+"""How connections of several nodes are put in one order: as each node puts its own, by the names of ``/connz``."""
+
+
+@app.command(short_help="List the connections of nodes.")
+def conns(
+    node: Nodes = DEFAULT_NODES,
+    key_file: KeyFile = "",
+    sort: Annotated[
+        str, typer.Option("--sort", metavar="|".join(SORTS), help="What the first ones have most of.")
+    ] = "outbox",
+    user: Annotated[
+        str | None, typer.Option("--user", metavar="USER", help="Only those of this user.", show_default=False)
+    ] = None,
+    limit: Annotated[str, typer.Option("--limit", metavar="N", help="At most so many, up to 1000.")] = "100",
+    as_json: Annotated[bool, typer.Option("--json", help="Print each connection as one line of JSON.")] = False,
+) -> int:
+    """List connections: first those with the largest outbox, the oldest message, the most messages in, or the age."""
+    if sort not in SORTS:
+        return _complain(f"--sort {sort}: expected {', '.join(SORTS)}")
+    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:5]) <= CONNECTIONS_LIMIT):
+        return _complain(f"--limit {limit}: expected a whole number from 1 to {CONNECTIONS_LIMIT}")
+    found: list[tuple[str, Connection]] = []
+    totals: list[int] = []
+
+    def ask(client: NodeClient) -> None:
+        name = client.varz().node
+        answer = client.connections(sort, user, int(limit))
+        totals.append(answer.total)
+        found.extend((name, row) for row in answer.connections)
+
+    code = _each(node, key_file, ask, user)
+    if not totals:
+        return code
+    found.sort(key=lambda pair: SORTS[sort](pair[1]))
+    shown = found[: int(limit)]
+    _print_json(shown) if as_json else _print_table(shown, len(node) > 1)
+    if sum(totals) > len(shown):
+        print(f"{len(shown)} of {sum(totals)} connections", file=sys.stderr)
+    return code
+
+
+def _print_json(found: Sequence[tuple[str, Connection]]) -> None:
+    """One line each, in ASCII, so that no control character of a stranger reaches the terminal."""
+    import json
+
+    import msgspec
+
+    for name, row in found:
+        print(json.dumps({"node": name, **msgspec.to_builtins(row)}))
+
+
+def _print_table(found: Sequence[tuple[str, Connection]], with_node: bool) -> None:
+    titles = ("ID", "USER", "ADDRESS", "CONNECTED", "CHANNELS", "IN", "OUTBOX", "MSGS", "OLDEST", "STATE", "PROTOCOL")
+    columns = [Column(title, 0, is_left=title in ("USER", "ADDRESS", "STATE", "PROTOCOL")) for title in titles]
+    table = [
+        [
+            str(row.id),
+            clean(row.user),
+            clean(row.address),
+            duration(row.connected_s),
+            str(row.channels),
+            str(row.messages_in),
+            size(row.outbox_bytes),
+            str(row.outbox_messages),
+            duration(row.oldest_ms / 1_000 if row.oldest_ms is not None else None),
+            ",".join(word for word, holds in (("full", row.is_full), ("paused", row.is_reading_paused)) if holds)
+            or "-",
+            clean(row.subprotocol),
+        ]
+        for _, row in found
+    ]
+    if with_node:
+        columns.append(Column("NODE", 0, is_left=True))
+        for line, (name, _) in zip(table, found, strict=True):
+            line.append(clean(name))
+    print("\n".join(rows(columns, table)))
+
+
+def _state(row: Connection) -> str:
+    """Whether its socket is full, and whether it is read from."""
+    return ",".join(word for word, holds in (("full", row.is_full), ("paused", row.is_reading_paused)) if holds) or "-"
+
+
+@app.command(short_help="Disconnect a user.")
+def kick(
+    user: Annotated[str, typer.Argument(metavar="USER", help="The user to disconnect.")],
+    node: Nodes = DEFAULT_NODES,
+    key_file: KeyFile = "",
+    code: Annotated[
+        str | None,
+        typer.Option("--code", metavar="CODE", help="Close code. [default: 4503, stay away]", show_default=False),
+    ] = None,
+) -> int:
+    """Disconnect all clients of a user, on every node named; exit code 1 if there was none.
+
+    Clients that follow the protocol stay away after 4503, and come back after 4011. Neither keeps the user from logging
+    in again: for that, revoke the user's tokens.
+    """
+    if code is not None and not (code.isascii() and code.isdecimal() and 1_000 <= int(code[:5]) <= 4_999):
+        return _complain(f"--code {code}: expected a close code such as 4503 or 4011")
+    counts: list[int] = []
+
+    def disconnect(client: NodeClient) -> None:
+        counts.append(client.disconnect(user, int(code) if code is not None else None))
+
+    worst = _each(node, key_file, disconnect, user)
+    if not counts:
+        return worst
+    print(f"disconnected {sum(counts)} client{'s' if sum(counts) != 1 else ''} of {clean(user)}")
+    return worst or (0 if sum(counts) else EXIT_REFUSED)
+
+
+@app.command(short_help="Have nodes drain and end.")
+def drain(
+    node: Nodes = DEFAULT_NODES,
+    key_file: KeyFile = "",
+    wait: Annotated[
+        str | None,
+        typer.Option("--wait", metavar="DURATION", help="Return when they have drained.", show_default=False),
+    ] = None,
+) -> int:
+    """Have nodes drain: they turn unready, take no new connections, close their clients over the drain time, and end.
+
+    With --wait, exit code 1 if one hasn't drained by then.
+    """
+    try:
+        wait_s = parse_duration(wait, "--wait") if wait is not None else None
+    except ConfigError as error:
+        return _complain(str(error))
+    draining: list[tuple[NodeClient, int]] = []
+
+    def start(client: NodeClient) -> None:
+        pid = client.varz().pid
+        client.drain()
+        draining.append((client, pid))
+        print(f"{client.url} drains", flush=True)
+
+    code = _each(node, key_file, start)
+    if wait_s is None:
+        return code
+    late = _await(draining, time.monotonic() + wait_s)
+    for client in late:
+        print(f"starlight: {client.url} has not drained within {wait}", file=sys.stderr)
+    return code or (EXIT_REFUSED if late else 0)
+
+
+def _await(draining: Sequence[tuple[NodeClient, int]], deadline_s: float) -> list[NodeClient]:
+    """Wait until these have no clients any more; returns those that still had some at the deadline."""
+    left = list(draining)
+    while True:
+        left = [(client, pid) for client, pid in left if not _has_drained(client, pid)]
+        if not left or time.monotonic() >= deadline_s:
+            return [client for client, _ in left]
+        time.sleep(WAIT_STEP_S)
+
+
+def _has_drained(client: NodeClient, pid: int) -> bool:
+    """Whether the process has ended, was followed by another, or has no connection left."""
+    try:
+        varz = client.varz()
+    except NodeUnreachable as error:
+        return not isinstance(error.__cause__, TimeoutError)  # silent is not gone
+    except NodeRefused:
+        return False
+    return varz.pid != pid or varz.connections == 0
+
+
+def _each(nodes: Sequence[str], key_file: str, act: Callable[[NodeClient], None], *words: str | None) -> int:
+    """Do it with every node; returns the worst exit code, having said what went wrong where.
+
+    Args:
+        nodes: URLs of internal ports.
+        key_file: of their key; the empty string for none.
+        act: asks one node.
+        words: what else of the command line goes over the wire, which has to be UTF-8.
+    """
+    try:
+        for word in words:
+            (word or "").encode()
+        asked = clients(nodes, key_file)
+    except ConfigError as error:
+        return _complain(str(error))
+    except UnicodeEncodeError:
+        return _complain("USER: expected UTF-8")
+    worst = 0
+    for client in asked:
+        try:
+            act(client)
+        except NodeUnreachable as error:
+            worst = max(worst, _complain(str(error)))
+        except NodeRefused as error:
+            hint = "; --key-file names the file with the key" if error.status in (401, 403) and not key_file else ""
+            worst = max(worst, _complain(f"{error}{hint}", EXIT_REFUSED))
+        finally:
+            client.close()
+    return worst
+
+
+def _complain(message: str, code: int = EXIT_USAGE) -> int:
+    """One line on stderr; a node's words can't do anything to the terminal."""
+    line = " ".join(message.split())
+    return complain("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), code=code)

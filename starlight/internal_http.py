@@ -1,0 +1,285 @@
+"""The internal port: an HTTP server on the node's own loop, for those who run it and for their backends.
+
+Strategy: what is told stands in `stats` and `metrics`, what is done in `internal_api`; here are routes, who may use
+them, and what HTTP wants. aiohttp takes a fifth of a second to import, so the node imports this module in a thread,
+when it accepts clients already (see `internal`), and only where a port is wanted.
+
+Who may do what:
+
+- Whatever changes something (``POST /api/...``, and what reads with POST) needs the bearer key. Without a key file
+  nobody has it.
+- Reading needs no key on a loopback address. On any other all but ``/healthz``, ``/readyz``, the console's page and
+  ``/openapi.json`` need it; they tell nothing.
+- No page of another origin can use it from a browser: there are no CORS headers, a foreign `Origin` is refused, and so
+  is a `Host` that is a name which could have been bound to this address by somebody else (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import logging
+import re
+import socket
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+from typing import Any, Final
+
+from aiohttp import web
+from orjson import dumps
+
+from starlight import console, metrics
+from starlight.auth import is_loopback
+from starlight.internal_api import Api, ApiError, Node
+from starlight.stats import CHANNEL_ORDERS, CONNECTION_ORDERS, Stats
+
+__all__ = ["REQUESTS_LIMIT", "InternalPort"]
+
+log = logging.getLogger(__name__)
+
+REQUESTS_LIMIT: Final = 64
+"""Requests under way at a time; 429 beyond. A page of connections takes some hundred turns of the loop, and a hundred
+of them at once would be felt by the clients."""
+
+PAGE_LIMIT: Final = 1_000
+"""Rows of one page of connections or channels."""
+
+OFFSET_LIMIT: Final = 1_000_000
+
+STOP_S: Final = 1.0
+"""What requests under way have to end when the node has drained."""
+
+_OPEN_PATHS: Final = frozenset(("/", "/healthz", "/readyz", "/openapi.json"))
+_CHANGING: Final = "POST"
+_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,6}")
+_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class InternalPort:
+    """The internal port of one node.
+
+    Args:
+        node: the node, started.
+        listening: a socket that listens already; ours from now on.
+        key: what whoever changes something has to know; None: nobody may.
+    """
+
+    def __init__(self, node: Node, listening: socket.socket, key: bytes | None) -> None:
+        self.stats = Stats(node)
+        self._node = node
+        self._listening = listening
+        self._key = key
+        self._is_loopback = is_loopback(node.settings.internal_host)
+        self._names = frozenset(("localhost", node.settings.internal_host.lower()))
+        self._api = Api(node, self.stats)
+        self._registry = metrics.make_registry(self.stats)
+        self._under_way = 0
+        self._runner: web.AppRunner | None = None
+        self.port: int = listening.getsockname()[1]
+
+    @property
+    def url(self) -> str:
+        """Where it is: ``http://127.0.0.1:8766``."""
+        host = self._node.settings.internal_host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def change_key(self, key: bytes | None) -> None:
+        """Another key for requests to come."""
+        self._key = key
+
+    async def start(self) -> None:
+        """Serve, on the running loop."""
+        app = self.make_app()
+        self._runner = web.AppRunner(
+            app, access_log=None, logger=_quiet_log(), handle_signals=False, shutdown_timeout=STOP_S
+        )
+        await self._runner.setup()
+        await web.SockSite(self._runner, self._listening).start()
+        self.stats.lag.start()
+        log.info("the internal port is %s%s", self.url, "" if self._key else ", for reading only: it has no key")
+
+    async def stop(self) -> None:
+        """Serve no more."""
+        self.stats.lag.stop()
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+        self._listening.close()
+
+    def make_app(self) -> web.Application:
+        """The routes."""
+        app = web.Application(middlewares=[self._guard], client_max_size=self._api.body_limit_bytes)
+        for path, handler in (
+            ("/", self._console),
+            ("/healthz", self._healthz),
+            ("/readyz", self._readyz),
+            ("/metrics", self._metrics),
+            ("/varz", self._varz),
+            ("/connz", self._connz),
+            ("/channelz", self._channelz),
+            ("/openapi.json", self._openapi),
+        ):
+            app.router.add_get(path, handler, allow_head=False)
+        for name, function in self._api.routes.items():
+            app.router.add_post(f"/api/{name}", self._api_handler(function))
+        return app
+
+    # --- who may use it ------------------------------------------------------------------------------------------
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Let a request pass or refuse it, and turn every failure into an answer of one shape."""
+        self._under_way += 1
+        try:
+            self._check(request)
+            response = await handler(request)
+        except ApiError as error:
+            response = _refusal(error.status, error.message)
+        except web.HTTPException as error:  # of aiohttp itself: no such route, wrong method, body too large
+            response = _refusal(error.status, error.reason.lower())
+            if "Allow" in error.headers:
+                response.headers["Allow"] = error.headers["Allow"]
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("the internal port could not answer %s", request.rel_url.raw_path)
+            response = _refusal(500, "internal error")
+        finally:
+            self._under_way -= 1
+        response.headers.update(_HEADERS)
+        return response
+
+    def _check(self, request: web.Request) -> None:
+        has_key = self._has_key(request)
+        self._check_host(request, has_key)
+        if self._under_way > REQUESTS_LIMIT and request.path not in _OPEN_PATHS:
+            raise ApiError(429, "too many requests at a time")
+        if request.match_info.http_exception is not None:
+            return  # there is no such route, which nobody needs a key to be told
+        is_changing = request.method == _CHANGING
+        if is_changing and self._key is None:
+            raise ApiError(403, "nothing can be changed here without an --internal-key-file")
+        if not has_key and (is_changing or not (self._is_loopback or request.path in _OPEN_PATHS)):
+            raise ApiError(401, "expected Authorization: Bearer and the key")
+
+    def _has_key(self, request: web.Request) -> bool:
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        if self._key is None or scheme.lower() != "bearer":
+            return False
+        return hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._key)
+
+    def _check_host(self, request: web.Request, has_key: bool) -> None:
+        """Refuse what a browser sends for a page of somebody else."""
+        hosts = request.headers.getall("Host", ())
+        if len(hosts) != 1:
+            raise ApiError(400, "expected one Host")
+        origin = request.headers.get("Origin")
+        if origin is not None and origin.lower() != f"http://{hosts[0].lower()}":
+            raise ApiError(403, "a page of another origin may not use this")
+        if has_key or (not self._is_loopback and request.path in _OPEN_PATHS):
+            return
+        if not self._is_ours(hosts[0]):
+            raise ApiError(403, "Host: expected an address or localhost")
+
+    def _is_ours(self, host: str) -> bool:
+        """Whether a Host header is an address, or a name that nobody else can bind to this one."""
+        name = host.lower()
+        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+        if name in self._names:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        reasons = self.stats.not_ready()
+        return _json({"ready": False, "reasons": reasons}, 503) if reasons else _json({"ready": True})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=metrics.exposition(self._registry), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    async def _varz(self, request: web.Request) -> web.Response:
+        return _json(self.stats.varz())
+
+    async def _connz(self, request: web.Request) -> web.Response:
+        user = request.query.get("user")
+        if user is not None and not 1 <= len(user) <= 255:
+            raise ApiError(400, "user: expected 1 to 255 characters")
+        page = await self.stats.connz(
+            _choice(request, "sort", CONNECTION_ORDERS),
+            user,
+            _whole(request, "limit", 100, 1, PAGE_LIMIT),
+            _whole(request, "offset", 0, 0, OFFSET_LIMIT),
+        )
+        return _json(page)
+
+    async def _channelz(self, request: web.Request) -> web.Response:
+        order = _choice(request, "sort", CHANNEL_ORDERS)
+        return _json(await self.stats.channelz(order, _whole(request, "limit", 100, 1, PAGE_LIMIT)))
+
+    async def _openapi(self, request: web.Request) -> web.Response:
+        return web.Response(body=(files("starlight") / "openapi.json").read_bytes(), content_type="application/json")
+
+    async def _console(self, request: web.Request) -> web.Response:
+        body, headers = console.page()
+        return web.Response(body=body, headers=headers)
+
+    # --- changing ------------------------------------------------------------------------------------------------
+
+    def _api_handler(self, function: Callable[[bytes], Awaitable[tuple[int, dict[str, Any]]]]) -> Handler:
+        async def handle(request: web.Request) -> web.Response:
+            status, answer = await function(await request.read())
+            return _json(answer, status)
+
+        return handle
+
+
+def _quiet_log() -> logging.Logger:
+    """For aiohttp, which logs a traceback for each request that isn't HTTP. Failures of ours are logged by `_guard`."""
+    quiet = logging.getLogger(f"{__name__}.aiohttp")
+    quiet.setLevel(logging.CRITICAL)
+    return quiet
+
+
+def _json(answer: dict[str, Any], status: int = 200) -> web.Response:
+    return web.Response(body=dumps(answer), status=status, content_type="application/json")
+
+
+def _refusal(status: int, message: str) -> web.Response:
+    response = _json({"error": {"code": status, "message": message}}, status)
+    if status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if status in (429, 503):
+        response.headers["Retry-After"] = "1"
+    return response
+
+
+def _choice(request: web.Request, name: str, choices: tuple[str, ...]) -> str:
+    chosen = request.query.get(name, choices[0])
+    if chosen not in choices:
+        raise ApiError(400, f"{name}: expected one of {', '.join(choices)}")
+    return chosen
+
+
+def _whole(request: web.Request, name: str, default: int, least: int, most: int) -> int:
+    word = request.query.get(name)
+    if word is None:
+        return default
+    if not _NUMBER.fullmatch(word) or not least <= int(word) <= most:
+        raise ApiError(400, f"{name}: expected a whole number from {least} to {most}")
+    return int(word)

@@ -1,0 +1,178 @@
+"""`starlight conns`, `kick` and `drain` against nodes that run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+import starlight
+from starlight import cli
+from starlight.errors import ClientError
+from tests.support_internal import KEY, serving
+
+HOSTILE = "eve\u202e<b>[red]"
+
+
+class Terminal:
+    """Runs commands in this process, in a thread: the test's loop goes on."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    async def run(self, *words: str) -> tuple[int, str, str]:
+        code = await asyncio.to_thread(cli.main, words)
+        out, err = self._capsys.readouterr()
+        assert KEY not in out + err
+        assert "Traceback" not in err
+        return code, out, err.removeprefix("starlight: ").rstrip("\n")
+
+
+@pytest.fixture
+def terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    for name in ("STARLIGHT_NODE", "STARLIGHT_INTERNAL_KEY_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    return Terminal(capsys)
+
+
+def nobody_listens() -> str:
+    """A URL where nobody is."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+async def test_conns(terminal: Terminal) -> None:
+    async with serving() as node, node.client("ada") as ada, node.client("bob") as bob, node.client("bob"):
+        await ada.publish("news", 1)
+        async with bob.join("news"):
+            code, out, err = await terminal.run("conns", "--node", node.internal_url, "--sort", "messages_in")
+            assert (code, err) == (0, "")
+            heading, *lines = out.splitlines()
+            assert heading.split()[:5] == ["ID", "USER", "ADDRESS", "CONNECTED", "CHANNELS"]
+            assert sorted(line.split()[1] for line in lines) == ["ada", "bob", "bob"]
+            code, out, _ = await terminal.run("conns", "--node", node.internal_url, "--user", "bob", "--json")
+            rows = [json.loads(line) for line in out.splitlines()]
+            assert [row["user"] for row in rows] == ["bob", "bob"]
+            assert sorted(row["channels"] for row in rows) == [0, 1]
+            assert all(row["address"].startswith("127.0.0.1:") for row in rows)
+            code, out, err = await terminal.run("conns", "--node", node.internal_url, "--limit", "1")
+            assert (code, len(out.splitlines()), err) == (0, 2, "1 of 3 connections")
+
+
+async def test_conns_of_several_nodes(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as one, serving() as other, one.client("ada"), other.client("bob"):
+        monkeypatch.setenv("STARLIGHT_NODE", f"{one.internal_url} {other.internal_url}")
+        code, out, _ = await terminal.run("conns", "--sort", "connected", "--json")
+        rows = [json.loads(line) for line in out.splitlines()]
+        assert (code, [row["user"] for row in rows]) == (0, ["ada", "bob"])
+        assert len({row["node"] for row in rows}) == 2
+        assert "NODE" in (await terminal.run("conns"))[1]
+        gone = nobody_listens()
+        code, out, err = await terminal.run("conns", "--node", gone, "--node", one.internal_url)
+        assert (code, len(out.splitlines()), err) == (2, 2, f"{gone}: connection refused")
+
+
+async def test_nothing_of_a_client_is_unescaped(terminal: Terminal) -> None:
+    async with serving() as node, node.client(HOSTILE):
+        for words in ((), ("--json",)):
+            _, out, _ = await terminal.run("conns", "--node", node.internal_url, *words)
+            assert "\\u202e<b>[red]" in out
+            assert out.replace("\n", "").isprintable()
+
+
+async def test_kick(terminal: Terminal, tmp_path: Path) -> None:
+    key_file = tmp_path / "key"
+    async with serving(key_file) as node, AsyncExitStack() as stack:
+        words = ("--node", node.internal_url, "--key-file", str(key_file))
+        first, second = [await stack.enter_async_context(node.client("eve", reconnect=False)) for _ in range(2)]
+        stays = await stack.enter_async_context(node.client("ada"))
+        assert await terminal.run("kick", "eve", *words) == (0, "disconnected 2 clients of eve\n", "")
+        for client in (first, second):
+            with pytest.raises(ClientError) as ended:
+                async with asyncio.timeout(10):
+                    while True:
+                        await client.publish("news", 1)
+                        await asyncio.sleep(0.01)
+            assert getattr(ended.value, "code", None) == 4503
+        assert await stays.publish("news", 1) is not None
+        assert await terminal.run("kick", "eve", *words) == (1, "disconnected 0 clients of eve\n", "")
+        assert await terminal.run("kick", "ada", "--code", "4011", *words) == (0, "disconnected 1 client of ada\n", "")
+        code, _, err = await terminal.run("kick", "ada", "--code", "4999", *words)
+        assert (code, "4" in err) == (1, True)  # not a code of the table: the node refuses it
+
+
+async def test_what_changes_things_needs_the_key(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key_file, other_key = tmp_path / "key", tmp_path / "other"
+    other_key.write_text("x" * 40)
+    async with serving(key_file) as node, node.client("ada"):
+        for command in (("kick", "ada"), ("drain",)):
+            code, out, err = await terminal.run(*command, "--node", node.internal_url)
+            assert (code, out) == (1, "")
+            assert "401" in err
+            assert err.endswith("--key-file names the file with the key")
+            code, out, err = await terminal.run(*command, "--node", node.internal_url, "--key-file", str(other_key))
+            assert (code, out) == (1, "")
+        monkeypatch.setenv("STARLIGHT_INTERNAL_KEY_FILE", str(key_file))
+        assert (await terminal.run("kick", "ada", "--node", node.internal_url))[0] == 0
+
+
+async def test_drain(terminal: Terminal, tmp_path: Path) -> None:
+    key_file = tmp_path / "key"
+    async with serving(key_file) as node, node.client("ada", reconnect=False):
+        words = ("--node", node.internal_url, "--key-file", str(key_file))
+        code, out, err = await terminal.run("drain", *words, "--wait", "20s")
+        assert (code, out, err) == (0, f"{node.internal_url} drains\n", "")
+        async with asyncio.timeout(20):
+            assert await node.process.wait() == 0
+        code, out, err = await terminal.run("drain", *words)
+        assert (code, out, err) == (2, "", f"{node.internal_url}: connection refused")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("conns", "--sort", "name"), "--sort name: expected outbox, oldest, messages_in, connected"),
+        (("conns", "--limit", "0"), "--limit 0: expected a whole number from 1 to 1000"),
+        (("conns", "--limit", "1001"), "--limit 1001: expected a whole number from 1 to 1000"),
+        (("conns", "--limit", "100000000"), "--limit 100000000: expected a whole number from 1 to 1000"),
+        (("conns", "--user", "\udcff"), "USER: expected UTF-8"),
+        (("kick", "ada", "--code", "99"), "--code 99: expected a close code such as 4503 or 4011"),
+        (("drain", "--wait", "soon"), "--wait='soon': expected a duration"),
+        (("kick", "ada", "--node", "127.0.0.1:8766"), "--node='127.0.0.1:8766': expected the URL"),
+        (("kick", "ada", "--node", "http://a:b@c"), "--node='http://a:b@c': expected the URL"),
+        (("kick", "ada", "--node", "http://x:99999"), "--node='http://x:99999': expected the URL"),
+        (("kick", "ada", "--key-file", "/nowhere"), "--key-file='/nowhere': expected a file that can be read"),
+        (("kick",), "Missing argument"),
+    ],
+)
+async def test_wrong_words(terminal: Terminal, words: tuple[str, ...], complaint: str) -> None:
+    code, out, err = await terminal.run(*words)
+    assert (code, out, err[: len(complaint)]) == (2, "", complaint)
+    assert "\n" not in err
+
+
+async def test_a_key_with_line_breaks_is_refused_and_not_shown(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(f"{KEY}\nX-Other: 1")
+    code, _, err = await terminal.run("drain", "--key-file", str(tmp_path / "key"))
+    assert (code, "one key of printable ASCII" in err) == (2, True)
+
+
+async def test_a_user_that_reconnects_after_4011(terminal: Terminal, tmp_path: Path) -> None:
+    key_file = tmp_path / "key"
+    async with serving(key_file) as node, starlight.connect(node.url, user="ada") as ada:
+        words = ("--node", node.internal_url, "--key-file", str(key_file))
+        assert (await terminal.run("kick", "ada", "--code", "4011", *words))[0] == 0
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    assert await ada.publish("news", 1) is not None
+                    return
+                except ClientError:
+                    await asyncio.sleep(0.05)
