@@ -166,7 +166,7 @@ async def test_63_whatever_the_kernel_takes_of_each_write_the_streams_are_intact
 
 
 @pytest.mark.parametrize("protocols", ["", "starlight.v1.lines"])
-async def test_63_a_write_may_be_cut_at_every_byte(protocols: str):
+async def test_63_a_write_may_be_cut_at_every_byte(protocols: str, wire: str):
     """The same outbox of a direct and two publications, with the first write cut at each place."""
     async with stage(evict_after_s=30, write_timeout_s=60) as on_stage:
         client = await on_stage.login("cut", protocols=protocols)
@@ -188,7 +188,7 @@ async def test_63_a_write_may_be_cut_at_every_byte(protocols: str):
                 heard += [json.loads(line)["data"] for line in payload.split(b"\n")]
             whole = heard[:-1]
             assert whole == ["direct", "x" * 200]
-        assert on_stage.counters()["short_sends_total"] >= 200
+        assert wire == "wss" or on_stage.counters()["short_sends_total"] >= 200
         assert not client.rest
 
 
