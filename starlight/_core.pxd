@@ -113,6 +113,7 @@ ctypedef struct core_t:
     vector_t first               # single-receiver work, flushed before the round
     vector_t full
     vector_t transports          # popped in this slice, written with the GIL
+    uint64_t transport_bytes     # what transports below hold of full subscribers: counts against the budget
     uint32_t n_private           # lists that `act` and `write_transports` took out and walk now; their pins are still held
     uint64_t turn_bytes          # appended since the last flush
     uint32_t round_start         # where in `flushing` the round began
@@ -473,10 +474,23 @@ cdef inline void full_add(core_t* c, subscriber_t* sub) noexcept nogil:
     sub.in_epoll = True
 
 
+cdef inline void count_transport(core_t* c, subscriber_t* sub, uint32_t n_bytes) noexcept nogil:
+    """So much is held by the transport below, until it takes more or the subscriber goes."""
+    c.transport_bytes -= sub.transport_bytes
+    c.transport_bytes += n_bytes
+    sub.transport_bytes = n_bytes
+
+
+cdef inline uint64_t budget_bytes(core_t* c) noexcept nogil:
+    """What the budget is about: all chunks, and what left them for transports that hold it."""
+    return c.arena.held_bytes + c.transport_bytes
+
+
 cdef inline void full_remove(core_t* c, subscriber_t* sub) noexcept nogil:
     """The sink takes more again (or the subscriber goes)."""
     cdef subscriber_t* moved
     sub.is_full = False
+    count_transport(c, sub, 0)
     if sub.full_index >= 0:
         c.full.n -= 1
         moved = <subscriber_t*>c.full.items[c.full.n]
@@ -530,12 +544,15 @@ cdef inline void compact(core_t* c) noexcept nogil:
 cdef inline subscriber_t* largest_full(core_t* c) noexcept nogil:
     """Of the full subscribers that are not evicted yet, the one with the largest outbox; NULL if there is none."""
     cdef subscriber_t* largest = NULL
+    cdef uint64_t n_bytes, largest_bytes = 0
     cdef subscriber_t* sub
     cdef uint32_t i
     for i in range(c.full.n):
         sub = <subscriber_t*>c.full.items[i]
-        if sub.state <= STATE_CLOSING and (largest == NULL or sub.out_bytes > largest.out_bytes):
+        n_bytes = sub.out_bytes + sub.transport_bytes
+        if sub.state <= STATE_CLOSING and (largest == NULL or n_bytes > largest_bytes):
             largest = sub
+            largest_bytes = n_bytes
     return largest
 
 
@@ -583,15 +600,18 @@ cdef inline int check_pins(core_t* c, subscriber_t* sub) except -1:
 
 cdef inline int check_core(core_t* c) except -1:
     cdef uint32_t i, n_memberships = 0
+    cdef uint64_t transport_bytes = 0
     cdef subscriber_t* sub
     for i in range(c.all.n):
         sub = <subscriber_t*>c.all.items[i]
         assert sub.index == <int32_t>i and sub.state != STATE_DEAD
         n_memberships += sub.n_memberships
         check_subscriber(c, sub)
+        transport_bytes += sub.transport_bytes
         if c.all.n <= 32:                  # quadratic
             check_pins(c, sub)
     assert n_memberships == c.n_memberships, "memberships were lost"
+    assert transport_bytes == c.transport_bytes, "the transports' sum is wrong"
     assert c.run.channel == NULL or c.run.channel.n_members > 0, "a run without members"
     assert c.arena.n_free <= c.arena.n_chunks
     return 0

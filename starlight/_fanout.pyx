@@ -16,11 +16,11 @@ from libc.stdlib cimport free, malloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from starlight._arena cimport CHUNK_BYTES, arena_trim, lane_close, vector_free, vector_push, vector_t
-from starlight._core cimport (EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYTES, apply_flush, channel_add,
-                              channel_remove, channel_t, check_core, compact, core_t, epoll_create1, epoll_ctl,
-                              epoll_event, epoll_wait, flush_slice, full_add, full_remove, is_member, largest_full,
-                              limits_t, mark, mark_first, measure, message_t, payload_bytes, run_append, send_one,
-                              settle, settle_member, unpin)
+from starlight._core cimport (EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYTES, apply_flush, budget_bytes,
+                              channel_add, channel_remove, channel_t, check_core, compact, core_t, count_transport,
+                              epoll_create1, epoll_ctl, epoll_event, epoll_wait, flush_slice, full_add, full_remove,
+                              is_member, largest_full, limits_t, mark, mark_first, measure, message_t, payload_bytes,
+                              run_append, send_one, settle, settle_member, unpin)
 from starlight._counters cimport core_counters
 from starlight._flush cimport STAGE_BYTES, flush_one, flusher_t, raise_event
 from starlight._histogram cimport clock_us
@@ -434,6 +434,7 @@ cdef class Core:
             queue_close(sub, code, PyBytes_AS_STRING(reason), PyBytes_GET_SIZE(reason))
         sub.state = STATE_EVICTED
         self.leave_all(sub)
+        count_transport(&self.c, sub, 0)
         outbox_truncate(sub, torn_bytes(sub), &self.c.flusher.releases)
         releases_apply(&self.c.flusher.releases, &self.c.arena)
         mark_first(&self.c, sub)
@@ -465,7 +466,7 @@ cdef class Core:
         self.c.totals.turns += 1
         cdef bint more = self.flush_some()
         self.act()
-        if self.c.arena.held_bytes > self.compact_above_bytes:
+        if budget_bytes(&self.c) > self.compact_above_bytes:
             self.keep_budget()
         if more:
             self.schedule()
@@ -532,6 +533,8 @@ cdef class Core:
                 sub.is_full = True
                 sub.full_since_ms = f.now_ms
                 full_add(&self.c, sub)
+                if sub.state <= STATE_CLOSING:           # one that is evicted has a second to live: nobody pays for it
+                    count_transport(&self.c, sub, transport.get_write_buffer_size())
                 return 0
             f.stage_used = 0
             flush_one(f, sub)
@@ -634,7 +637,7 @@ cdef class Core:
                 raise_event(&c.flusher.eventful, sub, EVENT_EVICT_TIMEOUT)
         if c.full.n and c.arena.held_bytes > COMPACT_ABOVE_BYTES:
             compact(c)
-        if c.arena.held_bytes > c.limits.memory_budget_bytes // 2:
+        if budget_bytes(c) > c.limits.memory_budget_bytes // 2:
             self.keep_budget()
         else:
             self.compact_above_bytes = c.limits.memory_budget_bytes // 2
@@ -650,11 +653,11 @@ cdef class Core:
         cdef subscriber_t* sub
         compact(c)
         self.compact_above_bytes = min(c.limits.memory_budget_bytes,
-                                       c.arena.held_bytes + c.limits.memory_budget_bytes // 32)
-        while c.arena.held_bytes > c.limits.memory_budget_bytes:
+                                       budget_bytes(c) + c.limits.memory_budget_bytes // 32)
+        while budget_bytes(c) > c.limits.memory_budget_bytes:
             arena_trim(&c.arena)
             sub = largest_full(c)
-            if sub == NULL or c.arena.held_bytes <= c.limits.memory_budget_bytes:
+            if sub == NULL or budget_bytes(c) <= c.limits.memory_budget_bytes:
                 break
             self.act_guarded(<Subscriber>sub.handle, EVENT_EVICT_BUDGET)
         return 0

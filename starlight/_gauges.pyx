@@ -6,7 +6,7 @@ that may be long (`split`) take a list, which the caller cuts.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
-from starlight._core cimport channel_t, core_t
+from starlight._core cimport budget_bytes, channel_t, core_t
 from starlight._fanout cimport Channel, Core, Subscriber
 from starlight._histogram cimport HISTOGRAM_BUCKETS, histogram_t
 from starlight._outbox cimport STATE_EVICTED, subscriber_t
@@ -66,7 +66,7 @@ def split(list subscribers not None):
 
 def over_budget(Core core not None):
     """Whether the chunks together take more than the memory budget."""
-    return core.c.arena.held_bytes > core.c.limits.memory_budget_bytes
+    return budget_bytes(&core.c) > core.c.limits.memory_budget_bytes
 
 
 def flush_histograms(Core core not None):

@@ -93,6 +93,7 @@ ctypedef struct subscriber_t:    # aligned to cache lines; a turn touches the fi
     uint32_t full_since_ms
     int32_t full_index           # place in the core's full list; -1: not in it
     uint32_t span_capacity
+    uint32_t transport_bytes     # what the transport below holds, as far as the core counts it
     uint8_t in_epoll
     # The rest: membership.
     uint32_t n_memberships

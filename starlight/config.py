@@ -356,7 +356,7 @@ class Settings(BaseSettings):
         description="Port for health, metrics and control; 0 picks a free one. None: there is no such port, and "
         "nothing is imported or measured for it.",
     )
-    internal_key_file: FileName = Field(
+    internal_key_file: Annotated[FileName, RELOADS] = Field(
         "",
         max_length=4096,
         description="File with the bearer key for whatever changes things over the internal port. At least 32 bytes. "

@@ -65,6 +65,12 @@ class Internal:
         self._port = internal_port(node, self._listening, self._key)
         await self._port.start()
 
+    def change_key(self, key: bytes | None) -> None:
+        """Another key from now on."""
+        self._key = key
+        if self._port is not None:
+            self._port.change_key(key)
+
     async def stop(self) -> None:
         """Give the port back; requests under way have a second."""
         port, self._port = self._port, None

@@ -91,6 +91,10 @@ class InternalPort:
         host = self._node.settings.internal_host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
+    def change_key(self, key: bytes | None) -> None:
+        """Another key for requests to come."""
+        self._key = key
+
     async def start(self) -> None:
         """Serve, on the running loop."""
         app = self.make_app()

@@ -120,6 +120,7 @@ class Node:
             authenticator=tokens if authenticator is None else None,
             permit=self._permit if permissions is None else None,
             certificate=self._certificate,
+            rekey=self._internal.change_key,
         )
         self.is_serving = False
         """True from the start until the last connection is gone."""

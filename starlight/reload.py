@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from starlight._drain import RETRY_MAX_MS, RETRY_MIN_MS
 from starlight._gate import Gate
 from starlight._tls import Certificate
-from starlight.auth import Permissions, TokenAuth, make_authenticator
+from starlight.auth import Permissions, TokenAuth, make_authenticator, make_internal_key
 from starlight.config import Settings, entries
 from starlight.errors import ConfigError
 from starlight.limits import Limits
@@ -52,6 +52,7 @@ class Parts(NamedTuple):
         origins: pages that may connect.
         proxies: whose X-Forwarded-For is believed.
         certificate: None without TLS.
+        internal_key: None for none.
     """
 
     settings: Settings
@@ -62,6 +63,7 @@ class Parts(NamedTuple):
     origins: Origins
     proxies: Proxies
     certificate: Certificate | None
+    internal_key: bytes | None
 
 
 class Reloader:
@@ -75,6 +77,7 @@ class Reloader:
         authenticator: gets keys; None if it is not the node's own.
         permit: makes permissions of settings; None if they are the application's own.
         certificate: None without TLS.
+        rekey: takes the key of the internal port.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Reloader:
         authenticator: TokenAuth | None,
         permit: Callable[[Settings], Permissions | None] | None,
         certificate: Certificate | None,
+        rekey: Callable[[bytes | None], None],
     ) -> None:
         self.settings = settings
         self._reread = reread
@@ -95,6 +99,7 @@ class Reloader:
         self._authenticator = authenticator
         self._permit = permit
         self._certificate = certificate
+        self._rekey = rekey
         self._lock = asyncio.Lock()
 
     async def run(self) -> Parts | None:
@@ -143,6 +148,7 @@ class Reloader:
             Origins(settings.allowed_origins),
             Proxies(settings.trusted_proxies),
             Certificate(settings.tls_cert, settings.tls_key) if has_tls else None,
+            make_internal_key(settings),
         )
 
     def commit(self, parts: Parts) -> None:
@@ -153,6 +159,7 @@ class Reloader:
             self._authenticator.take_over(parts.authenticator)
         if self._certificate is not None and parts.certificate is not None:
             self._certificate.take_over(parts.certificate)
+        self._rekey(parts.internal_key)
         self._gate.change(limits, parts.origins, parts.proxies)
         self._hub.change(
             limits,
@@ -191,6 +198,7 @@ def problems(settings: Settings) -> list[ConfigError]:
     found: list[ConfigError] = []
     for make in (
         make_authenticator,
+        make_internal_key,
         certify,
         lambda settings: Origins(settings.allowed_origins),
         lambda settings: Proxies(settings.trusted_proxies),

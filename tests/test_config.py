@@ -271,3 +271,12 @@ def test_what_a_reload_takes_over() -> None:
     assert (merged.port, merged.message_rate, merged.connection_rate, merged.drain_timeout_s) == (1, 7, 50, 1.0)
     assert merged.max_connections == 10_000
     assert merged.model_fields_set == {"port", "message_rate", "drain_timeout_s"}  # set on purpose: see `Limits.of`
+
+
+def test_an_empty_text_is_none_where_that_may_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = write(tmp_path, "internal_port = 9")
+    assert Settings(config_file=path).internal_port == 9
+    monkeypatch.setenv("STARLIGHT_INTERNAL_PORT", "")
+    assert Settings(config_file=path).internal_port is None
+    assert Settings(internal_port="0").internal_port == 0
+    assert wrong(port="") and wrong(internal_port="x")

@@ -105,6 +105,7 @@ def text(n_bytes: int) -> bytes:
     return b'"' + b"x" * n_bytes + b'"'
 
 
+@needs_speed
 async def test_one_that_stalls_among_two_hundred(play: Opening):
     async with play(evict_after_s=0.5) as on:  # the others are slow themselves on a busy machine, but not so slow
         n_others = (199 if on.is_direct else 19) // (4 if IS_SANITIZED else 1)  # they read on the node's own loop

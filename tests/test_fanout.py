@@ -428,6 +428,31 @@ def test_through_a_transport_the_stream_is_the_same(stage: Stage, form: int) -> 
     core.detach(subscriber)
 
 
+def test_what_transports_hold_counts_against_the_budget(stage: Stage) -> None:
+    core = stage.core(memory_budget_bytes=2 << 20, outbox_bytes=1 << 24)
+    transports = [SlowTransport() for _ in range(64)]
+    subscribers = []
+    for transport in transports:
+        owner = Peer.__new__(Peer)
+        owner.events = []
+        subscribers.append(core.subscriber(owner, -1, transport, FRAMES))
+        core.everyone.join(subscribers[-1])
+    core.publish(core.everyone, b"", b"x" * 70_000, b"")  # each transport takes 64 KiB: 4 MiB in all
+    stage.turn(2)
+    core.sweep()
+    counters = core.counters()
+    assert 0 < counters["transport_bytes"] + counters["chunk_bytes"] <= 2 << 20
+    assert 32 <= counters["evicted_budget_total"] < 48  # no more than that takes
+    for _ in range(3):
+        for transport, subscriber in zip(transports, subscribers, strict=True):
+            transport.let_go()
+            core.writable(subscriber)
+        stage.turn()
+    assert core.counters()["transport_bytes"] == 0
+    for subscriber in subscribers:
+        core.detach(subscriber)
+
+
 def test_nothing_is_sent_while_the_transport_holds_the_handshake(stage: Stage) -> None:
     core = stage.core()
     ours, theirs = socket.socketpair()

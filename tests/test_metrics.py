@@ -113,3 +113,16 @@ async def test_names_follow_the_conventions(tmp_path: Path):
             assert re.fullmatch(rb"starlight_[a-z_]+", name)
             assert name.endswith(b"_total") == (kind == b"counter"), name
             assert not re.search(rb"_(ms|us|kib|mib)(_|$)", name)
+
+
+async def test_what_the_dashboard_asks_for_is_there(tmp_path: Path):
+    dashboard = (Path(__file__).parent.parent / "deploy" / "grafana" / "starlight.json").read_text()
+    wanted = set(re.findall(r"starlight_[a-z_]+", dashboard))
+    async with inside(tmp_path) as on:
+        ann = await on.login("ann")
+        await ann.ask("nonsense")
+        await ann.close()  # an error and a close, as these have no series before the first one
+        await (await on.login("bob")).ask("ping")
+        there = {name for name, _ in await scrape(on)}
+    assert len(wanted) > 20
+    assert wanted - there == set()

@@ -1,4 +1,4 @@
-"""starlight._process: nodes in processes of their own: signals, process 1, and what the service manager hears."""
+"""starlight._process: signals to nodes in processes of their own, process 1 among them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support_manager import Manager, listening_socket
 from tests.wire_client import WireClient
 
 WIRES = ("ws", "wss")
@@ -135,57 +134,3 @@ async def test_process_1_of_a_container_drains_at_sigterm(signals: int, status: 
             os.kill(child, signal.SIGTERM)
             held[1].close()
         assert (await node.end())[0] == status
-
-
-# --- the service manager ---------------------------------------------------------------------------------------------
-
-SERVE = (sys.executable, "-m", "starlight", "serve", "--port", "0")
-
-
-async def test_the_manager_hears_ready_reloading_stopping_and_the_watchdog(tmp_path: Path):
-    async with Manager(tmp_path) as manager:
-        process = await manager.start(*SERVE, "--drain-timeout", "3s", WATCHDOG_USEC="200000")
-        ready = await manager.hear("READY=1")
-        assert str(process.pid) in ready["STATUS"]
-        for _ in range(3):
-            await manager.hear("WATCHDOG=1")
-        process.send_signal(signal.SIGHUP)
-        assert (await manager.hear("RELOADING=1"))["MONOTONIC_USEC"].isdecimal()
-        await manager.hear("READY=1")
-        ended = asyncio.ensure_future(manager.end(process, signal.SIGTERM))
-        assert int((await manager.hear("STOPPING=1"))["EXTEND_TIMEOUT_USEC"]) >= 3_000_000
-        assert (await ended)[0] == 0
-
-
-async def test_a_node_takes_the_managers_socket_and_leaves_it_listening(tmp_path: Path):
-    with listening_socket() as sock:
-        port = sock.getsockname()[1]
-        async with Manager(tmp_path) as manager:
-            for _ in range(2):
-                process = await manager.start(*SERVE, "--host", "::1", listening=sock)
-                waiting = asyncio.ensure_future(
-                    asyncio.open_connection("127.0.0.1", port)
-                )  # before it is ready: in the queue
-                await manager.hear("READY=1")
-                (await asyncio.wait_for(waiting, 10))[1].close()
-                status, log = await manager.end(process, signal.SIGTERM)
-                assert (status, f"127.0.0.1:{port}" in log) == (0, True), log
-
-
-async def test_a_managers_socket_that_strangers_can_reach_wants_authentication(tmp_path: Path):
-    with listening_socket("0.0.0.0") as sock:
-        async with Manager(tmp_path) as manager:
-            process = await manager.start(*SERVE, listening=sock)
-            async with asyncio.timeout(30):
-                _, log = await process.communicate()
-            assert process.returncode == 2
-            assert b"insecure-no-auth" in log
-
-
-async def test_something_else_than_a_socket_is_one_line_and_status_2(tmp_path: Path):
-    async with Manager(tmp_path) as manager:
-        process = await manager.start("sh", "-c", 'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3</dev/null', "sh", *SERVE)
-        async with asyncio.timeout(30):
-            _, log = await process.communicate()
-        assert process.returncode == 2
-        assert b"LISTEN_FDS" in log

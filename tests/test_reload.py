@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -285,6 +287,34 @@ async def test_a_random_session_key_stays(tmp_path: Path):
             await client.close()
 
 
+async def test_the_key_of_the_internal_port(tmp_path: Path):
+    old, new = "o" * 32, "n" * 32
+
+    def status(url: str, key: str) -> int:
+        request = urllib.request.Request(f"{url}/api/broadcast", b'{"data":1}', {"Authorization": f"Bearer {key}"})
+        request.add_header("Content-Type", "application/json")
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            error.close()
+            return error.code
+
+    text = f'internal_port = 0\ninternal_key_file = "{write(tmp_path / "key", old)}"'
+    async with configured(tmp_path, text) as made:
+        url = made.node.internal_url
+        assert url is not None
+        assert [await asyncio.to_thread(status, url, key) for key in (old, new)] == [200, 401]
+        write(tmp_path / "key", new)
+        assert await made.change(text)
+        assert [await asyncio.to_thread(status, url, key) for key in (old, new)] == [401, 200]
+        write(tmp_path / "key", "short")
+        assert not await made.change(text)
+        assert await asyncio.to_thread(status, url, new) == 200
+        assert await made.change("internal_port = 0")
+        assert await asyncio.to_thread(status, url, new) == 403  # nothing can be changed without one
+
+
 # all or nothing
 
 
@@ -378,7 +408,7 @@ def test_the_settings_that_reload_are_all_applied():
         *("jwt_algorithms", "jwt_issuer", "jwt_audience", "jwt_leeway_s", "jwt_groups_claim", "session_secret_file"),
         *("session_ttl_s", "allowed_origins", "trusted_proxies", "connections_per_user", "connections_per_address"),
         *("connection_rate", "message_rate", "byte_rate_bytes", "channels_per_client", "clients_per_channel"),
-        *("name_limit_bytes", "drain_timeout_s", "drain_notice_s", "drain_rate", "log_level"),
+        *("internal_key_file", "name_limit_bytes", "drain_timeout_s", "drain_notice_s", "drain_rate", "log_level"),
     }
 
 
