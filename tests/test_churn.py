@@ -131,6 +131,7 @@ def join_and_leave(port: int, round_: int, at_peak: threading.Event, go_on: thre
     socks = []
     for i in range(N_MEMBERS):
         socks.append(connect(port, i))
+        socks[-1].settimeout(300)
         socks[-1].sendall(request() + message("login", user=f"u{i}") + message("ping", id="in"))
         wait_for(socks[-1], b'"in"')
     for word in ("join", "leave"):
@@ -141,7 +142,7 @@ def join_and_leave(port: int, round_: int, at_peak: threading.Event, go_on: thre
             wait_for(sock, b'"%b"' % word.encode())
         if word == "join":
             at_peak.set()
-            assert go_on.wait(60)
+            assert go_on.wait(600)
     for sock in socks:
         sock.close()
 
@@ -161,7 +162,7 @@ async def test_56_channels_joined_and_left_give_their_memory_back():
         for round_ in range(3):
             at_peak, go_on = threading.Event(), threading.Event()
             playing = loop.run_in_executor(None, join_and_leave, server.port, round_, at_peak, go_on)
-            assert await loop.run_in_executor(None, at_peak.wait, 120)
+            assert await loop.run_in_executor(None, at_peak.wait, 600)
             peaks.append(await server.ask("status"))
             go_on.set()
             await playing
