@@ -241,6 +241,11 @@ class Hub:
         clients = sum(map(len, self._users.values()))
         return {"users": len(self._users), "clients": clients, "channels": len(self._channels)}
 
+    @property
+    def n_channels(self) -> int:
+        """How many channels have subscribers."""
+        return len(self._channels)
+
     # --- login ---------------------------------------------------------------------------------------------------
 
     def _new_client(self, connection: Connection, identity: Identity) -> Client:
@@ -393,6 +398,8 @@ class Hub:
         last_of_user = record.presence.remove(client.user)
         if not record.presence.clients:
             del self._channels[record.name]
+            if not self._channels:
+                self._channels.clear()  # a dict from which everything was deleted keeps its room
         elif last_of_user and record.announces:
             self._core_publish(record.channel, pushes.left(record.name, client.user), b"", b"")
 
