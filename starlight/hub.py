@@ -487,10 +487,8 @@ class Hub:
         self._logins.change(limits, name_limit_bytes)
 
     def permit(self, permissions: Permissions | None) -> None:
-        """Take other permissions over, for what is asked from now on. Call `review` after it."""
+        """Take other permissions over, for what is asked from now on: they know no verdicts. Call `review` after it."""
         self._permissions = permissions
-        for client in self.clients():
-            client.verdicts.clear()
 
     def review(self, retry_ms: Callable[[], int], *, rates: bool) -> Iterator[bool]:
         """Bring who is connected in line with changed limits and permissions, as far as the result is iterated.
@@ -503,6 +501,7 @@ class Hub:
             rates: whether clients get meters of the rates in force.
         """
         for client in list(self.clients()):
+            client.verdicts.clear()  # those of former permissions would only take up room
             if rates:
                 client._meter = self._logins.limits.meter()
             yield from self._review_channels(client, retry_ms)
