@@ -33,6 +33,7 @@ def join_and_leave(port: int, round_: int, at_peak: threading.Event, go_on: thre
     socks = []
     for i in range(N_MEMBERS):
         socks.append(connect(port, i))
+        socks[-1].settimeout(300)
         socks[-1].sendall(request() + message("login", user=f"u{i}") + message("ping", id="in"))
         wait_for(socks[-1], b'"in"')
     for word in ("join", "leave"):
@@ -43,7 +44,7 @@ def join_and_leave(port: int, round_: int, at_peak: threading.Event, go_on: thre
             wait_for(sock, b'"%b"' % word.encode())
         if word == "join":
             at_peak.set()
-            assert go_on.wait(60)
+            assert go_on.wait(600)
     for sock in socks:
         sock.close()
 
@@ -63,18 +64,20 @@ async def test_56_channels_joined_and_left_give_their_memory_back():
         for round_ in range(3):
             at_peak, go_on = threading.Event(), threading.Event()
             playing = loop.run_in_executor(None, join_and_leave, server.port, round_, at_peak, go_on)
-            assert await loop.run_in_executor(None, at_peak.wait, 120)
+            assert await loop.run_in_executor(None, at_peak.wait, 600)
             peaks.append(await server.ask("status"))
             go_on.set()
             await playing
-            ends.append(await server.until(connections=0, live=0))
+            await server.until(connections=0, live=0)
+            await asyncio.sleep(1.5)  # so that the node notices, and the C library gives its pages back
+            ends.append(await server.ask("status"))
         print([(status["channels"], status["resident_bytes"] >> 20) for status in (start, *peaks, *ends)])
         for status in peaks:
             assert status["channels"] == N_MEMBERS * CHANNELS_EACH  # the hub's; the core has everyone's beside them
         if not IS_SANITIZED:
             held_bytes = peaks[0]["resident_bytes"] - start["resident_bytes"]
-            assert held_bytes < 600 * N_MEMBERS * CHANNELS_EACH + (8 << 20)
-            assert ends[-1]["resident_bytes"] - start["resident_bytes"] < held_bytes / 4 + (8 << 20)
+            assert held_bytes < 800 * N_MEMBERS * CHANNELS_EACH + (8 << 20)
+            assert ends[-1]["resident_bytes"] - start["resident_bytes"] < held_bytes / 4 + (16 << 20)
             assert peaks[-1]["resident_bytes"] - peaks[0]["resident_bytes"] < held_bytes / 20 + (4 << 20)
 
 

@@ -278,6 +278,43 @@ def test_the_drain_before_the_stop_has_its_time(capsys: pytest.CaptureFixture[st
     assert POD["terminationGracePeriodSeconds"] > wait_s + drain_s
 
 
+def test_the_pods_process_starts_answers_its_probes_and_drains(tmp_path: Path, dockerfile: DockerfileParser):
+    """The manifest's command and variables without a container: files in a folder of ours, ports of the kernel's."""
+    settings = next(manifest for manifest in MANIFESTS if manifest["kind"] == "ConfigMap")["data"]
+    for name in ("jwt", "session", "internal"):
+        (tmp_path / name).write_text("s" * 48)
+    (tmp_path / "starlight.toml").write_text(settings["starlight.toml"])
+    port, internal = free_port(), free_port()
+    env = {**os.environ, **environments(dockerfile)["kubernetes.yaml"]}
+    env |= {
+        name: str(tmp_path / Path(env[name]).name) for name in env if name.startswith("STARLIGHT_") and "_FILE" in name
+    }
+    env |= {"STARLIGHT_PORT": str(port), "STARLIGHT_INTERNAL_PORT": str(internal), "STARLIGHT_DRAIN_NOTICE_S": "0"}
+    env["STARLIGHT_NODE"] = f"http://127.0.0.1:{internal}"
+    with subprocess.Popen([sys.executable, "-m", "starlight", *CONTAINER["args"]], cwd=ROOT, env=env) as process:
+        try:
+            deadline_s = time.monotonic() + 30
+            while not is_ready(internal) and time.monotonic() < deadline_s:
+                time.sleep(0.1)
+            assert is_ready(internal)
+            command = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
+            drain = [sys.executable, "-m", *command]
+            run = subprocess.run(drain, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+            assert run.returncode == 0, run.stderr
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+
+def is_ready(port: int) -> bool:
+    path = CONTAINER["readinessProbe"]["httpGet"]["path"]
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:  # an HTTPError is one
+        return False
+
+
 def test_what_is_mounted_is_what_is_named(tmp_path: Path):
     mounts = {mount["name"]: mount["mountPath"] for mount in CONTAINER["volumeMounts"]}
     assert set(mounts) == {volume["name"] for volume in POD["volumes"]}
