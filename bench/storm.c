@@ -22,7 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define VISITS 64
+#define VISITS 256
 #define SECONDS_LIMIT 300
 #define LATE_NS 1000000000LL
 #ifndef IP_BIND_ADDRESS_NO_PORT

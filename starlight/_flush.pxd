@@ -84,12 +84,15 @@ cdef inline ssize_t socket_write(flusher_t* f, int fd, iovec* iov, int n) noexce
     cdef ssize_t taken
     cdef int32_t scripted
     cdef msghdr message
-    if f.script_next < f.script_size:
+    while f.script_next < f.script_size:
         scripted = f.script[f.script_next]
         f.script_next += 1
+        if scripted == -EINTR:
+            continue
         if scripted <= 0:
             return 0 if scripted == 0 or -scripted in (EAGAIN, ENOBUFS) else -1
         limit_iovecs(iov, &n, <size_t>scripted)
+        break
     while True:
         f.sends += 1
         if n == 1:

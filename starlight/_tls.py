@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import aiofastnet
 
@@ -88,6 +89,64 @@ class Acceptor(Protocol):
     def protocol(self) -> Any: ...
 
 
+class _Reader:
+    """What the loop calls when a socket is readable: aiofastnet's callback, until it has seen a reset, too.
+
+    On an error of the socket uvloop calls a reader once and never again, and aiofastnet stops reading at the first
+    short read. A reset right behind some bytes would go unnoticed until the next ping.
+    """
+
+    __slots__ = ("_callback", "_loop", "_poll", "is_removed")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[[], object]) -> None:
+        self._loop = loop
+        self._callback = callback
+        self._poll = select.poll()
+        self._poll.register(fd, 0)  # errors and the end of both directions are always told
+        self.is_removed = False
+
+    def __call__(self) -> None:
+        if self.is_removed:
+            return
+        self._callback()
+        if not self.is_removed and self._poll.poll(0):
+            self._loop.call_soon(self)
+
+
+class _Loop:
+    """The loop as aiofastnet sees it, so that resets are noticed and who goes in the TLS handshake is no error of ours.
+
+    aiofastnet reports an EOF there as one, and with the class `ConnectionResetError` in place of an exception, at
+    which the loop's own handler fails: each health check that only connects would write a page into the log.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._readers: dict[int, _Reader] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._loop, name)
+        setattr(self, name, found)  # so that it is looked up once
+        return found
+
+    def add_reader(self, fd: int, callback: Callable[[], object]) -> None:
+        """The loop's, with a `_Reader`."""
+        reader = self._readers[fd] = _Reader(self._loop, fd, callback)
+        self._loop.add_reader(fd, reader)
+
+    def remove_reader(self, fd: int) -> bool:
+        """The loop's."""
+        reader = self._readers.pop(fd, None)
+        if reader is not None:
+            reader.is_removed = True
+        return self._loop.remove_reader(fd)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """The loop's, for all else."""
+        if context.get("exception") is not ConnectionResetError:
+            self._loop.call_exception_handler(context)
+
+
 class TlsListener:
     """Listening sockets of wss, with the methods and attributes of `Listener`.
 
@@ -105,6 +164,7 @@ class TlsListener:
         self._certificate = certificate
         self._handshake_timeout_s = handshake_timeout_s
         self._loop = asyncio.get_running_loop()
+        self._reporting_loop = cast(asyncio.AbstractEventLoop, _Loop(self._loop))
         self._handshakes: dict[asyncio.Task[None], tuple[socket.socket, Connection]] = {}
 
     async def open(self, host: str, port: int, *, reuse_port: bool = False) -> None:
@@ -201,7 +261,7 @@ class TlsListener:
     async def _shake_hands(self, sock: socket.socket, protocol: Any, connection: Connection) -> None:
         try:
             await aiofastnet.connect_accepted_socket(
-                self._loop,
+                self._reporting_loop,
                 lambda: protocol,
                 sock,
                 ssl=self._certificate.context,

@@ -241,6 +241,11 @@ class Hub:
         clients = sum(map(len, self._users.values()))
         return {"users": len(self._users), "clients": clients, "channels": len(self._channels)}
 
+    @property
+    def n_channels(self) -> int:
+        """How many channels have subscribers."""
+        return len(self._channels)
+
     # --- login ---------------------------------------------------------------------------------------------------
 
     def _new_client(self, connection: Connection, identity: Identity) -> Client:
@@ -393,6 +398,8 @@ class Hub:
         last_of_user = record.presence.remove(client.user)
         if not record.presence.clients:
             del self._channels[record.name]
+            if not self._channels:
+                self._channels.clear()  # a dict from which everything was deleted keeps its room
         elif last_of_user and record.announces:
             self._core_publish(record.channel, pushes.left(record.name, client.user), b"", b"")
 
@@ -480,10 +487,8 @@ class Hub:
         self._logins.change(limits, name_limit_bytes)
 
     def permit(self, permissions: Permissions | None) -> None:
-        """Take other permissions over, for what is asked from now on. Call `review` after it."""
+        """Take other permissions over, for what is asked from now on: they know no verdicts. Call `review` after it."""
         self._permissions = permissions
-        for client in self.clients():
-            client.verdicts.clear()
 
     def review(self, retry_ms: Callable[[], int], *, rates: bool) -> Iterator[bool]:
         """Bring who is connected in line with changed limits and permissions, as far as the result is iterated.
@@ -496,6 +501,7 @@ class Hub:
             rates: whether clients get meters of the rates in force.
         """
         for client in list(self.clients()):
+            client.verdicts.clear()  # those of former permissions would only take up room
             if rates:
                 client._meter = self._logins.limits.meter()
             yield from self._review_channels(client, retry_ms)

@@ -98,7 +98,7 @@ class Client:
         self.expires = identity.expires
         self.token_id = identity.token_id
         self.is_resumed = identity.is_resumed
-        self.verdicts: dict[tuple[str, str], bool] = {}
+        self.verdicts: dict[tuple[int, str, str], bool] = {}
         self._groups = frozenset(identity.groups)
         self._has_own_groups = False  # the application set them, so a new token doesn't
         self._issued = identity.issued

@@ -27,6 +27,7 @@ from starlight._fanout import Core
 from starlight._gate import Gate
 from starlight._listener import Listener
 from starlight._tls import Certificate, TlsListener
+from starlight._trim import Trimmer, trim
 from starlight._version import __version__
 from starlight.auth import Authenticator, NoAuth, Permissions, TokenAuth, make_authenticator, refuse_strangers
 from starlight.config import Settings, format_duration, format_size
@@ -288,12 +289,15 @@ class Node:
         )
 
     async def _expire_logins(self) -> None:
+        loop = asyncio.get_running_loop()
+        trimmer = Trimmer(lambda: loop.run_in_executor(None, trim))
         while True:
             await asyncio.sleep(_EXPIRE_S)
             try:
                 self.hub.expire()
             except Exception:
                 log.exception("a login could not be ended")
+            trimmer.look(self.hub.n_channels)
 
     # --- drain ---------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from starlight.config import Settings
@@ -132,6 +133,10 @@ EVERYTHING: Final = Group(publish=("*",), subscribe=("*",), direct=True, broadca
 """What everybody may do without tokens: there nobody is anybody in particular."""
 
 
+_NUMBERS: Final = count()
+"""Verdicts are kept under the number of who gave them, so that those of permissions that were replaced hold no more."""
+
+
 class GroupPermissions:
     """The `Permissions` of groups.
 
@@ -144,6 +149,7 @@ class GroupPermissions:
     def __init__(
         self, groups: Mapping[str, Group], *, default: Group = DEFAULT_GROUP, authorize: Authorize | None = None
     ) -> None:
+        self._number = next(_NUMBERS)
         self._default = groups.get(DEFAULT, default)
         self._groups = dict(groups)
         self._authorize = authorize
@@ -151,7 +157,7 @@ class GroupPermissions:
     def allows(self, client: Client, action: Action, name: str) -> bool:
         """Whether a client may do something. A name of a group that doesn't exist allows nothing."""
         # a user's name is nothing to a group, and there are as many as somebody likes to make up
-        place = (action, "" if action == "direct" else name)
+        place = (self._number, action, "" if action == "direct" else name)
         verdict = client.verdicts.get(place)
         if verdict is None:
             verdict = self._judge(client, action, name)

@@ -1,6 +1,7 @@
 """A node in a process of its own that a test can ask what it holds: for what needs more than one process has.
 
-As a program (`python -m tests.server_process SETTINGS`, in JSON) it serves, and answers commands on stdin in JSON.
+As a program (`python -m tests.server_process SETTINGS`, in JSON) it serves, and answers commands on stdin in JSON. With
+`"application": true` among the settings it has handlers of every kind.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import logging
 import os
 import resource
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,8 +23,10 @@ import uvloop
 
 from starlight._connection import Connection
 from starlight.config import Settings
+from starlight.handlers import Handlers
+from starlight.hub import Client
 from starlight.node import Node
-from tests.raw_client import LIVE_COUNTERS, open_files, resident_bytes
+from tests.raw_client import LIVE_COUNTERS, Errors, open_files, resident_bytes
 
 ROOT = Path(__file__).parent.parent
 ANSWER_TIMEOUT_S = 30.0
@@ -78,9 +83,14 @@ async def server_process(files: int = 0, **settings: Any) -> AsyncIterator[Serve
 class Served:
     """The process's side."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, errors: Errors) -> None:
         self.node = node
+        self.errors = errors
         self.eaten: list[int] = []
+
+    def complaints(self) -> list[str]:
+        """The first warnings and errors logged; not that a handler took long, as any does on a busy machine."""
+        return [line for line in self.errors.lines if "held the loop" not in line][:20]
 
     def status(self) -> dict[str, Any]:
         """What lives now (sums of live counters), what it costs, and the totals."""
@@ -94,10 +104,15 @@ class Served:
             "files": open_files(),
             "resident_bytes": resident_bytes(),
             "cpu_s": sum(os.times()[:2]),
+            "log": self.complaints(),
             **core,
             **self.node.hub.counters(),
             **(acceptor.counts if acceptor is not None else {}),
         }
+
+    def core(self) -> dict[str, Any]:
+        """The core's counters alone: little work, to be asked often."""
+        return {"connections": self.node.connections, "log": self.complaints(), **self.node.core.counters()}
 
     def cpu(self) -> dict[str, Any]:
         """What can be told without opening a file."""
@@ -132,16 +147,46 @@ class Served:
         return {}
 
 
-async def serve(settings: Settings) -> None:
+def application() -> Handlers:
+    """Handlers of every kind: who is called refused is, and data comes back at once, later, or from a thread."""
+    handlers = Handlers()
+
+    @handlers.on_login
+    def check(client: Client, login: dict[str, Any]) -> bool:
+        return not client.user.startswith("refused")
+
+    @handlers.on("double")
+    def double(client: Client, data: Any) -> Any:
+        client.data["doubled"] = data
+        return [data, data]
+
+    @handlers.on("later")
+    async def later(client: Client, data: Any) -> Any:
+        await asyncio.sleep(0.005)
+        return data
+
+    @handlers.on("threaded", thread=True)
+    def threaded(client: Client, data: Any) -> Any:
+        time.sleep(0.001)
+        return data
+
+    return handlers
+
+
+async def serve(settings: Settings, handlers: Handlers | None) -> None:
+    errors = Errors()
+    logging.getLogger().addHandler(errors)
+    logging.getLogger().addHandler(logging.StreamHandler())
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    async with Node(settings) as node:
-        served = Served(node)
+    async with Node(settings, handlers=handlers) as node:
+        served = Served(node, errors)
         print(node.port, flush=True)
         while line := await reader.readline():
             print(json.dumps(getattr(served, line.decode().strip())()), flush=True)
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(Settings(**{"port": 0, "drain_timeout_s": 2, **json.loads(sys.argv[1])})))
+    given = {"port": 0, "drain_timeout_s": 2, **json.loads(sys.argv[1])}
+    uvloop.run(serve(handlers=application() if given.pop("application", False) else None, settings=Settings(**given)))

@@ -7,8 +7,9 @@ import asyncio
 import orjson
 import pytest
 
-from starlight.auth import Identity, NoAuth
-from starlight.errors import CloseConnection
+from starlight.auth import Identity, NoAuth, TokenAuth, make_authenticator
+from starlight.config import Settings
+from starlight.errors import CloseConnection, ConfigError
 from starlight.protocol import Login
 from tests.support import Stage
 
@@ -81,3 +82,16 @@ async def test_an_authenticator_of_ones_own_may_be_async(token: str):
         assert end.value.code == 4500
         assert stage.hub.counters()["clients"] == 0
     connection.destroy()
+
+
+def test_what_takes_over_at_a_reload_keeps_keys_that_were_fetched():
+    old = Settings(auth="jwt", jwt_jwks_url="https://issuer.test/keys")
+    auth = make_authenticator(old)
+    assert isinstance(auth, TokenAuth)
+    same = auth.remade(old, old.model_copy(update={"jwt_issuer": "https://issuer.test", "jwt_leeway_s": 1.0}))
+    assert same._verifier.keys is auth._verifier.keys
+    assert (same._verifier.rules.issuer, same._verifier.rules.leeway_s) == ("https://issuer.test", 1.0)
+    for change in ({"jwt_jwks_url": "https://issuer.test/others"}, {"jwt_algorithms": "RS256"}):
+        assert auth.remade(old, old.model_copy(update=change))._verifier.keys is not auth._verifier.keys
+    with pytest.raises(ConfigError):
+        auth.remade(old, old.model_copy(update={"jwt_jwks_url": ""}))

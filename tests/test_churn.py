@@ -1,8 +1,7 @@
-"""After 20,000 connections of every kind, and after as many channels, the node holds nothing: no counters, objects,
-descriptors or memory.
+"""Row 56: many channels joined and left give their memory back. Row 65: thousands that come back at once.
 
-With the variable `LONG_TESTS=1` row 56 is played with a million channels that are there at the same time (a minute, and
-half a gigabyte).
+(That connections leave nothing behind is shown by `tests/long/leaks.py`.) With the variable `LONG_TESTS=1` row 56 is
+played with a million channels that are there at the same time (a minute, and half a gigabyte).
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import resource
 import select
 import socket
@@ -19,108 +17,12 @@ import threading
 import uvloop
 
 from starlight.node import RESERVED_FILES
-from tests.raw_client import TEXT, close_frame, frame, message, request, set_reset
+from tests.long.leaks import connect
+from tests.raw_client import message, request, set_reset
 from tests.server_process import server_process
 from tests.support import IS_SANITIZED
 
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
-
-CONNECTIONS = 20_000
-AT_ONCE = 100
-ENDINGS = ["close frame", "close", "reset", "half-close", "half a request", "no login", "bad frame", "half a frame"]
-
-
-def connect(port: int, n: int) -> socket.socket:
-    """From one of many addresses, so that ports don't run out while closed ones wait."""
-    sock = socket.socket()
-    sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-    sock.settimeout(10)
-    sock.bind((f"127.0.1.{1 + n % 250}", 0))
-    sock.connect(("127.0.0.1", port))
-    return sock
-
-
-IP_BIND_ADDRESS_NO_PORT = 24
-
-
-class Guest:
-    """One short life."""
-
-    def __init__(self, port: int, n: int, ending: str) -> None:
-        self.sock = connect(port, n)
-        self.ending = ending
-        wire = request(protocols="starlight.v1.lines" if n % 3 == 0 else "")
-        if ending == "half a request":
-            wire = wire[: n % len(wire)]
-        elif ending != "no login":
-            wire += message("login", user=f"u{n % 5_000}")
-            wire += message("join", channel=f"c{n % 50}") + message("join", channel="all")
-            wire += message("publish", channel=f"c{n % 50}", data=n)
-            wire += message("direct", to=f"u{(n + 1) % 5_000}", data=n) + message("ping", id="last")
-        self.sock.sendall(wire)
-
-    def wait(self) -> None:
-        """Until it is where it ends from."""
-        if self.ending == "half a request":
-            return
-        wanted = b"\r\n\r\n" if self.ending == "no login" else b'"last"'
-        heard = b""
-        while wanted not in heard:
-            some = self.sock.recv(65_536)
-            assert some, (self.ending, heard)
-            heard += some
-
-    def end(self) -> None:
-        if self.ending == "close frame":
-            self.sock.sendall(close_frame(1000))
-        elif self.ending == "reset":
-            set_reset(self.sock)
-        elif self.ending == "half-close":
-            self.sock.shutdown(socket.SHUT_WR)
-        elif self.ending == "bad frame":
-            self.sock.sendall(frame(3, b""))
-        elif self.ending == "half a frame":
-            self.sock.sendall(frame(TEXT, b"x" * 1_000)[:500])
-        if self.ending in ("close frame", "bad frame", "half-close"):
-            return
-        self.sock.close()
-
-    def leave(self) -> None:
-        """Those that wait for the server's end."""
-        if self.sock.fileno() >= 0:
-            while self.sock.recv(65_536):
-                pass
-            self.sock.close()
-
-
-def live(port: int, n: int) -> None:
-    """Hundred lives at once, which end in no particular order."""
-    guests = [Guest(port, i, ENDINGS[i % len(ENDINGS)]) for i in range(n, n + AT_ONCE)]
-    for guest in guests:
-        guest.wait()
-    random.Random(n).shuffle(guests)
-    for guest in guests:
-        guest.end()
-    for guest in guests:
-        guest.leave()
-
-
-async def test_twenty_thousand_connections_leave_nothing_behind():
-    async with server_process() as server:
-        loop = asyncio.get_running_loop()
-        start = await server.ask("status")
-        half: dict[str, int] = {}
-        for n in range(0, CONNECTIONS, AT_ONCE):
-            await loop.run_in_executor(None, live, server.port, n)
-            if n == CONNECTIONS // 2:
-                half = await server.until(connections=0)
-        end = await server.until(connections=0, objects=0)
-        assert (end["live"], end["chunk_bytes"]) == (0, 0)
-        assert end["files"] == start["files"]
-        assert end["accepted"] + end["handshakes_failed"] == CONNECTIONS
-        assert end["resident_bytes"] - half["resident_bytes"] <= 4 << 20
-        assert end["evicted_slow_total"] == 0
-
 
 N_MEMBERS = 1_000 if os.environ.get("LONG_TESTS") else 20
 CHANNELS_EACH = 1_000  # the limit of a client
@@ -131,6 +33,7 @@ def join_and_leave(port: int, round_: int, at_peak: threading.Event, go_on: thre
     socks = []
     for i in range(N_MEMBERS):
         socks.append(connect(port, i))
+        socks[-1].settimeout(300)
         socks[-1].sendall(request() + message("login", user=f"u{i}") + message("ping", id="in"))
         wait_for(socks[-1], b'"in"')
     for word in ("join", "leave"):
@@ -141,7 +44,7 @@ def join_and_leave(port: int, round_: int, at_peak: threading.Event, go_on: thre
             wait_for(sock, b'"%b"' % word.encode())
         if word == "join":
             at_peak.set()
-            assert go_on.wait(60)
+            assert go_on.wait(600)
     for sock in socks:
         sock.close()
 
@@ -161,18 +64,20 @@ async def test_56_channels_joined_and_left_give_their_memory_back():
         for round_ in range(3):
             at_peak, go_on = threading.Event(), threading.Event()
             playing = loop.run_in_executor(None, join_and_leave, server.port, round_, at_peak, go_on)
-            assert await loop.run_in_executor(None, at_peak.wait, 120)
+            assert await loop.run_in_executor(None, at_peak.wait, 600)
             peaks.append(await server.ask("status"))
             go_on.set()
             await playing
-            ends.append(await server.until(connections=0, live=0))
+            await server.until(connections=0, live=0)
+            await asyncio.sleep(1.5)  # so that the node notices, and the C library gives its pages back
+            ends.append(await server.ask("status"))
         print([(status["channels"], status["resident_bytes"] >> 20) for status in (start, *peaks, *ends)])
         for status in peaks:
             assert status["channels"] == N_MEMBERS * CHANNELS_EACH  # the hub's; the core has everyone's beside them
         if not IS_SANITIZED:
             held_bytes = peaks[0]["resident_bytes"] - start["resident_bytes"]
-            assert held_bytes < 600 * N_MEMBERS * CHANNELS_EACH + (8 << 20)
-            assert ends[-1]["resident_bytes"] - start["resident_bytes"] < held_bytes / 4 + (8 << 20)
+            assert held_bytes < 800 * N_MEMBERS * CHANNELS_EACH + (8 << 20)
+            assert ends[-1]["resident_bytes"] - start["resident_bytes"] < held_bytes / 4 + (16 << 20)
             assert peaks[-1]["resident_bytes"] - peaks[0]["resident_bytes"] < held_bytes / 20 + (4 << 20)
 
 

@@ -10,8 +10,12 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +28,7 @@ import yaml
 from dockerfile_parse import DockerfileParser
 
 import starlight
+from starlight import cli
 from starlight.config import Settings, entries
 from starlight.errors import RequestFailed
 from starlight.permissions import read_groups
@@ -262,13 +267,52 @@ def test_probes_ask_the_internal_port_for_what_it_has(scrape: Scrape, dockerfile
     assert service["spec"]["selector"].items() <= DEPLOYMENT["spec"]["template"]["metadata"]["labels"].items()
 
 
-def test_the_drain_before_the_stop_has_its_time():
+def test_the_drain_before_the_stop_has_its_time(capsys: pytest.CaptureFixture[str]):
     program, command, *words = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
     assert (program, command, words[0]) == ("starlight", "drain", "--wait")
+    assert cli.main(["drain", "--help"]) == 0
+    assert "--wait" in capsys.readouterr().out
     env = {item["name"]: item["value"] for item in CONTAINER["env"]}
     drain_s, wait_s = parse_duration(env["STARLIGHT_DRAIN_TIMEOUT_S"]), parse_duration(words[1])
     assert drain_s < wait_s
     assert POD["terminationGracePeriodSeconds"] > wait_s + drain_s
+
+
+def test_the_pods_process_starts_answers_its_probes_and_drains(tmp_path: Path, dockerfile: DockerfileParser):
+    """The manifest's command and variables without a container: files in a folder of ours, ports of the kernel's."""
+    settings = next(manifest for manifest in MANIFESTS if manifest["kind"] == "ConfigMap")["data"]
+    for name in ("jwt", "session", "internal"):
+        (tmp_path / name).write_text("s" * 48)
+    (tmp_path / "starlight.toml").write_text(settings["starlight.toml"])
+    port, internal = free_port(), free_port()
+    env = {**os.environ, **environments(dockerfile)["kubernetes.yaml"]}
+    env |= {
+        name: str(tmp_path / Path(env[name]).name) for name in env if name.startswith("STARLIGHT_") and "_FILE" in name
+    }
+    env |= {"STARLIGHT_PORT": str(port), "STARLIGHT_INTERNAL_PORT": str(internal), "STARLIGHT_DRAIN_NOTICE_S": "0"}
+    env["STARLIGHT_NODE"] = f"http://127.0.0.1:{internal}"
+    with subprocess.Popen([sys.executable, "-m", "starlight", *CONTAINER["args"]], cwd=ROOT, env=env) as process:
+        try:
+            deadline_s = time.monotonic() + 30
+            while not is_ready(internal) and time.monotonic() < deadline_s:
+                time.sleep(0.1)
+            assert is_ready(internal)
+            command = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
+            drain = [sys.executable, "-m", *command]
+            run = subprocess.run(drain, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+            assert run.returncode == 0, run.stderr
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+
+def is_ready(port: int) -> bool:
+    path = CONTAINER["readinessProbe"]["httpGet"]["path"]
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:  # an HTTPError is one
+        return False
 
 
 def test_what_is_mounted_is_what_is_named(tmp_path: Path):
@@ -310,6 +354,56 @@ def test_promtool_reads_the_configuration():
         ["promtool", "check", "config", "--syntax-only", path], capture_output=True, text=True, timeout=60, check=False
     )
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
+def test_a_real_prometheus_has_an_answer_to_every_expression(scrape: Scrape, tmp_path: Path):
+    key = tmp_path / "key"
+    key.write_text("k" * 32)
+    text = (DEPLOY / "prometheus" / "prometheus.yaml").read_text()
+    for old, new in {
+        "starlight:8766": scrape.url.partition("//")[2],
+        "/run/secrets/internal": str(key),
+        "scrape_interval: 5s": "scrape_interval: 1s",
+    }.items():
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "prometheus.yml").write_text(text)
+    port = free_port()
+    command = [
+        "prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data",
+        f"--web.listen-address=127.0.0.1:{port}", "--log.level=error",
+    ]  # fmt: skip
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            missing = set(expressions())
+            deadline_s = time.monotonic() + 60
+            while missing and time.monotonic() < deadline_s:
+                time.sleep(0.5)
+                missing = {expression for expression in missing if not has_answer(port, expression)}
+            assert missing == set()
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def has_answer(port: int, expression: str) -> bool:
+    query = urllib.parse.urlencode({"query": expression})
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/query?{query}", timeout=20) as answer:
+            return bool(json.load(answer)["data"]["result"])
+    except urllib.error.HTTPError as error:
+        assert error.code == 503, (expression, error.read())  # anything else is about the expression
+        return False
+    except OSError:
+        return False  # not yet listening
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def test_the_dashboard_is_laid_out():

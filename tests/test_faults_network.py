@@ -138,11 +138,8 @@ def script(chance: random.Random, n: int) -> bytes:
     """What the kernel takes of each write to come: mostly a little, often nothing."""
     entries: list[int] = []
     for _ in range(n):
-        entries.append(
-            chance.choice(
-                [0, -errno.EAGAIN, -errno.ENOBUFS, 1, 2, 3, chance.randrange(1, 60), chance.randrange(1, 900)]
-            )
-        )
+        refused = chance.choice([0, -errno.EAGAIN, -errno.ENOBUFS, -errno.EINTR])
+        entries.append(chance.choice([refused, refused, 1, 2, 3, chance.randrange(1, 60), chance.randrange(1, 900)]))
     return array.array("i", entries).tobytes()
 
 
@@ -166,6 +163,33 @@ async def test_63_whatever_the_kernel_takes_of_each_write_the_streams_are_intact
         for client in clients:
             assert await hear_data(client, 400) == wanted
         assert on_stage.counters()["short_sends_total"] > 100
+
+
+@pytest.mark.parametrize("protocols", ["", "starlight.v1.lines"])
+async def test_63_a_write_may_be_cut_at_every_byte(protocols: str, wire: str):
+    """The same outbox of a direct and two publications, with the first write cut at each place."""
+    async with stage(evict_after_s=30, write_timeout_s=60) as on_stage:
+        client = await on_stage.login("cut", protocols=protocols)
+        await client.ask("join", channel="c")
+        hub, core = on_stage.node.hub, on_stage.node.core
+        whole: list[Any] = []
+        for taken in range(400):
+            core.flush()
+            hub.push_to_user("cut", b'"direct"')
+            hub.push_to_channel("c", b'"' + b"x" * 200 + b'"')
+            hub.push_to_channel("c", b"%d" % taken)
+            core.script_sends(array.array("i", [-errno.EINTR, taken, -errno.EAGAIN]).tobytes())
+            core.flush()
+            core.script_sends(b"")
+            heard: list[Any] = []
+            while not heard or heard[-1] != taken:
+                opcode, payload = await client.next_frame()
+                assert opcode == TEXT
+                heard += [json.loads(line)["data"] for line in payload.split(b"\n")]
+            whole = heard[:-1]
+            assert whole == ["direct", "x" * 200]
+        assert wire == "wss" or on_stage.counters()["short_sends_total"] >= 200
+        assert not client.rest
 
 
 async def hear_data(client: RawClient, n: int) -> list[Any]:

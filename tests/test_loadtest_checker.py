@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import struct
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starlight.loadtest._engine import Checker, make_data, read_data
-from starlight.loadtest.checker import EVERYONE, Event, check
+from starlight.loadtest.checker import EVERYONE, Event, check, count_disorder
 from tests.loadtest_helpers import Peer, broken, peer, short_run
 
 __all__ = ["peer"]
@@ -38,6 +39,39 @@ def test_a_delivery_to_the_wrong_user_is_found(peer: Peer) -> None:
 def test_a_delivery_to_the_wrong_channel_is_found(peer: Peer) -> None:
     result = short_run(peer.url("w2", fault="wrong", at=32), "channels", channels=5, members=2, publishers=5)
     assert broken(result) == {"misdelivered": 1}
+
+
+def test_receivers_that_see_different_orders_are_found(peer: Peer) -> None:
+    good = short_run(peer.url("o"), order=True)
+    assert broken(good) == {} and good.check.disordered == 0 and good.check.deliveries > 100
+    result = short_run(peer.url("o2", fault="swap", at=32), order=True)
+    assert broken(result) == {"reordered": 1} and result.check.disordered == 2
+    assert result.check.faults == 3
+
+
+# ---- the order
+
+
+def log_bytes(*deliveries: tuple[int, int, int]) -> bytes:
+    return b"".join(struct.pack("3I", *delivery) for delivery in deliveries)
+
+
+def test_one_order_for_all_receivers() -> None:
+    groups = [1, 1, 2]
+    ann, bob, cat = 0, 1, 2
+    first = [(ann, 0, 0), (ann, 1, 0), (ann, 0, 1), (ann, 1, 1)]
+    assert count_disorder([log_bytes(*first)], groups) == 0
+    assert count_disorder([], groups) == 0
+    assert count_disorder([log_bytes(*first, *((bob, *rest) for _, *rest in first))], groups) == 0
+    # bob sees ann's middle two the other way round: each sender's own order is kept, and yet there are two orders
+    swapped = [(bob, 0, 0), (bob, 0, 1), (bob, 1, 0), (bob, 1, 1)]
+    assert count_disorder([log_bytes(*first), log_bytes(*swapped)], groups) == 2
+    # another channel has another order, and who was away for a while sees a part
+    assert count_disorder([log_bytes(*first, (bob, 2, 0), (bob, 0, 0), (bob, 1, 1), (bob, 2, 1))], groups) == 0
+    # nobody contradicts anybody, the three together do
+    assert count_disorder(
+        [log_bytes((ann, 0, 0), (ann, 1, 0), (bob, 1, 0), (bob, 0, 1), (cat, 0, 1), (cat, 0, 0), (cat, 1, 1))], groups
+    ) == 3  # fmt: skip
 
 
 # ---- the data

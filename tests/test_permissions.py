@@ -30,7 +30,7 @@ class Client:
     def __init__(self, user: str, *groups: str) -> None:
         self.user = user
         self.groups = frozenset(groups)
-        self.verdicts: dict[tuple[str, str], bool] = {}
+        self.verdicts: dict[tuple[int, str, str], bool] = {}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,8 @@ def test_verdicts_are_kept_and_bounded():
         assert permissions.allows(client, "publish", f"a{number}")
         assert permissions.allows(client, "direct", f"user{number}")
     assert len(client.verdicts) <= VERDICTS_LIMIT
-    client.verdicts[("publish", "zzz")] = True
+    (number, *_), *_ = client.verdicts
+    client.verdicts[(number, "publish", "zzz")] = True
     assert permissions.allows(client, "publish", "zzz")
 
 
@@ -195,3 +196,9 @@ def test_what_is_allowed_by_default():
 def test_groups_of_code():
     group = Group(publish=["x"])
     assert to_groups({"a": group}, "groups")["a"] is group
+
+
+def test_verdicts_of_others_do_not_hold():
+    ann = Client("ann")
+    yes, no = GroupPermissions({"default": Group(publish=["*"])}), GroupPermissions({"default": Group()})
+    assert [one.allows(ann, "publish", "x") for one in (yes, no, yes, no)] == [True, False, True, False]

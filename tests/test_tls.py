@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -19,6 +21,7 @@ from starlight._tls import TlsListener
 from starlight.config import Settings
 from starlight.errors import ConfigError
 from starlight.node import Node
+from tests.raw_client import TEXT, frame, message, request, set_reset
 from tests.support import eventually
 from tests.support_tls import write_certificate
 from tests.wire_client import WireClient
@@ -75,6 +78,52 @@ async def test_13_what_is_no_tls_is_closed_and_forgotten(files: tuple[str, str])
         await eventually(lambda: len(os.listdir("/proc/self/fd")) <= opened)
         assert (await ann.ask("ping"))["type"] == "pong"
         await ann.close()
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"])
+@pytest.mark.parametrize("ends", ["close", "half-close", "reset"])
+async def test_13_who_goes_before_the_handshake_is_done_writes_no_log(
+    files: tuple[str, str], said: bytes, ends: str, caplog: pytest.LogCaptureFixture
+):
+    """As health checks do that only connect."""
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    async with tls_node(files) as node:
+        for _ in range(5):
+            sock = socket.create_connection(("127.0.0.1", node.port))
+            sock.sendall(said)
+            await eventually(lambda: node.connections == 1)
+            if ends == "half-close":
+                sock.shutdown(socket.SHUT_WR)
+                await eventually(lambda: node.connections == 0)
+            elif ends == "reset":
+                set_reset(sock)
+            sock.close()
+            await eventually(lambda: node.connections == 0)
+    assert not reported
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("cut", [1, 7, 500])
+async def test_58_a_reset_right_behind_some_bytes_is_noticed_at_once(files: tuple[str, str], cut: int):
+    """Not with the next ping: uvloop tells of an error once, together with what can be read."""
+    context = ssl.create_default_context(cafile=files[0])
+
+    def login(port: int) -> ssl.SSLSocket:
+        sock = context.wrap_socket(socket.create_connection(("127.0.0.1", port), 10), server_hostname="127.0.0.1")
+        sock.sendall(request() + message("login", user="ann"))
+        while b"welcome" not in sock.recv(65_536):
+            pass
+        return sock
+
+    async with tls_node(files) as node:
+        for _ in range(5):
+            sock = await asyncio.get_running_loop().run_in_executor(None, login, node.port)
+            sock.sendall(frame(TEXT, b"x" * 1_000)[:cut])  # from the loop's own thread: it sees both at once
+            set_reset(sock)
+            sock.close()
+            await eventually(lambda: node.connections == 0)
+            assert node.core.counters()["subscribers"] == 0
 
 
 async def test_who_never_finishes_the_handshake_is_counted_and_ended(files: tuple[str, str]):

@@ -76,6 +76,7 @@ cdef enum:
     COUNTED
     OVERDUE
     PINGS
+    UNLOGGED
     COUNTERS
 
 ctypedef struct Entry:           # one message under way; 32 bytes

@@ -28,7 +28,7 @@ COUNTER_NAMES = (
     "sent", "deliveries", "bytes_received", "checked", "replies", "acks", "errors", "connects", "connect_failures",
     "closed_by_server", "churned", "rejoins", "lost", "duplicates", "reordered", "misdelivered", "damaged", "unexpected",
     "clipped", "given_up", "blocked", "slow_deliveries", "turns", "idle_ns", "preempted_ns", "cpu_ns", "receives", "sends",
-    "ready", "open", "counted_expected", "counted", "overdue", "pings",
+    "ready", "open", "counted_expected", "counted", "overdue", "pings", "unlogged",
 )
 HISTOGRAM_NAMES = ("intended", "actual", "connect", "ack")
 RAMP = PHASE_RAMP
@@ -309,7 +309,7 @@ cdef class Engine:
         if e.epoll >= 0:
             sl_close(e.epoll)
         for p in (<size_t>e.connections, <size_t>e.members, <size_t>e.dirty, <size_t>e.slow, <size_t>e.senders, <size_t>e.templates,
-                  <size_t>e.joins, <size_t>e.leaves, <size_t>e.buffer, <size_t>e.padding):
+                  <size_t>e.joins, <size_t>e.leaves, <size_t>e.buffer, <size_t>e.padding, <size_t>e.log):
             free(<void *><size_t>p)
         free(e)
 
@@ -403,6 +403,19 @@ cdef class Engine:
         memset(self.e.process.slots[INTENDED], 0, HISTOGRAM_SLOTS * 8)
         memset(self.e.process.slots[ACTUAL], 0, HISTOGRAM_SLOTS * 8)
         memset(self.e.process.slots[ACK], 0, HISTOGRAM_SLOTS * 8)
+
+    def log_deliveries(self, uint32_t most) -> None:
+        """Keep a log of the checked deliveries from now on, of at most so many (12 bytes each); what is more is counted as `unlogged`."""
+        self.e.log_size = self.e.log_room = 0
+        free(self.e.log)
+        self.e.log = <Seen *>malloc(most * sizeof(Seen))
+        if self.e.log == NULL:
+            raise MemoryError
+        self.e.log_room = most
+
+    def deliveries_log(self) -> bytes:
+        """The log: 32-bit receiver, stream and number of each delivery, in the order of arrival."""
+        return PyBytes_FromStringAndSize(<const char *>self.e.log, self.e.log_size * sizeof(Seen))
 
     def start_schedule(self) -> None:
         """The open model's first message, churn and slow ticks are due now."""

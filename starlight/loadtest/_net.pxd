@@ -192,6 +192,11 @@ ctypedef struct Connection:
     uint32_t ack_sent
     uint32_t ack_seen
 
+ctypedef struct Seen:            # one line of the log of deliveries
+    uint32_t receiver            # over all processes
+    uint32_t stream
+    uint32_t number
+
 ctypedef struct Eng:
     Shared shared
     Process *process
@@ -266,6 +271,9 @@ ctypedef struct Eng:
     int64_t measure_from_ns
     int64_t measure_until_ns
     int64_t now_ns
+    Seen *log                    # what was delivered, in the order of arrival; owned; NULL: no log is kept
+    uint32_t log_size
+    uint32_t log_room
     uint32_t failed
     char failure[400]
     uint32_t close_codes[5000]

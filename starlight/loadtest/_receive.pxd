@@ -171,6 +171,17 @@ cdef inline void take_reply(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t 
 
 # ---- deliveries
 
+cdef inline void log_delivery(Eng *e, Connection *c, uint32_t stream, uint32_t number) noexcept nogil:
+    """One more line of the log; when it is full the rest is counted."""
+    if e.log_size == e.log_room:
+        e.counters[UNLOGGED] += 1
+        return
+    e.log[e.log_size].receiver = c.number
+    e.log[e.log_size].stream = stream
+    e.log[e.log_size].number = number
+    e.log_size += 1
+
+
 cdef inline void take_stamped(Eng *e, Connection *c, const uint8_t *p, const uint8_t *mark, int64_t now) noexcept nogil:
     """A delivery. `p` is where the message begins, `mark` where its stamp does."""
     cdef uint32_t stream, number, checksum, size
@@ -204,6 +215,8 @@ cdef inline void take_stamped(Eng *e, Connection *c, const uint8_t *p, const uin
         return
     e.counters[CHECKED] += 1
     deliver(&e.shared, &c.receiver, stream, number, e.counters)
+    if e.log_room:
+        log_delivery(e, c, stream, number)
     if c.slow:
         e.counters[SLOW_DELIVERIES] += 1
         return

@@ -3,11 +3,14 @@
 Feed it what was sent, received, joined, left and acknowledged, in the order in which each party saw it. It serves
 three uses: to check logs of clients that are not the engine, to be the model against which the engine's checker is
 tested, and to say in few lines what is promised (design contract: C1 order, C4 no duplicates, C5 acknowledgements).
+
+`count_disorder` is the engine's own for C3, one order for all receivers: that can't be judged while messages arrive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -171,3 +174,54 @@ def check(events: Iterable[Event]) -> Verdict:
     for event in events:
         checker.take(event)
     return checker.finish()
+
+
+def count_disorder(logs: Iterable[bytes], group_of: Sequence[int]) -> int:
+    """How many messages have no place in any one order of their group that all its receivers could have seen (C3).
+
+    Args:
+        logs: `Engine.deliveries_log` of each process: 32-bit receiver, stream and number of each delivery.
+        group_of: the group of each stream.
+
+    What a receiver saw next to each other is an edge between two messages. One order for all exists exactly if these
+    edges have no circle; so messages before which nothing comes are taken away until there are none, and of the rest
+    those after which nothing comes. Whatever is left stands in a circle, or between two.
+    """
+    after: dict[int, set[int]] = defaultdict(set)
+    last: dict[tuple[int, int], int] = {}
+    for log in logs:
+        fields = memoryview(log).cast("I")
+        for receiver, stream, number in zip(fields[::3], fields[1::3], fields[2::3], strict=True):
+            message = stream << 32 | number
+            place = receiver, group_of[stream]
+            before = last.get(place)
+            if before is not None and before != message:
+                after[before].add(message)
+            last[place] = message
+    return len(_take_away(_turned(_take_away(after))))
+
+
+def _take_away(after: dict[int, set[int]]) -> dict[int, set[int]]:
+    """The edges that are left when messages are taken away, one by one, that no edge leads to."""
+    waits: dict[int, int] = dict.fromkeys(after, 0)
+    for followers in after.values():
+        for message in followers:
+            waits[message] = waits.get(message, 0) + 1
+    free = [message for message, count in waits.items() if not count]
+    while free:
+        message = free.pop()
+        del waits[message]
+        for follower in after.get(message, ()):
+            waits[follower] -= 1
+            if not waits[follower]:
+                free.append(follower)
+    return {message: after.get(message, set()) & waits.keys() for message in waits}
+
+
+def _turned(after: dict[int, set[int]]) -> dict[int, set[int]]:
+    """The same edges, pointing back."""
+    before: dict[int, set[int]] = {message: set() for message in after}
+    for message, followers in after.items():
+        for follower in followers:
+            before[follower].add(message)
+    return before

@@ -74,6 +74,9 @@ LOAD_OPTIONS: dict[str, tuple[Any, Any]] = {
     "check": _option(
         Text, "--check", help="auto, or the share of connections whose deliveries are checked one by one."
     ),
+    "order": _option(
+        bool | None, "--order/--no-order", help="Check too that all receivers of a channel see one order."
+    ),
     "spin": _option(
         bool | None, "--spin/--no-spin", help="Poll without sleeping: the server isn't charged for wake-ups."
     ),

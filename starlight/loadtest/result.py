@@ -13,7 +13,7 @@ from starlight.loadtest.errors import BadScenario
 FORMAT = "starlight-bench-1"
 HIGHEST_NS = 3600 * 10**9
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99)
-FAULTS = ("lost", "duplicates", "reordered", "misdelivered", "damaged")
+FAULTS = ("lost", "duplicates", "reordered", "misdelivered", "damaged", "disordered")
 SATURATED_SHARE = 0.9
 """A generator busier than this may itself be the limit."""
 
@@ -91,7 +91,7 @@ def _curve_percentiles(total: int) -> list[float]:
 
 class Check(msgspec.Struct, kw_only=True, frozen=True):
     """The delivery checker's verdict. `checked` deliveries were looked at one by one, the others of `deliveries`
-    counted."""
+    counted. `disordered` messages came in different orders to different receivers (looked for with `order` only)."""
 
     deliveries: int = 0
     checked: int = 0
@@ -100,11 +100,12 @@ class Check(msgspec.Struct, kw_only=True, frozen=True):
     reordered: int = 0
     misdelivered: int = 0
     damaged: int = 0
+    disordered: int = 0
 
     @property
     def faults(self) -> int:
         """All violations together."""
-        return self.lost + self.duplicates + self.reordered + self.misdelivered + self.damaged
+        return sum(getattr(self, name) for name in FAULTS)
 
     @property
     def share(self) -> float:

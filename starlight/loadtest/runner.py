@@ -22,13 +22,13 @@ from typing import Any
 
 import msgspec
 
-from starlight.loadtest import _engine, dialects, procstat
+from starlight.loadtest import _engine, checker, dialects, procstat
 from starlight.loadtest._engine import Arena, Engine
 from starlight.loadtest.dialects import Dialect, Group
 from starlight.loadtest.errors import BadScenario, BadTarget
 from starlight.loadtest.plan import Plan, make_plan
 from starlight.loadtest.result import FAULTS, Check, Generator, Latency, Machine, Point, Result, Server
-from starlight.loadtest.scenario import Scenario, payload_sizes
+from starlight.loadtest.scenario import MOST_LOGGED, Scenario, payload_sizes
 from starlight.loadtest.target import Target, websocket_keys
 from starlight.loadtest.workers import Fleet, fleet
 
@@ -142,6 +142,8 @@ def _make_engine(
     engine.set_target(address, request, key_at, websocket_keys(), spare if needs_sources else 0)
     _set_dialect(engine, scenario, target, dialect, plan, mine)
     _set_load(engine, scenario, plan, mine)
+    if scenario.order:
+        engine.log_deliveries(MOST_LOGGED)
     return engine
 
 
@@ -234,6 +236,7 @@ class _Run:
         self.on_progress, self.stop = on_progress, stop
         self.interrupted = False
         self.ramp_s = 0.0
+        self.disordered = 0
         self.series: list[Point] = []
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -388,6 +391,10 @@ class _Run:
         self.workers.call("run", _engine.SETTLE, seconds)
         self.workers.call("run", _engine.IDLE, min(seconds, 0.05))
         self.workers.call("finish")
+        if self.scenario.order:
+            self.on_progress("checking the order", None)
+            groups = [group for _, group in self.plan.streams]
+            self.disordered = checker.count_disorder(self.workers.call("deliveries_log"), groups)
 
     # ---- figures
 
@@ -450,7 +457,8 @@ class _Run:
             slow_deliveries=total["slow_deliveries"],
             check=Check(
                 deliveries=total["deliveries"],
-                **{name: total[name] for name in ("checked", *FAULTS)},
+                disordered=self.disordered,
+                **{name: total[name] for name in ("checked", *FAULTS) if name in total},
             ),
             server=server,
             generator=generator,
@@ -510,6 +518,8 @@ def _notices(scenario: Scenario, generator: Generator, machine: Machine, total: 
         notices.append(f"the schedule fell behind: {total['overdue']:,} messages were due and not yet sent at the end")
     if total["given_up"]:
         notices.append(f"{total['given_up']:,} messages were not delivered to everyone within {GIVE_UP_S:g} s")
+    if total["unlogged"]:
+        notices.append(f"the order of {total['unlogged']:,} deliveries was not checked: the log was full")
     if total["clipped"]:
         notices.append(f"latency lacks {total['clipped']:,} deliveries that came after their send time was forgotten")
     return notices

@@ -17,6 +17,8 @@ from starlight.loadtest._engine import LEAST_DATA_BYTES, MOST_DATA_BYTES
 from starlight.loadtest.errors import BadScenario
 
 KINDS = ("broadcast", "channels", "direct", "echo")
+MOST_LOGGED = 1 << 23
+"""Deliveries that `order` looks at in each process: 96 MiB."""
 SIZE_DRAWS = 4096
 """Payload sizes are drawn once, before the run, so that drawing costs nothing while it runs."""
 
@@ -53,6 +55,8 @@ class Scenario(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
         rejoins_per_s: leaves of a channel (and joins again) a second.
         check: share of the connections whose deliveries are checked one by one; the others are counted. `auto` checks
             all and falls back to a share if the generator would be the bottleneck.
+        order: check too that all receivers of a channel, and of broadcasts, see one order (contract C3). Takes 12 bytes
+            a delivery, for at most `MOST_LOGGED` of each process, and a moment after the run: for proofs, not figures.
         spin: poll without sleeping, so that the server isn't charged for waking the generator.
         processes: generator processes.
         seed: of payload sizes, Poisson distances and of who is churned how.
@@ -88,6 +92,7 @@ class Scenario(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     churn_window: int = 0
     rejoins_per_s: float = 0.0
     check: float | Literal["auto"] = "auto"
+    order: bool = False
     spin: bool = False
     processes: int = 1
     seed: int = 1
