@@ -27,7 +27,8 @@ cdef inline dict core_counters(core_t* c):
     return {
         "subscribers": c.all.n, "full": c.full.n, "channels": c.n_channels - 1, "memberships": c.n_memberships,
         "chunks": c.arena.n_chunks, "free_chunks": c.arena.n_free, "chunk_bytes": c.arena.held_bytes,
-        "transport_bytes": c.transport_bytes, "spans": n_spans, "outbox_messages": n_messages, "outbox_bytes": n_bytes, "oldest_ms": oldest_ms,
+        "transport_bytes": c.transport_bytes, "spans": n_spans, "outbox_messages": n_messages,
+        "outbox_bytes": n_bytes, "oldest_ms": oldest_ms,
         "messages_total": c.totals.messages, "publications_total": c.totals.publications,
         "deliveries_total": c.totals.deliveries, "sends_total": f.sends,
         "short_sends_total": f.short_sends, "sent_bytes_total": f.sent_bytes, "sent_spans_total": f.spans,

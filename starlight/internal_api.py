@@ -250,9 +250,15 @@ class Api:
         contents = [_content("publish", message) for message in messages]
         self._check_keys(messages, contents)
         groups: dict[str, list[Subscriber]] = {}
-        sent = [
-            self._publish_one(message, content, groups) for message, content in zip(messages, contents, strict=True)
-        ]
+        sent: list[_Sent] = []
+        try:
+            for message, content in zip(messages, contents, strict=True):
+                sent.append(self._publish_one(message, content, groups))
+        except BaseException:  # no memory: what was sent before keeps its receipt
+            for one in sent:
+                if one.group is not None:
+                    self._conclude(one, {})
+            raise
         receipts = [receipt._asdict() for receipt in await self._receipts(sent, groups)]
         return 200, {"receipts": receipts} if is_batch else receipts[0]
 
@@ -274,8 +280,8 @@ class Api:
         if name not in groups:  # nobody joins or leaves between the messages of a batch
             record = self._node.hub._channels.get(name)
             groups[name] = [] if record is None else members(record.channel)
-        future = self._keep(message.idempotency_key, content)
-        return _Sent(future, name, self._node.hub.push_to_channel(name, bytes(message.data)))
+        subscribers = self._node.hub.push_to_channel(name, bytes(message.data))
+        return _Sent(self._keep(message.idempotency_key, content), name, subscribers)
 
     async def direct(self, body: bytes) -> tuple[int, dict[str, Any]]:
         """Push `server {data}` to every client of a user."""
@@ -313,8 +319,8 @@ class Api:
         if before is not None:
             sent = _Sent(before)
         else:
-            future = self._keep(key, content)
-            sent = _Sent(future, "", push(bytes(data)))
+            subscribers = push(bytes(data))  # first: a key whose message failed is free again
+            sent = _Sent(self._keep(key, content), "", subscribers)
         (receipt,) = await self._receipts([sent], {"": receivers})
         return 200, receipt._asdict()
 

@@ -136,6 +136,27 @@ async def test_keys_in_a_batch(tmp_path: Path):
         assert [(await ann.hear())["data"] for _ in range(7)] == [1, 2, 2, 3, 2, 2, "last"]
 
 
+async def test_a_key_whose_message_failed_is_free_and_those_before_it_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with inside(tmp_path) as on:
+        ann = await on.login("ann", "c")
+        messages = [{"channel": "c", "data": data, "idempotency_key": f"k{data}"} for data in (1, 2)]
+        push = on.node.hub.push_to_channel
+
+        def fail_at_2(channel: str, data: bytes) -> int:
+            if data == b"2":
+                raise MemoryError
+            return push(channel, data)
+
+        with monkeypatch.context() as broken:
+            broken.setattr(on.node.hub, "push_to_channel", fail_at_2)
+            await on.post("/api/publish", {"messages": messages}, 500)
+        again = await on.post("/api/publish", {"messages": messages})
+        assert again["receipts"] == [{"subscribers": 1, "written": 0, "queued": 1, "evicted": 0}, receipt(1, 1)]
+        assert [(await ann.hear())["data"] for _ in range(2)] == [1, 2]
+
+
 async def test_keys_are_bounded_in_number_and_time():
     now_s = 100.0
     keys = IdempotencyKeys(lambda: now_s, limit=3, ttl_s=10)
