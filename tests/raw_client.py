@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import ctypes
 import functools
 import json
 import logging
@@ -30,6 +31,8 @@ CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 KEY = base64.b64encode(bytes(16)).decode()
 TIMEOUT_S = 8.0
 RESET = struct.pack("ii", 1, 0)
+SO_ATTACH_FILTER = 26
+END_TIMEOUT_S = 60.0
 Frame = tuple[int, bytes]
 
 
@@ -85,6 +88,12 @@ def close_frame(code: int | None = None, reason: bytes = b"") -> bytes:
 def set_reset(sock: socket.socket) -> None:
     """Make close(2) a reset."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+
+
+def vanish(sock: socket.socket) -> None:
+    """Let the kernel drop whatever comes for this socket, unseen and unanswered: as if its machine were gone."""
+    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # BPF's RET 0
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(drop_all)))
 
 
 class RawClient:
@@ -194,6 +203,10 @@ class RawClient:
 
     async def to_the_end(self) -> tuple[list[Frame], str]:
         """All frames until the end, and whether that is "eof" or "reset". A torn frame stays in `rest`."""
+        async with asyncio.timeout(END_TIMEOUT_S):
+            return await self._to_the_end()
+
+    async def _to_the_end(self) -> tuple[list[Frame], str]:
         frames: list[Frame] = []
         while True:
             while (found := self.take_frame()) is not None:
@@ -298,7 +311,12 @@ class TlsClient(RawClient):
 class Stage:
     """A node in the test's loop and a witness: a client that must not be hurt by whatever the test does.
 
-    The witness hears a number every few milliseconds; in the end it must be open and have heard them all, in order.
+    The witness hears a number every few milliseconds; in the end it must have heard them all, in order, and nothing
+    else, and must get an answer.
+
+    Attributes:
+        heard: the numbers.
+        strays: all else that reached the witness: what a test's clients say to everyone.
     """
 
     def __init__(self, node: Node, witness: WireClient) -> None:
@@ -307,6 +325,7 @@ class Stage:
         self.witness = witness
         self.n_told = 0
         self.heard: list[int] = []
+        self.strays: list[dict[str, Any]] = []
         self.clients: list[RawClient] = []
 
     def keep(self, client: RawClient) -> RawClient:
@@ -345,6 +364,17 @@ class Stage:
             heard = await self.witness.hear()
             if heard["type"] == "publication" and heard["channel"] == "witness":
                 self.heard.append(heard["data"])
+            else:
+                self.strays.append(heard)
+
+    async def check_witness(self, telling: asyncio.Task[None], listening: asyncio.Task[None]) -> None:
+        """Let it hear all that is under way, and ask for an answer behind it."""
+        telling.cancel()
+        await self.witness.say("ping", id="end")
+        await eventually(lambda: listening.done() or self.strays[-1:] == [{"type": "pong", "id": "end"}], TIMEOUT_S)
+        assert not listening.done(), f"the witness was hurt: {listening!r}"
+        self.strays.pop()
+        assert self.heard == list(range(self.n_told)), "the witness missed something"
 
 
 class Errors(logging.Handler):
@@ -382,10 +412,8 @@ async def stage(
             tasks = [asyncio.create_task(on_stage._tell()), asyncio.create_task(on_stage._listen())]
             try:
                 yield on_stage
-                tasks[0].cancel()
-                await eventually(lambda: tasks[1].done() or len(on_stage.heard) >= on_stage.n_told, TIMEOUT_S)
-                assert not tasks[1].done(), f"the witness was hurt: {tasks[1]!r}"
-                assert on_stage.heard == list(range(on_stage.n_told)), "the witness missed something"
+                await on_stage.check_witness(*tasks)
+                assert not on_stage.strays, f"it reached the witness: {on_stage.strays}"
             finally:
                 for task in tasks:
                     task.cancel()

@@ -11,6 +11,7 @@ import gc
 import json
 import logging
 import os
+import re
 import resource
 import sys
 import time
@@ -117,6 +118,11 @@ class Served:
     def cpu(self) -> dict[str, Any]:
         """What can be told without opening a file."""
         return {"connections": self.node.connections, "cpu_s": sum(os.times()[:2])}
+
+    def memory(self) -> dict[str, Any]:
+        """What it has, and the most address space that it ever had."""
+        most = re.search(r"^VmPeak:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        return {"resident_bytes": resident_bytes(), "most_virtual_bytes": 1024 * int(most[1]) if most else 0}
 
     def eat(self) -> dict[str, Any]:
         """Open files until there are no more."""

@@ -29,11 +29,9 @@ def now_s() -> float:
 async def test_silence_before_the_login_is_4502():
     async with stage(login_timeout_s=0.3) as on_stage:
         client = await on_stage.upgraded()
-        started_s = now_s()
         await client.send(frame(PING, b"not a login") + frame(PONG) + message("login", user="late")[:12])
         assert await client.next_frame() == (PONG, b"not a login")
         assert await client.close_code() == 4502
-        assert 0.2 < now_s() - started_s < 5
 
 
 async def test_a_login_in_time_is_not_closed_by_the_login_timeout():
@@ -92,9 +90,8 @@ async def test_pings_come_again_and_again_and_a_pong_keeps_it_open():
 async def test_60_without_a_pong_it_is_4012_and_out_of_the_hub_at_once():
     async with stage(ping_interval_s=0.2, pong_timeout_s=0.2) as on_stage:
         client = await on_stage.login()
-        started_s = now_s()
         frames, end = await client.to_the_end()
-        assert end == "eof" and now_s() - started_s < 5
+        assert end == "eof"
         assert [opcode for opcode, _ in frames] == [PING, TEXT, CLOSE]
         assert frames[-1][1][:2] == (4012).to_bytes(2, "big")
         client.close()
@@ -132,11 +129,9 @@ async def test_25_a_frame_that_is_declared_and_never_comes_ends_with_the_pong_ti
                 await asyncio.sleep(0.02)
 
         task = asyncio.create_task(trickle())
-        started_s = now_s()
         assert await stalled.close_code() == 4012
         frames, _ = await trickling.to_the_end()
         assert frames[-1][1][:2] == (4012).to_bytes(2, "big")
-        assert now_s() - started_s < 5
         task.cancel()
         await asyncio.wait([task])
         if not task.cancelled():

@@ -14,6 +14,7 @@ from tests.raw_client import (
     PING,
     PONG,
     TEXT,
+    RawClient,
     Stage,
     close_frame,
     frame,
@@ -22,6 +23,9 @@ from tests.raw_client import (
     request,
     stage,
 )
+from tests.server_process import server_process
+from tests.support import IS_SANITIZED
+from tests.witness import witness
 
 WIRES = ("ws", "wss")
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
@@ -78,19 +82,36 @@ BAD_FRAMES = {
 }
 
 
-async def test_each_broken_frame_is_closed_with_its_code_and_nobody_else_notices():
+@pytest.mark.parametrize("split", [False, True], ids=["at once", "in packets of one byte"])
+async def test_each_broken_frame_is_closed_with_its_code_and_nobody_else_notices(split: bool):
+    """All at the same time, as over TLS each of them takes a second."""
+    cases = {name: case for name, case in BAD_FRAMES.items() if len(case[0]) < 200 or not split}
     async with stage() as on_stage:
-        for name, (wire, code) in BAD_FRAMES.items():
-            assert await code_for(on_stage, wire) == code, name
-            await on_stage.alone()
-
-
-async def test_the_same_in_packets_of_one_byte():
-    async with stage() as on_stage:
-        for name, (wire, code) in BAD_FRAMES.items():
-            if len(wire) < 200:
-                assert await code_for(on_stage, wire, split=True) == code, name
+        codes = await asyncio.gather(*(code_for(on_stage, wire, split=split) for wire, _ in cases.values()))
+        assert dict(zip(cases, codes, strict=True)) == {name: code for name, (_, code) in cases.items()}
         await on_stage.alone()
+
+
+async def test_20_a_length_that_is_only_declared_allocates_nothing():
+    async with server_process() as server, witness(server.port):
+
+        async def declare(wire: bytes) -> int:
+            client = await RawClient.login(server.port, "large")
+            await client.send(wire)
+            code = await client.close_code()
+            client.close()
+            return code
+
+        wires = [
+            part + header(opcode, size)
+            for size in (65_537, 2**30, 2**40, 2**63 - 1)
+            for part, opcode in ((b"", TEXT), (frame(TEXT, b"{", fin=False), CONTINUATION))
+        ]
+        before = await server.ask("memory")
+        assert set(await asyncio.gather(*map(declare, wires))) == {1009}
+        after = await server.ask("memory")
+        assert after["most_virtual_bytes"] - before["most_virtual_bytes"] < 2**29 or IS_SANITIZED
+        assert after["resident_bytes"] - before["resident_bytes"] < 4 << 20
 
 
 async def test_23_the_64th_fragment_is_one_too_many_unless_it_ends_the_message():
@@ -159,3 +180,20 @@ async def test_32_an_extension_is_declined_and_the_connection_works():
         assert head.startswith(b"HTTP/1.1 101 ") and b"xtensions" not in head
         await client.send(message("login", user="raw"))
         assert (await client.hear())["type"] == "welcome"
+
+
+async def test_30_a_ping_flood_by_a_client_that_never_reads_costs_nothing_and_ends():
+    """At most one pong waits for it, and the write timeout ends it."""
+    async with server_process(write_timeout_s=0.5, send_buffer_bytes=4096) as server, witness(server.port):
+        client = await RawClient.login(server.port, "flood", receive_buffer_bytes=4096)
+        await server.until(subscribers=2)
+        before = await server.ask("status")
+        flood = frame(PING, b"x" * 125) * 100
+        with pytest.raises(ConnectionError):
+            for _ in range(100_000):
+                await client.send(flood)
+        after = await server.until(subscribers=1)
+        assert after["evicted_timeout_total"] == 1
+        assert after["chunk_bytes"] <= before["chunk_bytes"] + (256 << 10)  # the witness's
+        assert after["resident_bytes"] - before["resident_bytes"] < 1 << 20
+        client.close()

@@ -50,6 +50,9 @@ REFUSED = {
     "6 129 headers": (request(*(f"X-{i}: y" for i in range(124))), b"431"),
     "6 over 16 KiB in five headers": (request(*(f"X-{i}: {LONG}" for i in range(5))), b"431"),
     "6 over 16 KiB without an end": (b"GET /ws HTTP/1.1\r\nX: " + b"x" * 20_000, b"431"),
+    "7 LF in the subprotocol": (request(protocols="starlight.v1\nX: evil"), b"400"),
+    "7 CR in the subprotocol": (request(protocols="starlight.v1\rX: evil"), b"400"),
+    "7 NUL in the subprotocol": (request(protocols="starlight.v1\0evil"), b"400"),
     "7 LF in a value": (request("X: a\nSec-WebSocket-Protocol: evil"), b"400"),
     "7 CR in a value": (request("X: a\rSec-WebSocket-Protocol: evil"), b"400"),
     "7 NUL in a value": (request("X: a\0"), b"400"),
@@ -122,6 +125,8 @@ async def test_3_connection_may_name_more_than_upgrade(connection: str):
         ("starlight.v1", b"starlight.v1"),
         ("evil, starlight.v1.lines, starlight.v1", b"starlight.v1.lines"),
         ("starlight.v1,starlight.v1.lines", b"starlight.v1"),
+        ("starlight.v1\r\nX: evil", b"starlight.v1"),
+        ("evil\r\nSec-WebSocket-Protocol: starlight.v1", b"starlight.v1"),
     ],
 )
 async def test_7_the_first_offer_that_we_know_is_chosen_and_no_other_is_reflected(offered: str, chosen: bytes):
@@ -135,19 +140,15 @@ async def test_7_the_first_offer_that_we_know_is_chosen_and_no_other_is_reflecte
 
 
 async def test_9_a_slow_loris_is_closed_at_the_handshake_timeout():
+    """However many bytes it sends: the request would be whole after 7 s."""
+    assert Settings().handshake_timeout_s == 5
     async with stage(handshake_timeout_s=0.3) as on_stage:
         silent, slow = await on_stage.connect(), await on_stage.connect()
-
-        async def trickle() -> None:
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
             for byte in request():
                 await slow.send(bytes((byte,)))
                 await asyncio.sleep(0.05)
-
-        started_s = asyncio.get_running_loop().time()
-        with pytest.raises((ConnectionResetError, BrokenPipeError)):
-            await trickle()
         assert await silent.receive() == b""
-        assert 0.25 < asyncio.get_running_loop().time() - started_s < 3
         await on_stage.alone()
 
 
@@ -185,6 +186,7 @@ async def test_13_garbage_and_tls_on_the_plain_port_are_closed_with_one_line_of_
     hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + os.urandom(506)
     with caplog.at_level(logging.INFO, "starlight"):
         async with stage(handshake_timeout_s=0.2) as on_stage:
+            began_s = asyncio.get_running_loop().time()
             clients = [await on_stage.connect() for _ in range(40)]
             for i, client in enumerate(clients):
                 await client.send(hello if i % 2 else os.urandom(1_000).replace(b"\r", b"") + b"\r\n\r\n")
@@ -193,7 +195,8 @@ async def test_13_garbage_and_tls_on_the_plain_port_are_closed_with_one_line_of_
                 assert told == b"" or told.startswith(b"HTTP/1.1 400 ")
             await on_stage.alone()
             await eventually(lambda: sum(told_of(caplog)) == 40)
-    assert len(told_of(caplog)) <= 3
+            took_s = asyncio.get_running_loop().time() - began_s
+    assert len(told_of(caplog)) <= took_s + 1, "more than a line a second"
 
 
 def told_of(caplog: pytest.LogCaptureFixture) -> list[int]:

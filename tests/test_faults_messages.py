@@ -12,6 +12,7 @@ from starlight.config import Settings
 from starlight.hub import Client
 from starlight.node import Node
 from tests.raw_client import BINARY, CONTINUATION, TEXT, RawClient, frame, message, stage
+from tests.support import eventually
 
 WIRES = ("ws", "wss")
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
@@ -203,6 +204,9 @@ async def test_40_what_only_the_server_may_say_is_overwritten():
             told = await client.hear()
             told.pop("channel", None)
             assert told == {"type": told["type"], "from": "mallory", "data": "x"}
+        await eventually(lambda: on_stage.strays)
+        assert on_stage.strays == [{"type": "broadcast", "from": "mallory", "data": "x"}]
+        on_stage.strays.clear()
 
 
 async def test_twenty_one_faults_are_one_too_many():

@@ -1,5 +1,5 @@
-"""Rows 57-63 of the fault table: what networks and kernels do to connections. (59 and 60 are in test_connection and
-test_deadlines, 65 in test_churn.)
+"""Rows 24 and 57-64 of the fault table: what networks and kernels do to connections. (59 is in test_connection, 65 in
+test_churn.)
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import uvloop
 
-from tests.raw_client import CLOSE, TEXT, RawClient, header, message, stage
+from tests.raw_client import CLOSE, TEXT, RawClient, header, message, stage, vanish
 from tests.server_process import server_process
 from tests.support import eventually
+from tests.witness import witness
 
 WIRES = ("ws", "wss")
 WS_ONLY = {
@@ -40,7 +41,7 @@ async def hear_numbers(client: RawClient, upto: int) -> list[int]:
 
 
 async def test_57_without_file_descriptors_clients_live_on_and_it_goes_on_when_there_are_some():
-    async with server_process(files=120) as server:
+    async with server_process(files=120) as server, witness(server.port):
         ann = await RawClient.login(server.port, "ann")
         assert (await server.ask("eat"))["eaten"] > 10
         idle_s = (await server.ask("cpu"))["cpu_s"]
@@ -51,7 +52,7 @@ async def test_57_without_file_descriptors_clients_live_on_and_it_goes_on_when_t
             assert [(await ann.hear())["type"] for _ in range(2)] == ["direct", "ok"]
         await asyncio.sleep(1)
         status = await server.ask("cpu")
-        assert status["connections"] == 1
+        assert status["connections"] == 2
         assert status["cpu_s"] - idle_s < 0.6  # a busy loop would take more than the second
         await server.ask("spit")
         deadline_s = time.monotonic() + 10
@@ -84,6 +85,23 @@ async def test_58_resets_inside_of_frames_in_both_directions(wire: str):
             client.reset()
             on_stage.node.hub.push_to_channel("c", b'"' + b"x" * 100_000 + b'"')
         await on_stage.alone()
+
+
+async def test_60_a_peer_that_vanishes_is_removed_by_ping_and_pong_timeout():
+    """Its kernel acknowledges nothing any more: neither the ping, nor the close frame, nor what was under way."""
+    async with stage(ping_interval_s=0.3, pong_timeout_s=0.3, send_buffer_bytes=4096, write_timeout_s=60) as on_stage:
+        idle, talking = await on_stage.login("idle"), await on_stage.login("talking")
+        owed = await on_stage.login("owed", receive_buffer_bytes=4096)
+        stranger = await on_stage.upgraded()
+        await talking.send(message("broadcast", data="x" * 100)[:50])
+        on_stage.node.hub.push_to_user("owed", b'"' + b"x" * 500_000 + b'"')
+        for client in (idle, talking, owed):
+            vanish(client.sock)
+        await eventually(lambda: on_stage.node.hub.counters()["clients"] == 1, 20)
+        await eventually(lambda: on_stage.node.connections == 2, 20)
+        counts = on_stage.node.acceptor.counts
+        assert counts["closed_4012"] == 3
+        stranger.close()
 
 
 async def test_61_a_thousand_killed_during_a_broadcast():
@@ -252,16 +270,19 @@ async def test_the_parts_of_a_frame_may_come_one_by_one():
         assert (await client.hear())["id"] == 1
 
 
-async def test_24_frames_in_packets_of_one_byte_on_many_connections_take_little_memory():
-    async with server_process() as server:
-        clients = [await RawClient.login(server.port, f"u{i}") for i in range(1_000)]
-        before = (await server.ask("status"))["resident_bytes"]
-        wire = message("ping", id="x")
+@pytest.mark.parametrize("who", ["clients", "strangers"])
+async def test_24_frames_in_packets_of_one_byte_on_many_connections_take_little_memory(who: str):
+    async with server_process(login_timeout_s=60) as server, witness(server.port):
+        open_one = RawClient.login if who == "clients" else RawClient.upgraded
+        clients = [await open_one(server.port) for _ in range(1_000)]
+        wire = message("ping", id="x") if who == "clients" else message("login", user="late")
+        before = (await server.ask("memory"))["resident_bytes"]
         for byte in wire:
             for client in clients:
                 client.sock.send(bytes((byte,)))
+            await asyncio.sleep(0)
         for client in clients:
-            assert (await client.hear())["id"] == "x"
-        assert (await server.ask("status"))["resident_bytes"] - before < 16 << 20
+            assert (await client.hear())["type"] == ("pong" if who == "clients" else "welcome")
+        assert (await server.ask("memory"))["resident_bytes"] - before < 16 << 20
         for client in clients:
             client.close()

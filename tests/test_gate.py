@@ -139,16 +139,16 @@ def test_wrong_settings_are_refused_at_start(settings: dict[str, Any]):
         Node(Settings(**settings))
 
 
-async def test_55_over_the_rate_reading_stops_for_a_moment_and_goes_on():
+async def test_55_over_the_rate_it_is_111_then_reading_stops_for_a_moment_and_goes_on():
     async with stage(message_rate=5) as on_stage:
         client: RawClient = await on_stage.login()
-        for _ in range(50):
-            await client.say("ping")
-        kinds: list[str] = []
-        while len(kinds) < 50:  # the pause is in there: what is behind it is answered after it
-            kinds.append((await client.hear())["type"])
-        assert kinds[:5] == ["pong"] * 5
-        assert "error" in kinds
+        for number in range(50):
+            await client.say("ping", id=number)
+        told = [await client.hear() for _ in range(50)]  # the pause is in there: what is behind it is answered after it
+        assert [answer["id"] for answer in told] == list(range(50))
+        assert [answer["type"] for answer in told[:10]] == ["pong"] * 10  # two seconds' worth
+        assert {(answer["type"], answer.get("code")) for answer in told} == {("pong", None), ("error", 111)}
+        assert (await client.ask("ping"))["type"] in ("pong", "error")
 
 
 async def test_55_who_does_not_stop_is_ended_with_4013():
@@ -157,3 +157,12 @@ async def test_55_who_does_not_stop_is_ended_with_4013():
         for _ in range(200):
             await client.say("ping")
         assert await client.close_code() == 4013
+
+
+async def test_56_too_many_channels_are_106():
+    async with stage(channels_per_client=2) as on_stage:
+        client = await on_stage.login()
+        told = [await client.ask("join", channel=name) for name in ("a", "b", "c", "a")]
+        assert [answer.get("code") for answer in told] == [None, None, 106, 105]
+        await client.ask("leave", channel="a")
+        assert (await client.ask("join", channel="c"))["type"] == "ok"

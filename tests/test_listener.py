@@ -1,5 +1,5 @@
 """starlight._listener: the queue of a listening socket at its end, sockets of others, SO_REUSEPORT; resting is in
-`test_churn.py`."""
+`test_faults_network.py`."""
 
 from __future__ import annotations
 
