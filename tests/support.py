@@ -15,7 +15,7 @@ import pytest
 from starlight._fanout import FRAMES, Core, Subscriber
 from starlight.errors import CloseConnection
 from starlight.hub import Client, Hub
-from starlight.protocol import bye
+from starlight.protocol.replies import bye
 
 TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
 READ_BYTES = 1 << 20

@@ -11,7 +11,7 @@ import pytest
 
 from starlight.errors import CloseConnection
 from starlight.hub import FAULTS_LIMIT, Client
-from starlight.protocol import Command
+from starlight.protocol.commands import Command
 from tests.support import Member, Stage
 
 
