@@ -8,7 +8,6 @@ the default without tokens.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 from starlight import close_codes
 from starlight.config import Settings
 from starlight.errors import CloseConnection, ConfigError, KeysUnavailable, TokenRefused
+from starlight.origins import is_loopback
 from starlight.protocol.commands import Login, is_user
 from starlight.sessions import PREFIX, Sessions, read_secret
 
@@ -195,14 +195,6 @@ def refuse_strangers(settings: Settings, host: str) -> None:
 
 
 _OPEN_RULE: Final = "a loopback address while auth is none; choose --auth jwt, or --insecure-no-auth to let anybody in"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def make_internal_key(settings: Settings) -> bytes | None:

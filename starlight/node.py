@@ -30,7 +30,7 @@ from starlight._tls import Certificate, TlsListener
 from starlight._trim import Trimmer, trim
 from starlight._version import __version__
 from starlight.auth import Authenticator, NoAuth, Permissions, TokenAuth, make_authenticator, refuse_strangers
-from starlight.config import Settings, format_duration, format_size
+from starlight.config import Settings
 from starlight.errors import ListenFailed, NotServing
 from starlight.handlers import Handlers, Timer, call_logged
 from starlight.hub import Hub
@@ -38,6 +38,7 @@ from starlight.internal import Internal
 from starlight.limits import Limits
 from starlight.permissions import make_permissions
 from starlight.reload import Reloader
+from starlight.units import format_duration, format_size
 
 __all__ = ["Node", "raise_open_files_limit"]
 
