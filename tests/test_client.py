@@ -4,7 +4,6 @@ What needs a real node is in test_client_node.py.
 """
 
 import asyncio
-import random
 import socket
 from collections.abc import AsyncIterator
 
@@ -13,7 +12,7 @@ import uvloop
 
 import starlight
 from starlight import close_codes
-from starlight.client import BACKOFF_HEAD_START, STABLE_AFTER_S, Client, Direct, Server, connect
+from starlight.client import Direct, Server, connect
 from starlight.errors import ConnectFailed, ConnectionClosed, LoginRefused, RequestFailed
 from tests import support_server
 from tests.support_server import ScriptedServer, until
@@ -371,29 +370,11 @@ async def test_closing_while_away_stops_the_attempts(server: ScriptedServer) -> 
     assert server.opened == 1
 
 
-async def test_backoff_is_jittered_doubles_and_is_bounded(
-    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limits: list[float] = []
-    monkeypatch.setattr(random, "uniform", lambda low, high: limits.append(high) or high)
-    async with connect(server.url, user="ada", backoff_s=1.0, backoff_max_s=30.0) as client:
-        delays = [client._backoff_s("reconnect") for _ in range(7)]
-        assert delays == limits == [1, 2, 4, 8, 16, 30, 30]
-        client._attempt = 0
-        assert client._backoff_s("backoff") == 2**BACKOFF_HEAD_START
-        client._retry_s = 5.0
-        assert client._backoff_s("reconnect") == 5.0 + 2.0
-        client._attempt = 3
-        client._opened_s -= STABLE_AFTER_S + 1
-        _lose(client)
-        assert client._attempt == 0
-
-
 async def test_bye_delays_the_next_attempt(server: ScriptedServer) -> None:
     async with connect(server.url, user="ada", **FAST) as client:
         await server.push({"type": "bye", "code": 1001, "reason": "drain;retry=70", "retry_ms": 70})
         await client.ping()
-        assert client._retry_s == 0.07
+        assert client._backoff.asked_s == 0.07
 
 
 def test_works_on_uvloop() -> None:
@@ -415,8 +396,3 @@ def test_works_on_uvloop() -> None:
 
 async def _read_all(source: object) -> list[object]:
     return [message async for message in source]  # type: ignore[attr-defined]
-
-
-def _lose(client: Client) -> None:
-    assert client._link is not None
-    client._link.on_ws_disconnected(None)
