@@ -10,7 +10,8 @@ import orjson
 import pytest
 
 from starlight.errors import CloseConnection
-from starlight.hub import FAULTS_LIMIT, Client
+from starlight.hub import Client
+from starlight.limits import FAULTS_LIMIT
 from starlight.protocol.commands import Command
 from tests.support import Member, Stage
 
