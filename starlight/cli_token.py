@@ -19,6 +19,7 @@ from starlight._cli import EXIT_REFUSED, complain, make_app
 __all__ = ["app"]
 
 TOKEN_READ_BYTES: Final = 1 << 20
+KEY_READ_BYTES: Final = 1 << 16
 
 app = make_app("Make and check tokens, for development.")
 
@@ -74,16 +75,12 @@ def new(
 
 
 def _signing_key(secret_file: str, private_key_file: str, algorithm: str) -> tuple[bytes, str]:
+    from starlight.config_file import read_file
     from starlight.errors import ConfigError
     from starlight.sessions import read_secret
 
     if private_key_file:
-        try:
-            with open(private_key_file, "rb") as file:
-                pem = file.read(1 << 16)
-        except OSError as error:
-            reason = (error.strerror or "error").lower()
-            raise ConfigError("--private-key-file", private_key_file, f"a file that can be read ({reason})") from None
+        pem = read_file(private_key_file, "--private-key-file", KEY_READ_BYTES)
         return pem, algorithm or _fitting(pem)
     if secret_file:
         return read_secret(secret_file, "--secret-file"), algorithm or "HS256"
