@@ -160,7 +160,7 @@ class Stage:
             member.leave_hub()
 
 
-async def eventually(condition: Any, timeout_s: float = 5.0) -> None:
+async def eventually(condition: Any, timeout_s: float = 10.0) -> None:
     """Wait until `condition()` holds; fail the test if it never does."""
     deadline_s = asyncio.get_running_loop().time() + timeout_s
     while not condition():
