@@ -123,6 +123,18 @@ async def test_the_byte_limit_evicts_at_once(play: Opening):
         assert frames[-1] == (CLOSE, SLOW)
 
 
+async def test_who_asks_for_more_than_it_reads_is_no_longer_answered_within_the_same_turn(play: Opening):
+    """A read buffer full of small requests with large answers must not cost a hundred times the byte limit."""
+    async with play(outbox_bytes=65_536) as on:
+        on.node.handlers.on("much")(lambda client, data: "x" * 50_000)
+        greedy = await on.stalled("greedy")
+        before = on.totals()["messages_total"]
+        await greedy.send(message("much", id=1) * 500)
+        await eventually(lambda: not on.is_there("greedy"))
+        assert on.totals()["messages_total"] - before < 100
+        assert on.totals()["evicted_slow_total"] == 1
+
+
 async def test_one_that_never_reads_is_reset_with_nothing_behind_the_torn_frame(play: Opening):
     async with play(outbox_bytes=65_536) as on:
         stalled = await on.stalled("stalled", "c")
