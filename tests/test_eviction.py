@@ -26,6 +26,7 @@ from tests.raw_client import (
     TlsClient,
     close_frame,
     frame,
+    message,
     resident_bytes,
     socket_of,
     stage,
