@@ -28,7 +28,7 @@ from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, RequestError
 from starlight.handlers import Handlers, is_awaitable
 from starlight.hub_records import ChannelRecord, Client, Connection
-from starlight.limits import Faults, Limits, Meter
+from starlight.limits import CatchUp, Faults, Limits, Meter
 from starlight.logins import CHECK_TIMEOUT_S, REVOKED_S, Logins, read_login
 from starlight.protocol import commands, pushes, replies
 from starlight.protocol.commands import decode
@@ -116,6 +116,7 @@ class Hub:
         self._name_limit_bytes = name_limit_bytes
         self._announces = announces
         self._clock = clock
+        self._catch_up = CatchUp(clock)
         self._logins = Logins(
             sessions,
             limits or Limits(),
@@ -170,9 +171,11 @@ class Hub:
         Returns None when all is done, or an awaitable if an async handler has it now; later messages of this client
         must wait for that. Raises `CloseConnection` (also out of the awaitable) when the connection has to end.
         """
-        if client._meter is not None and not client._meter.take(len(message), self._clock()):
-            self._throttle(client, client._meter, message)
-            return None
+        if client._meter is not None:
+            now_s = self._catch_up.look()
+            if not client._meter.take(len(message), now_s, self._catch_up.since_s):
+                self._throttle(client, client._meter, message)
+                return None
         try:
             command = decode(message)
         except RequestError as error:
@@ -418,7 +421,8 @@ class Hub:
     # --- tokens --------------------------------------------------------------------------------------------------
 
     def expire(self) -> None:
-        """Tell clients whose login ends soon, and end those whose has ended. To be called about once a second."""
+        """Tell clients whose login ends soon, and end those whose has ended. To be called about twice a second."""
+        self._catch_up.look()
         for client, left_s in self._logins.due():
             if left_s <= 0:
                 client.connection.close(close_codes.SESSION_EXPIRED)

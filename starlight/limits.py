@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from starlight.config import Settings
 
-__all__ = ["FAULTS_LIMIT", "FAULTS_WINDOW_S", "Addresses", "Faults", "Limits", "Meter", "address_key"]
+__all__ = ["FAULTS_LIMIT", "FAULTS_WINDOW_S", "Addresses", "CatchUp", "Faults", "Limits", "Meter", "address_key"]
 
 BURST_S: Final = 2.0
 """How many seconds' worth a rate lets through at once: a client that was away for a moment catches up."""
@@ -32,6 +32,16 @@ PAUSES_LIMIT: Final = 3
 
 FORGIVE_S: Final = 60.0
 """After so long without a refused message all is forgotten."""
+
+STANDSTILL_S: Final = 2.0
+"""So long without a look at the clock, and the process itself stood still. It looks twice a second at least; up to here
+the burst is enough for what came meanwhile."""
+
+CATCH_UP_S: Final = 10.0
+"""How long after a standstill what came meanwhile is still being read."""
+
+STANDSTILL_LIMIT_S: Final = 60.0
+"""Nobody is let off more than this: what came is bounded by the kernel's buffers of each socket."""
 
 FAULTS_LIMIT: Final = 20
 """So many errors of a broken or hostile client are answered in `FAULTS_WINDOW_S`; one more ends it (4509)."""
@@ -94,6 +104,36 @@ class Limits(NamedTuple):
         return Addresses(self.connections_per_address, self.connection_rate, clock)
 
 
+class CatchUp:
+    """Notices that the process stood still, so that nobody is refused for what came meanwhile and is read at once.
+
+    Args:
+        clock: monotonic seconds.
+
+    Attributes:
+        since_s: from when on the messages that are read now may be: the last look, but after a standstill its
+            beginning, for `CATCH_UP_S`.
+    """
+
+    __slots__ = ("_clock", "_looked_s", "_over_s", "since_s")
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._looked_s = self.since_s = clock()
+        self._over_s = 0.0
+
+    def look(self) -> float:
+        """The time in monotonic seconds. To be asked twice a second at least."""
+        now_s = self._clock()
+        if now_s - self._looked_s > STANDSTILL_S:
+            self.since_s = max(self._looked_s, now_s - STANDSTILL_LIMIT_S)
+            self._over_s = now_s + CATCH_UP_S
+        elif now_s >= self._over_s:
+            self.since_s = now_s
+        self._looked_s = now_s
+        return now_s
+
+
 class Meter:
     """The two buckets of one client, and what becomes of it when they are empty.
 
@@ -124,10 +164,16 @@ class Meter:
         self._pauses = 0
         self._refused_s = 0.0
 
-    def take(self, size_bytes: int, now_s: float) -> bool:
-        """Let one message through if there is room for it; False: refuse it."""
-        messages_s = max(self._messages_full_s, now_s) + self._message_s
-        bytes_s = max(self._bytes_full_s, now_s) + self._byte_s * size_bytes
+    def take(self, size_bytes: int, now_s: float, since_s: float) -> bool:
+        """Let one message through if there is room for it; False: refuse it.
+
+        Args:
+            size_bytes: of the message.
+            now_s: monotonic seconds.
+            since_s: from when on it may be: now, or that of a `CatchUp`.
+        """
+        messages_s = max(self._messages_full_s, since_s) + self._message_s
+        bytes_s = max(self._bytes_full_s, since_s) + self._byte_s * size_bytes
         if bytes_s - now_s > self._burst_s + _ROUNDING_S or (
             self._message_s and messages_s - now_s > BURST_S + _ROUNDING_S
         ):

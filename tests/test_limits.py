@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from starlight.config import Settings
 from starlight.limits import (
     BURST_S,
+    CATCH_UP_S,
     FORGIVE_S,
     PAUSE_S,
     PAUSES_LIMIT,
     REFUSALS_LIMIT,
     Addresses,
+    CatchUp,
     Limits,
     Meter,
     address_key,
@@ -35,25 +37,25 @@ def test_a_burst_always_has_room_for_the_largest_message():
     limits = Limits.of(Settings(auth="jwt", byte_rate_bytes="1KiB", read_limit_bytes="64KiB"))
     meter = limits.meter()
     assert meter is not None
-    assert meter.take(64 * 1024, 100.0)
+    assert meter.take(64 * 1024, 100.0, 100.0)
 
 
 def test_messages_a_second():
     meter = Meter(10, 0, 0)
-    assert sum(meter.take(1_000_000, 100.0) for _ in range(100)) == 10 * BURST_S
-    assert not meter.take(1, 100.05)
-    assert meter.take(1, 100.1)
-    assert not meter.take(1, 100.1)
-    assert sum(meter.take(1, 1000.0) for _ in range(100)) == 10 * BURST_S
+    assert sum(meter.take(1_000_000, 100.0, 100.0) for _ in range(100)) == 10 * BURST_S
+    assert not meter.take(1, 100.05, 100.05)
+    assert meter.take(1, 100.1, 100.1)
+    assert not meter.take(1, 100.1, 100.1)
+    assert sum(meter.take(1, 1000.0, 1000.0) for _ in range(100)) == 10 * BURST_S
 
 
 def test_bytes_a_second():
     meter = Meter(0, 1000, 2000)
-    assert meter.take(1500, 50.0)
-    assert not meter.take(501, 50.0)
-    assert meter.take(500, 50.0)
-    assert not meter.take(100, 50.05)
-    assert meter.take(100, 50.1)
+    assert meter.take(1500, 50.0, 50.0)
+    assert not meter.take(501, 50.0, 50.0)
+    assert meter.take(500, 50.0, 50.0)
+    assert not meter.take(100, 50.05, 50.05)
+    assert meter.take(100, 50.1, 50.1)
 
 
 @given(st.integers(1, 1000), st.lists(st.floats(0, 0.5), max_size=200))
@@ -61,7 +63,7 @@ def test_never_more_than_the_rate_and_the_burst(rate: int, gaps_s: list[float]):
     meter, now_s, taken = Meter(rate, 0, 0), 10.0, 0
     for gap_s in gaps_s:
         now_s += gap_s
-        taken += meter.take(1, now_s)
+        taken += meter.take(1, now_s, now_s)
     assert taken <= rate * (now_s - 10.0 + BURST_S) + 1
 
 
@@ -78,6 +80,28 @@ def test_refusals_are_forgiven():
     for minute in range(10):
         now_s = minute * (FORGIVE_S + 1)
         assert min(meter.refuse(now_s) for _ in range(REFUSALS_LIMIT * PAUSES_LIMIT)) == 0.0
+
+
+def test_68_what_came_while_the_process_stood_is_no_more_than_the_rate():
+    clock = Clock()
+    catch_up, meter = CatchUp(clock), Meter(8, 0, 0)  # an eighth of a second is exact
+
+    def taken(messages: int) -> int:
+        return sum(meter.take(1, catch_up.look(), catch_up.since_s) for _ in range(messages))
+
+    assert taken(100) == 16
+    clock.now_s += 30
+    assert taken(240) == 240  # what it sent meanwhile
+    for _ in range(100):  # and it goes on as before
+        clock.now_s += 0.5
+        assert taken(4) == 4
+    assert taken(100) == 0  # its burst was spent before
+    clock.now_s += 100_000
+    assert taken(10_000) == 480 + 16
+    for _ in range(int(CATCH_UP_S) + 3):
+        clock.now_s += 1
+        catch_up.look()
+    assert taken(100) == 16  # nobody gets it twice
 
 
 class Clock:
