@@ -333,9 +333,10 @@ def test_a_reader_that_pauses_loses_nothing_and_the_order_is_kept(make_handler: 
 def test_what_a_slow_reader_lost_is_said_at_its_place(
     make_handler: MakeHandler, pipe: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(logs, "WAITING_LIMIT_BYTES", 100_000)
+    monkeypatch.setattr(logs, "WAITING_LIMIT_BYTES", 300_000)
     reading, stream = pipe
     handler = make_handler(stream, RateLimit())
+    handler.handle(mine("x" * 200_000))  # more than the pipe holds, so nothing goes on before it is read
     for number in range(5_000):
         handler.handle(mine(f"{number} {'x' * 200}"))
     kept = b""
@@ -343,9 +344,9 @@ def test_what_a_slow_reader_lost_is_said_at_its_place(
         kept += os.read(reading, 2**20)
     handler.handle(mine("again"))
     (said, again) = read_until(reading, b"again 1\n")
-    numbers = [int(line.split()[0]) for line in kept.splitlines()]
+    numbers = [int(line.split()[0]) for line in kept.splitlines()[1:]]
     assert numbers == list(range(len(numbers)))
-    assert 100_000 // 220 < len(numbers) < 170_000 // 200
+    assert 100_000 // 220 < len(numbers) < 100_000 // 200
     assert said == f"{5_000 - len(numbers)} lines were lost, as the log was not read fast enough"
     assert again == "again 1"
 
