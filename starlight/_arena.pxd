@@ -31,7 +31,7 @@ ctypedef struct chunk_t:
     uint32_t n_frames
     uint32_t capacity_frames
     uint32_t refs
-    uint32_t live_bytes          # scratch of the compaction: bytes of spans seen in this chunk
+    uint64_t live_bytes          # scratch of the compaction: bytes of all spans in this chunk; many may share each
     bint is_open                 # some lane appends to it
     chunk_t* next                # free list (borrowed by nobody else)
 

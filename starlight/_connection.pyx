@@ -257,8 +257,8 @@ cdef class Connection(WSListener):
     cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
         if self.phase == PHASE_CLOSING and frame.msg_type == WSMsgType.CLOSE:
             self.on_peer_closed()
-        if self.phase >= PHASE_CLOSING or self.phase == PHASE_HANDSHAKE or self.peer_code:
-            return
+        if self.phase >= PHASE_CLOSING or self.phase == PHASE_HANDSHAKE or self.peer_code or self.subscriber.s.events:
+            return                                       # events: the core is about to evict it
         try:
             self.receive(frame)
         except CloseConnection as close:
@@ -361,7 +361,7 @@ cdef class Connection(WSListener):
         if not self.is_lines:
             return self.deliver(message)
         for line in split(message):
-            if self.phase >= PHASE_CLOSING:
+            if self.phase >= PHASE_CLOSING or self.subscriber.s.events:
                 break
             self.deliver(line)
         return 0

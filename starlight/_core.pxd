@@ -193,6 +193,8 @@ cdef inline void judge(core_t* c, subscriber_t* sub) noexcept nogil:
 
 cdef inline void deliver(core_t* c, subscriber_t* sub, chunk_t* chunk, uint32_t first, uint32_t end,
                          uint64_t n_bytes) noexcept nogil:
+    if sub.events:                                       # it is as good as gone: what came now would only be held
+        return
     outbox_append(sub, chunk, first, end, n_bytes)
     if sub.out_messages > c.limits.outbox_messages or sub.out_bytes > c.limits.outbox_bytes:
         judge(c, sub)
@@ -311,7 +313,7 @@ cdef inline int send_one(core_t* c, subscriber_t* sub, message_t* m) noexcept no
     cdef chunk_t** lane = &c.lanes[sub.form][SINGLE]
     cdef uint32_t size, index
     cdef char* to
-    if sub.state != STATE_OPEN:
+    if sub.state != STATE_OPEN or sub.events:
         return 0
     if c.run.channel != NULL and is_member(sub, c.run.channel):
         settle_member(c, sub)
@@ -535,7 +537,7 @@ cdef inline void compact(core_t* c) noexcept nogil:
                 if step == 0:
                     span.chunk.live_bytes = 0
                 elif step == 1:
-                    span.chunk.live_bytes += <uint32_t>span_bytes(span)
+                    span.chunk.live_bytes += span_bytes(span)
                 elif (not span.chunk.is_open and span.chunk.capacity_bytes >= CHUNK_BYTES
                         and span.chunk.live_bytes < span.chunk.capacity_bytes // 4):
                     copy_span(c, span)

@@ -529,6 +529,21 @@ def test_an_owner_may_publish_detach_and_evict_others_in_its_callback(stage: Sta
     assert payloads(second.read(), CLOSE) == [struct.pack(">H", 4503)]
 
 
+@pytest.mark.parametrize("form", [FRAMES, LINES])
+def test_who_is_about_to_be_evicted_gets_no_more_although_the_turn_goes_on(stage: Stage, form: int) -> None:
+    """A hundred times the limit in one turn, as answers to one read: what is held stays a little above the limit."""
+    core = stage.core(outbox_bytes=100_000)
+    slow, other = stage.peer(form, buffer_bytes=1), stage.peer()
+    for number in range(500):
+        core.send(slow.subscriber, b"x" * 20_000)
+        core.publish(core.everyone, b"", b"%d" % number, b"")
+        assert slow.subscriber.outbox_bytes <= 200_000
+    assert core.counters()["chunk_bytes"] < 2 << 20
+    stage.turn()
+    assert slow.events == [4008]
+    assert payloads(stage.drain(other)) == [b"%d" % number for number in range(500)]
+
+
 def test_the_age_of_an_outbox_is_that_of_its_oldest_message(stage: Stage) -> None:
     core = stage.core()
     peer = stage.peer()
