@@ -32,7 +32,7 @@ from starlight.config import Settings
 from starlight.errors import TokenRefused
 from starlight.node import Node
 from starlight.permissions import Group, GroupPermissions
-from starlight.protocol import Login
+from starlight.protocol.commands import Login
 from starlight.sessions import Session, Sessions
 from starlight.tokens import Rules, Verifier, key_pair, secret_keys
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeAlias
 
 import typer
 import typer.core
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 __all__ = [
     "EXIT_REFUSED",
     "EXIT_USAGE",
+    "Application",
     "Failure",
+    "KeyFile",
+    "Nodes",
     "PanelCommand",
     "complain",
     "describe",
@@ -37,6 +40,18 @@ EXIT_USAGE: Final = 2
 
 HELP_COLUMNS: Final = 120
 """The help is as wide as the terminal, and not wider than this."""
+
+Application: TypeAlias = Annotated[
+    str | None, typer.Argument(metavar="APP", help="Your application, as module:app.", show_default=False)
+]
+Nodes: TypeAlias = Annotated[
+    list[str],
+    typer.Option("--node", envvar="STARLIGHT_NODE", metavar="URL", help="A node's internal port; repeatable."),
+]
+KeyFile: TypeAlias = Annotated[
+    str, typer.Option("--key-file", envvar="STARLIGHT_INTERNAL_KEY_FILE", metavar="FILE", help="The port's key.")
+]
+"""Arguments and options that several commands have."""
 
 
 class Failure(Exception):
@@ -60,9 +75,15 @@ def complain(*messages: str, code: int = EXIT_USAGE) -> int:
     return code
 
 
-def make_app(help: str) -> typer.Typer:
-    """A Typer application as all of ours are: no completion, no rich."""
+def make_app(help: str, group: type[typer.core.TyperGroup] | None = None) -> typer.Typer:
+    """A Typer application as all of ours are: no completion, no rich.
+
+    Args:
+        help: what it is for, in a sentence.
+        group: finds the commands; by default those that are registered.
+    """
     return typer.Typer(
+        cls=group,
         help=help,
         add_completion=False,
         pretty_exceptions_enable=False,

@@ -19,6 +19,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
+from starlight.config_file import read_file
 from starlight.errors import ConfigError, NodeRefused, NodeUnreachable
 
 __all__ = [
@@ -293,13 +294,7 @@ def read_key(path: str) -> str:
 
     Raises `ConfigError` if it can't be read or holds no key; the message never repeats any of it.
     """
-    try:
-        with open(path, "rb") as file:
-            content = file.read(KEY_LIMIT_BYTES + 1)
-    except OSError as error:
-        reason = (error.strerror or "error").lower()
-        raise ConfigError("--key-file", path, f"a file that can be read ({reason})") from None
-    key = content.decode("ascii", "replace").strip()
+    key = read_file(path, "--key-file", KEY_LIMIT_BYTES + 1).decode("ascii", "replace").strip()
     if not _KEY.fullmatch(key):
         raise ConfigError("--key-file", path, "a file with one key of printable ASCII characters")
     return key

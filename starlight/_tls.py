@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol, cast
 import aiofastnet
 
 from starlight._listener import LISTEN_BACKLOG, SHARED_BACKLOG
+from starlight.config import Settings
 from starlight.errors import ConfigError
 
 __all__ = ["Certificate", "TlsListener"]
@@ -59,6 +60,11 @@ class Certificate:
                 reason = (error.strerror or "error").lower()
                 raise ConfigError(field, path, f"a file that can be read ({reason}); both are needed") from None
         self.context = self._make()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Certificate | None:
+        """That of the settings; None if they name neither file. Raises `ConfigError`."""
+        return cls(settings.tls_cert, settings.tls_key) if settings.tls_cert or settings.tls_key else None
 
     def _make(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

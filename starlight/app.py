@@ -31,7 +31,7 @@ from starlight.handlers import Handlers
 from starlight.hub import Hub
 from starlight.logins import REVOKED_S
 from starlight.node import Node
-from starlight.protocol import is_channel
+from starlight.protocol.commands import is_channel
 
 __all__ = ["Serving", "Starlight"]
 

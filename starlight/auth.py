@@ -8,23 +8,25 @@ the default without tokens.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 from starlight import close_codes
 from starlight.config import Settings
+from starlight.config_file import read_file
 from starlight.errors import CloseConnection, ConfigError, KeysUnavailable, TokenRefused
+from starlight.origins import is_loopback
 from starlight.protocol.commands import Login, is_user
 from starlight.sessions import PREFIX, Sessions, read_secret
 
 if TYPE_CHECKING:
     from starlight.hub import Client
     from starlight.jwks import FetchedKeys
-    from starlight.tokens import Claims, Verifier
+    from starlight.tokens import Claims, StaticKeys, Verifier
 
 __all__ = [
+    "TOKEN_SOURCES",
     "Action",
     "Authenticator",
     "Identity",
@@ -40,6 +42,9 @@ log = logging.getLogger(__name__)
 
 Action = Literal["direct", "join", "publish", "broadcast", "presence"]
 """What a client may ask for that concerns others. Leaving is always allowed."""
+
+TOKEN_SOURCES: Final = ("jwt_secret_file", "jwt_key_file", "jwt_jwks_url", "jwt_secret")
+"""Settings that name what tokens are verified with; with ``auth=jwt`` exactly one of them is set."""
 
 
 class Identity(NamedTuple):
@@ -197,14 +202,6 @@ def refuse_strangers(settings: Settings, host: str) -> None:
 _OPEN_RULE: Final = "a loopback address while auth is none; choose --auth jwt, or --insecure-no-auth to let anybody in"
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def make_internal_key(settings: Settings) -> bytes | None:
     """The key of the internal port; None if there is no such port, or nothing can be changed over it.
 
@@ -231,31 +228,14 @@ def make_sessions(settings: Settings) -> Sessions:
 
 def make_verifier(settings: Settings) -> Verifier:
     """What checks JSON Web Tokens, from the settings ``jwt_*``. Raises `ConfigError`."""
-    secret = settings.jwt_secret.get_secret_value()
-    sources = [name for name in _SOURCES if getattr(settings, name) and (name != "jwt_secret" or secret)]
+    sources = [name for name in TOKEN_SOURCES if getattr(settings, name)]
     if not sources:
-        raise ConfigError("auth", "jwt", "something to verify tokens with, one of " + ", ".join(_SOURCES))
+        raise ConfigError("auth", "jwt", "something to verify tokens with, one of " + ", ".join(TOKEN_SOURCES))
     if len(sources) > 1:
-        raise ConfigError(sources[1], "(set)", f"one of {', '.join(_SOURCES)}; {sources[0]} is set, too")
-    from starlight.tokens import ASYMMETRIC, SYMMETRIC, Rules, StaticKeys, Verifier, key_pair, secret_keys
+        raise ConfigError(sources[1], "(set)", f"one of {', '.join(TOKEN_SOURCES)}; {sources[0]} is set, too")
+    from starlight.tokens import Rules, Verifier
 
-    source = sources[0]
-    allowed = SYMMETRIC if source in ("jwt_secret", "jwt_secret_file") else ASYMMETRIC
-    wanted = settings.jwt_algorithms.replace(",", " ").split()
-    for name in wanted:
-        if name not in allowed:
-            raise ConfigError("jwt_algorithms", settings.jwt_algorithms, f"with {source}, some of {', '.join(allowed)}")
-    keys: StaticKeys | FetchedKeys
-    if source == "jwt_jwks_url":
-        from starlight.jwks import FetchedKeys
-
-        keys = FetchedKeys(settings.jwt_jwks_url, wanted or ASYMMETRIC)
-    elif source == "jwt_key_file":
-        keys = key_pair(_read_key(settings.jwt_key_file), wanted, source, settings.jwt_key_file)
-    elif source == "jwt_secret_file":
-        keys = secret_keys(read_secret(settings.jwt_secret_file, source), wanted, source)
-    else:
-        keys = secret_keys(secret.encode(), wanted, source)
+    keys = _make_keys(settings, sources[0])
     rules = Rules(
         keys.algorithms,
         settings.jwt_issuer,
@@ -266,13 +246,25 @@ def make_verifier(settings: Settings) -> Verifier:
     return Verifier(keys, rules)
 
 
-_SOURCES: Final = ("jwt_secret_file", "jwt_key_file", "jwt_jwks_url", "jwt_secret")
+def _make_keys(settings: Settings, source: str) -> StaticKeys | FetchedKeys:
+    """The keys that one of `TOKEN_SOURCES` names."""
+    from starlight.tokens import ASYMMETRIC, SYMMETRIC, key_pair, secret_keys
+
+    allowed = SYMMETRIC if source in ("jwt_secret", "jwt_secret_file") else ASYMMETRIC
+    wanted = settings.jwt_algorithms.replace(",", " ").split()
+    for name in wanted:
+        if name not in allowed:
+            raise ConfigError("jwt_algorithms", settings.jwt_algorithms, f"with {source}, some of {', '.join(allowed)}")
+    if source == "jwt_jwks_url":
+        from starlight.jwks import FetchedKeys
+
+        return FetchedKeys(settings.jwt_jwks_url, wanted or ASYMMETRIC)
+    if source == "jwt_key_file":
+        path = settings.jwt_key_file
+        return key_pair(read_file(path, source, _KEY_FILE_LIMIT_BYTES), wanted, source, path)
+    if source == "jwt_secret_file":
+        return secret_keys(read_secret(settings.jwt_secret_file, source), wanted, source)
+    return secret_keys(settings.jwt_secret.get_secret_value().encode(), wanted, source)
+
+
 _KEY_FILE_LIMIT_BYTES: Final = 64 * 1024
-
-
-def _read_key(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(_KEY_FILE_LIMIT_BYTES)
-    except OSError as error:
-        raise ConfigError("jwt_key_file", path, f"a file that can be read ({(error.strerror or '').lower()})") from None

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 import typer.core
 
-from starlight._cli import EXIT_REFUSED, Failure, complain, fail
+from starlight._cli import EXIT_REFUSED, Failure, complain, fail, make_app
 
 if TYPE_CHECKING:
     from starlight.client import Client, Message, Publication
@@ -70,14 +70,7 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-app = typer.Typer(
-    cls=CommandGroup,
-    help="Starlight: a WebSocket message server.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: importing rich would take longer than everything else
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = make_app("Starlight: a WebSocket message server.", CommandGroup)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from starlight._cli import PanelCommand, complain, describe, fail, make_app, takes_settings, words_of
+from starlight._cli import Application, PanelCommand, complain, describe, fail, make_app, takes_settings, words_of
 
 if TYPE_CHECKING:
     from starlight.config import Origin, Settings
@@ -146,9 +146,7 @@ def _errors(arguments: dict[str, Any]) -> list[ConfigError]:
 @app.command(cls=PanelCommand, short_help="Show the values in force, and where they come from.")
 @takes_settings
 def show(
-    application: Annotated[
-        str | None, typer.Argument(metavar="APP", help="Your application, as module:app.", show_default=False)
-    ] = None,
+    application: Application = None,
     origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
     **flags: Any,
 ) -> int:

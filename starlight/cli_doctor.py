@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from starlight._cli import PanelCommand, describe, fail, make_app, takes_settings, words_of
+from starlight._cli import EXIT_REFUSED, Application, PanelCommand, describe, fail, make_app, takes_settings, words_of
 
 if TYPE_CHECKING:
     from starlight.config import Settings
@@ -21,17 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "examine", "to_json", "to_text"]
 
-EXIT_WRONG: Final = 1
-
 app = make_app("Say whether this machine can carry what the settings promise.")
 
 
 @app.command(cls=PanelCommand, short_help="Say whether this machine can carry what the settings promise.")
 @takes_settings
 def doctor(
-    application: Annotated[
-        str | None, typer.Argument(metavar="APP", help="Your application, as module:app.", show_default=False)
-    ] = None,
+    application: Application = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     **flags: Any,
 ) -> int:
@@ -66,7 +62,7 @@ def examine(settings: Settings, *, as_json: bool = False) -> int:
     logging.getLogger("starlight").addHandler(logging.NullHandler())  # what would be logged at start, the report says
     checks = diagnose(settings, read_machine())
     print(to_json(checks) if as_json else to_text(checks))
-    return EXIT_WRONG if worst(checks) == "wrong" else 0
+    return EXIT_REFUSED if worst(checks) == "wrong" else 0
 
 
 def to_json(checks: list[Check]) -> str:

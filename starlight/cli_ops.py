@@ -16,7 +16,7 @@ from typing import Annotated, Final
 
 import typer
 
-from starlight._cli import EXIT_REFUSED, EXIT_USAGE, complain, make_app
+from starlight._cli import EXIT_REFUSED, EXIT_USAGE, KeyFile, Nodes, complain, make_app
 from starlight._internal_client import CONNECTIONS_LIMIT, DEFAULT_NODE, Connection, NodeClient, clients
 from starlight._terminal import Column, clean, duration, rows, size
 from starlight.errors import ConfigError, NodeRefused, NodeUnreachable
@@ -28,14 +28,6 @@ DEFAULT_NODES: Final = [DEFAULT_NODE]
 WAIT_STEP_S: Final = 0.2
 
 app = make_app("Ask nodes, and change them, over their internal ports.")
-
-Nodes = Annotated[
-    list[str],
-    typer.Option("--node", envvar="STARLIGHT_NODE", metavar="URL", help="A node's internal port; repeatable."),
-]
-KeyFile = Annotated[
-    str, typer.Option("--key-file", envvar="STARLIGHT_INTERNAL_KEY_FILE", metavar="FILE", help="The port's key.")
-]
 
 SORTS: Final[dict[str, Callable[[Connection], float]]] = {
     "outbox": lambda row: -row.outbox_bytes,
@@ -108,8 +100,7 @@ def _print_table(found: Sequence[tuple[str, Connection]], with_node: bool) -> No
             size(row.outbox_bytes),
             str(row.outbox_messages),
             duration(row.oldest_ms / 1_000 if row.oldest_ms is not None else None),
-            ",".join(word for word, holds in (("full", row.is_full), ("paused", row.is_reading_paused)) if holds)
-            or "-",
+            _state(row),
             clean(row.subprotocol),
         ]
         for _, row in found

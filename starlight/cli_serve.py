@@ -9,11 +9,9 @@ import errno
 import importlib
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from starlight._cli import PanelCommand, describe, fail, make_app, takes_settings, words_of
+from starlight._cli import Application, PanelCommand, describe, fail, make_app, takes_settings, words_of
 
 if TYPE_CHECKING:
     from starlight.app import Starlight
@@ -28,9 +26,7 @@ app = make_app("Listen, and carry messages between clients.")
 @app.command(cls=PanelCommand, short_help="Listen, and carry messages between clients.")
 @takes_settings
 def serve(
-    application: Annotated[
-        str | None, typer.Argument(metavar="APP", help="Your application, as module:app.", show_default=False)
-    ] = None,
+    application: Application = None,
     **flags: Any,
 ) -> int:
     """Serve: listen, and carry messages between clients until SIGTERM or Ctrl-C.

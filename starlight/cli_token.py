@@ -14,19 +14,14 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from starlight._cli import EXIT_REFUSED, complain, make_app
+
 __all__ = ["app"]
 
-EXIT_REFUSED: Final = 1
-EXIT_USAGE: Final = 2
 TOKEN_READ_BYTES: Final = 1 << 20
+KEY_READ_BYTES: Final = 1 << 16
 
-app = typer.Typer(
-    help="Make and check tokens, for development.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = make_app("Make and check tokens, for development.")
 
 SecretFile = Annotated[str, typer.Option("--secret-file", metavar="FILE", help="The server's --jwt-secret-file.")]
 Issuer = Annotated[str, typer.Option("--issuer", metavar="TEXT", help="The issuer (iss).")]
@@ -56,9 +51,9 @@ def new(
 
     import jwt
 
-    from starlight.config import parse_duration
     from starlight.errors import ConfigError
     from starlight.protocol.commands import is_user
+    from starlight.units import parse_duration
 
     try:
         if not is_user(user):
@@ -71,25 +66,21 @@ def new(
         claims |= {name: value for name, value in (("iss", issuer), ("aud", audience)) if value}
         key, chosen = _signing_key(secret_file, private_key_file, algorithm)
     except ConfigError as error:
-        return _complain(str(error))
+        return complain(str(error))
     try:
         print(jwt.encode(claims, key, chosen))
     except (jwt.PyJWTError, NotImplementedError, TypeError, ValueError):
-        return _complain(f"--algorithm {chosen}: it does not fit the key, or needs pip install 'starlight[jwt]'")
+        return complain(f"--algorithm {chosen}: it does not fit the key, or needs pip install 'starlight[jwt]'")
     return 0
 
 
 def _signing_key(secret_file: str, private_key_file: str, algorithm: str) -> tuple[bytes, str]:
+    from starlight.config_file import read_file
     from starlight.errors import ConfigError
     from starlight.sessions import read_secret
 
     if private_key_file:
-        try:
-            with open(private_key_file, "rb") as file:
-                pem = file.read(1 << 16)
-        except OSError as error:
-            reason = (error.strerror or "error").lower()
-            raise ConfigError("--private-key-file", private_key_file, f"a file that can be read ({reason})") from None
+        pem = read_file(private_key_file, "--private-key-file", KEY_READ_BYTES)
         return pem, algorithm or _fitting(pem)
     if secret_file:
         return read_secret(secret_file, "--secret-file"), algorithm or "HS256"
@@ -146,7 +137,7 @@ def check(
     }
     token = sys.stdin.read(TOKEN_READ_BYTES).strip()
     if not token:
-        return _complain("expected a token on standard input")
+        return complain("expected a token on standard input")
 
     async def verify() -> Claims:
         result = make_verifier(settings).verify(token)
@@ -156,18 +147,13 @@ def check(
         settings = Settings(auth="jwt", **{name: word for name, word in words.items() if word})
         claims = asyncio.run(verify())
     except ConfigError as error:
-        return _complain(str(error))
+        return complain(str(error))
     except TokenRefused as refusal:
         print(f"refused: {refusal.reason}")
         return EXIT_REFUSED
     except KeysUnavailable:
-        return _complain(f"--jwks-url {jwks_url}: no keys could be fetched")
+        return complain(f"--jwks-url {jwks_url}: no keys could be fetched")
     left_s = claims.expires - settings.jwt_leeway_s - time.time()
     shown = {"user": claims.user, "groups": list(claims.groups), "id": claims.token_id, "expires_in_s": round(left_s)}
     print(f"accepted: {json.dumps(shown)}")
     return 0
-
-
-def _complain(message: str) -> int:
-    print(f"starlight: {' '.join(message.split())}", file=sys.stderr)
-    return EXIT_USAGE

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TextIO
 
 import typer
 
-from starlight._cli import EXIT_REFUSED, EXIT_USAGE, complain, make_app
+from starlight._cli import EXIT_REFUSED, EXIT_USAGE, KeyFile, Nodes, complain, make_app
 from starlight._internal_client import DEFAULT_NODE, NodeClient, clients
 from starlight.errors import ConfigError, NodeRefused, OperatorError
 from starlight.units import parse_duration
@@ -49,13 +49,8 @@ app = make_app("Show what nodes do, live.")
 
 @app.command(short_help="Show what nodes do, live.")
 def top(
-    node: Annotated[
-        list[str],
-        typer.Option("--node", envvar="STARLIGHT_NODE", metavar="URL", help="A node's internal port; repeatable."),
-    ] = DEFAULT_NODES,
-    key_file: Annotated[
-        str, typer.Option("--key-file", envvar="STARLIGHT_INTERNAL_KEY_FILE", metavar="FILE", help="The port's key.")
-    ] = "",
+    node: Nodes = DEFAULT_NODES,
+    key_file: KeyFile = "",
     interval: Annotated[str, typer.Option("--interval", metavar="DURATION", help="Between two samples.")] = "1s",
     once: Annotated[bool, typer.Option("--once", help="Print one frame, of two samples, and exit.")] = False,
 ) -> int:

@@ -33,11 +33,12 @@ import random
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Generator
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
 
 from starlight import close_codes
+from starlight._client_backoff import Backoff
 from starlight._client_channel import JoinedChannel
 from starlight._client_inbox import Inbox
 from starlight._client_link import Closed, Link
@@ -77,12 +78,6 @@ __all__ = [
     "Token",
     "connect",
 ]
-
-STABLE_AFTER_S: Final = 10.0
-"""Only a connection that lasted longer resets the backoff, so that an evict-reconnect loop slows down."""
-
-BACKOFF_HEAD_START: Final = 2
-"""Doublings ahead for close codes with the policy ``backoff``: everybody was sent away, so everybody spreads."""
 
 log = logging.getLogger("starlight.client")
 
@@ -256,9 +251,7 @@ class Client:
         self._slots = asyncio.Semaphore(options.max_requests)
         self._channels: dict[str, JoinedChannel] = {}
         self._inbox: Inbox[Message] = self._new_inbox()
-        self._attempt = 0
-        self._opened_s = 0.0
-        self._retry_s = 0.0  # what the server asked for in its `bye`
+        self._backoff = Backoff(options.backoff_s, options.backoff_max_s)
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
@@ -438,7 +431,7 @@ class Client:
             raise
         if link.closed.done():
             raise ConnectFailed(f"{self._url}: closed with {link.closed.result().code} after the login")
-        self._opened_s = time.monotonic()
+        self._backoff.opened()
         self._is_ready = True
         self._update_sendable()
         self._tell_state("connected", None)
@@ -481,7 +474,7 @@ class Client:
                     if policy == "never" or not self._options.reconnect:
                         return
                     self._tell_state("reconnecting", closed.code)
-                    await asyncio.sleep(self._backoff_s(policy))
+                    await asyncio.sleep(self._backoff.delay_s(policy))
                     closed = await self._reopen(closed)
         finally:
             if not self._is_closing:  # otherwise `close` has the last word
@@ -499,21 +492,13 @@ class Client:
             log.exception("reconnecting failed")
         return closed
 
-    def _backoff_s(self, policy: close_codes.Policy) -> float:
-        """Full jitter: anywhere between the time the server asked for and that time plus the doubling limit."""
-        doublings = min(self._attempt + (BACKOFF_HEAD_START if policy == "backoff" else 0), 32)
-        self._attempt += 1
-        limit_s = min(self._options.backoff_max_s, self._options.backoff_s * 2**doublings)
-        asked_s, self._retry_s = self._retry_s, 0.0
-        return asked_s + random.uniform(0, limit_s)
-
     def _lost(self, link: Link, closed: Closed) -> None:
         """A link has ended: what was under way on it fails."""
         self._requests.fail_all(link, ConnectionClosed(closed.code, closed.reason))
         if link is not self._link:
             return  # an attempt that was given up before
-        if self._is_ready and time.monotonic() - self._opened_s > STABLE_AFTER_S:
-            self._attempt = 0
+        if self._is_ready:
+            self._backoff.lost()
         self._is_ready = False
         self._is_writable = True
         if closed.code == close_codes.SESSION_EXPIRED:
@@ -625,7 +610,7 @@ class Client:
             case wire.Ok() | wire.Pong() | wire.Welcome() | wire.Error():
                 self._receive_reply(message)
             case wire.Bye():
-                self._retry_s = (message.retry_ms or 0) / 1000
+                self._backoff.asked_s = (message.retry_ms or 0) / 1000
             case Expiring() if self._credentials.can_renew:
                 if self._renewal is None or self._renewal.done():
                     self._renewal = asyncio.create_task(self._renew(message.seconds))

@@ -36,19 +36,14 @@ from starlight.config_types import (
     is_optional,
 )
 from starlight.errors import ConfigError
-from starlight.units import format_duration, format_size, parse_duration, parse_size
 
 __all__ = [
     "Origin",
     "Settings",
     "allowed",
     "entries",
-    "format_duration",
-    "format_size",
     "hidden_errors",
     "origins",
-    "parse_duration",
-    "parse_size",
     "unknown_variables",
 ]
 

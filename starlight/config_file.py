@@ -8,12 +8,11 @@ key are found, and if there are several, the first before which the file is comp
 import re
 import tomllib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Final
 
 from starlight.errors import ConfigError
 
-__all__ = ["GROUPS", "ConfigFile", "nearest"]
+__all__ = ["GROUPS", "ConfigFile", "nearest", "read_file"]
 
 GROUPS: Final = "groups"
 """The one key that is no setting."""
@@ -22,6 +21,26 @@ LIMIT_BYTES: Final = 1 << 20
 
 _CANDIDATES_LIMIT: Final = 50
 """Lines that are looked at as the place of a key; each costs parsing what stands before it."""
+
+
+def read_file(path: str, key: str, limit_bytes: int, *, kind: str = "a file", field: str | None = None) -> bytes:
+    """What is in a file that a setting or an option names.
+
+    Args:
+        path: its name, from the working directory.
+        key: who named it, for the error.
+        limit_bytes: what comes behind these is not read.
+        kind: what it should be, for the error.
+        field: the field of `Settings`, if `key` isn't one.
+
+    Raises `ConfigError` for a file that can't be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read(limit_bytes)
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        reason = (getattr(error, "strerror", None) or "error").lower()
+        raise ConfigError(key, path, f"{kind} that can be read ({reason})", field) from None
 
 
 class ConfigFile:
@@ -47,12 +66,7 @@ class ConfigFile:
 
         Raises `ConfigError` for a file that can't be read or is no TOML.
         """
-        try:
-            with Path(path).open("rb") as file:
-                data = file.read(LIMIT_BYTES + 1)
-        except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-            reason = (getattr(error, "strerror", None) or "error").lower()
-            raise ConfigError(key, path, f"a TOML file that can be read ({reason})", "config_file") from None
+        data = read_file(path, key, LIMIT_BYTES + 1, kind="a TOML file", field="config_file")
         try:
             if len(data) > LIMIT_BYTES:
                 raise ValueError("too large")

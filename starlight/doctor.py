@@ -27,7 +27,7 @@ from starlight._gate import Gate
 from starlight._listener import LISTEN_BACKLOG
 from starlight._machine import Machine
 from starlight._tls import Certificate
-from starlight.auth import make_authenticator, make_internal_key
+from starlight.auth import TOKEN_SOURCES, make_authenticator, make_internal_key
 from starlight.config import Settings
 from starlight.errors import ConfigError
 from starlight.node import RESERVED_FILES
@@ -288,11 +288,8 @@ def _describe_authentication(settings: Settings) -> str:
     make_authenticator(settings)
     if settings.auth == "none":
         return f"none: a user is who it says, on {settings.host}"
-    source = next(name for name in _TOKEN_SOURCES if getattr(settings, name))
+    source = next(name for name in TOKEN_SOURCES if getattr(settings, name))
     return f"jwt with {source}" + (" (not fetched)" if source == "jwt_jwks_url" else "")
-
-
-_TOKEN_SOURCES: Final = ("jwt_secret_file", "jwt_key_file", "jwt_jwks_url", "jwt_secret")
 
 
 def _describe_groups(settings: Settings) -> str:
@@ -316,13 +313,13 @@ def _describe_internal(settings: Settings) -> str:
 
 def check_tls(settings: Settings, now_s: float) -> Iterator[Check]:
     """The certificate and its key, where there are any: readable, a pair, good for servers, not about to end."""
-    if not (settings.tls_cert or settings.tls_key):
-        return
     expected = "a certificate and the key that fits it"
     try:
-        certificate = Certificate(settings.tls_cert, settings.tls_key)
+        certificate = Certificate.of(settings)
     except ConfigError as error:
         yield Check("TLS files", "wrong", f"{error.key}={error.value}", expected, f"{error.key}: {error.allowed}")
+        return
+    if certificate is None:
         return
     yield Check("TLS files", "ok", settings.tls_cert, expected)
     yield _judge_expiry(*_look_at(certificate.context, settings.tls_cert), now_s)

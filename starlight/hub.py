@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
@@ -28,7 +28,7 @@ from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, RequestError
 from starlight.handlers import Handlers, is_awaitable
 from starlight.hub_records import ChannelRecord, Client, Connection
-from starlight.limits import Limits, Meter
+from starlight.limits import Faults, Limits, Meter
 from starlight.logins import CHECK_TIMEOUT_S, REVOKED_S, Logins, read_login
 from starlight.protocol import commands, pushes, replies
 from starlight.protocol.commands import decode
@@ -38,7 +38,7 @@ from starlight.sessions import Sessions
 if TYPE_CHECKING:
     from starlight._fanout import Core
 
-__all__ = ["CHANNELS_LIMIT", "FAULTS_LIMIT", "FAULTS_WINDOW_S", "Client", "Connection", "Hub"]
+__all__ = ["CHANNELS_LIMIT", "Client", "Connection", "Hub"]
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +46,6 @@ CHANNELS_LIMIT: Final = 1_000
 """Channels one client may have joined. A membership takes about 250 bytes here and in the core together, so one client
 can make the node hold 250 KB and not more; people use tens of channels, programs that want all messages rarely
 hundreds."""
-
-FAULTS_LIMIT: Final = 20
-"""So many errors of a broken or hostile client are answered in `FAULTS_WINDOW_S`; one more ends it (4509)."""
-
-FAULTS_WINDOW_S: Final = 10.0
-"""The window for `FAULTS_LIMIT` in seconds (protocol.md)."""
 
 _FAULTS: Final = frozenset(
     (ErrorCode.UNAUTHORIZED, ErrorCode.PERMISSION_DENIED, ErrorCode.UNKNOWN_TYPE, ErrorCode.BAD_REQUEST)
@@ -404,8 +398,7 @@ class Hub:
             self._core_publish(record.channel, pushes.left(record.name, client.user), b"", b"")
 
     def _presence(self, client: Client, command: commands.Presence) -> None:
-        if command.id is None:
-            raise RequestError(ErrorCode.BAD_REQUEST, "id: missing")
+        assert command.id is not None  # the decoder has seen to it
         if self._permissions is not None:
             self._require(client, "presence", command.channel)
         record = self._channels.get(command.channel)
@@ -565,11 +558,14 @@ class Hub:
             raise RequestError(ErrorCode.PERMISSION_DENIED, "permission denied")
 
     def _refuse(self, client: Client, id: int | str | None, error: RequestError) -> None:
-        """Send an error reply. Raises `CloseConnection` after one fault too many."""
+        """Send an error reply. Raises `CloseConnection` (4509) after one fault too many."""
         self.counts[f"error_{error.code}"] += 1
         self._core_send(client.subscriber, replies.error(id, error.code, error.message))
         if error.code in _FAULTS:
-            self._count_fault(client)
+            if client._faults is None:
+                client._faults = Faults()
+            if not client._faults.admit(self._clock()):
+                raise CloseConnection(close_codes.TOO_MANY_ERRORS)
 
     def _too_long(self) -> RequestError:
         return RequestError(ErrorCode.BAD_REQUEST, f"channel: longer than {self._name_limit_bytes} bytes")
@@ -587,16 +583,6 @@ class Hub:
         self._core_send(client.subscriber, replies.error(id, ErrorCode.TOO_MANY_REQUESTS, "too many requests"))
         if pause_s > 0:
             client.connection.pause_reading(pause_s)
-
-    def _count_fault(self, client: Client) -> None:
-        """Remember the times of the last `FAULTS_LIMIT` faults; one more while the oldest is young ends it all."""
-        now_s = self._clock()
-        faults = client._faults
-        if faults is None:
-            faults = client._faults = deque(maxlen=FAULTS_LIMIT)
-        if len(faults) == FAULTS_LIMIT and now_s - faults[0] < FAULTS_WINDOW_S:
-            raise CloseConnection(close_codes.TOO_MANY_ERRORS)
-        faults.append(now_s)
 
 
 def _end_all(clients: list[Client]) -> None:

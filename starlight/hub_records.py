@@ -5,14 +5,13 @@ The records belong to the hub: handlers read them, and of their private fields o
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orjson import dumps
 
 from starlight.auth import Identity
-from starlight.limits import Meter
+from starlight.limits import Faults, Meter
 from starlight.presence import Presence
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ class Client:
         self._data: dict[str, Any] | None = None
         self._direct_head = b""  # b"" until first used, as are the heads of publications and broadcasts
         self._heads: dict[str, bytes] = {}
-        self._faults: deque[float] | None = None
+        self._faults: Faults | None = None
 
     @property
     def data(self) -> dict[str, Any]:

@@ -26,8 +26,7 @@ from starlight._gauges import members, split
 from starlight.close_codes import CLOSE_CODES
 from starlight.errors import RequestError
 from starlight.logins import REVOKED_S
-from starlight.protocol import is_channel, is_user
-from starlight.protocol.commands import PRESENCE_DEFAULT, PRESENCE_LIMIT, check_depth
+from starlight.protocol.commands import PRESENCE_DEFAULT, PRESENCE_LIMIT, check_depth, is_channel, is_user
 from starlight.stats import Source, Stats
 
 __all__ = ["BATCH_LIMIT", "IDEMPOTENCY_S", "Api", "ApiError", "IdempotencyKeys", "Receipt"]

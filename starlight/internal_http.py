@@ -30,8 +30,8 @@ from aiohttp import web
 from orjson import dumps
 
 from starlight import console, metrics
-from starlight.auth import is_loopback
 from starlight.internal_api import Api, ApiError, Node
+from starlight.origins import is_loopback
 from starlight.stats import CHANNEL_ORDERS, CONNECTION_ORDERS, Stats
 
 __all__ = ["REQUESTS_LIMIT", "InternalPort"]

@@ -9,7 +9,6 @@ and whoever stole a key that the issuer has withdrawn could keep it good by keep
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import math
 import threading
@@ -24,6 +23,7 @@ import jwt
 from orjson import loads
 
 from starlight.errors import ConfigError, KeysUnavailable
+from starlight.origins import is_loopback
 from starlight.tokens import ASYMMETRIC, PreparedKey
 
 __all__ = ["COOLDOWN_S", "FetchedKeys"]
@@ -231,11 +231,7 @@ async def _unavailable() -> None:
 def _check_url(url: str) -> None:
     parts = urlsplit(url)
     host = parts.hostname or ""
-    try:
-        is_local = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_local = host == "localhost"
-    is_safe = (parts.scheme == "https" and host) or (parts.scheme == "http" and is_local)
+    is_safe = (parts.scheme == "https" and host) or (parts.scheme == "http" and is_loopback(host))
     if not is_safe or parts.username is not None or parts.password is not None:
         shown = url if parts.username is None and parts.password is None else "(hidden)"
         raise ConfigError("jwt_jwks_url", shown, "an https URL without credentials (http only on this machine)")

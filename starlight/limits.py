@@ -10,12 +10,13 @@ on purpose holds in either case.
 from __future__ import annotations
 
 import ipaddress
+from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from starlight.config import Settings
 
-__all__ = ["Addresses", "Limits", "Meter", "address_key"]
+__all__ = ["FAULTS_LIMIT", "FAULTS_WINDOW_S", "Addresses", "Faults", "Limits", "Meter", "address_key"]
 
 BURST_S: Final = 2.0
 """How many seconds' worth a rate lets through at once: a client that was away for a moment catches up."""
@@ -31,6 +32,12 @@ PAUSES_LIMIT: Final = 3
 
 FORGIVE_S: Final = 60.0
 """After so long without a refused message all is forgotten."""
+
+FAULTS_LIMIT: Final = 20
+"""So many errors of a broken or hostile client are answered in `FAULTS_WINDOW_S`; one more ends it (4509)."""
+
+FAULTS_WINDOW_S: Final = 10.0
+"""The window for `FAULTS_LIMIT` in seconds (protocol.md)."""
 
 _ROUNDING_S: Final = 1e-9
 """A sum of many intervals is a little off."""
@@ -140,6 +147,20 @@ class Meter:
         self._refusals = 0
         self._pauses += 1
         return PAUSE_S if self._pauses <= PAUSES_LIMIT else -1.0
+
+
+class Faults(deque[float]):
+    """When one client made its latest faults, in monotonic seconds."""
+
+    def __init__(self) -> None:
+        super().__init__(maxlen=FAULTS_LIMIT)
+
+    def admit(self, now_s: float) -> bool:
+        """Count one more; False: it is one too many in the window."""
+        if len(self) == FAULTS_LIMIT and now_s - self[0] < FAULTS_WINDOW_S:
+            return False
+        self.append(now_s)
+        return True
 
 
 class _Address:

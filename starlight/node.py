@@ -30,7 +30,7 @@ from starlight._tls import Certificate, TlsListener
 from starlight._trim import Trimmer, trim
 from starlight._version import __version__
 from starlight.auth import Authenticator, NoAuth, Permissions, TokenAuth, make_authenticator, refuse_strangers
-from starlight.config import Settings, format_duration, format_size
+from starlight.config import Settings
 from starlight.errors import ListenFailed, NotServing
 from starlight.handlers import Handlers, Timer, call_logged
 from starlight.hub import Hub
@@ -38,6 +38,7 @@ from starlight.internal import Internal
 from starlight.limits import Limits
 from starlight.permissions import make_permissions
 from starlight.reload import Reloader
+from starlight.units import format_duration, format_size
 
 __all__ = ["Node", "raise_open_files_limit"]
 
@@ -84,40 +85,17 @@ class Node:
         self._groups = groups or {}
         self.name = name or secrets.token_hex(4)
         self._gate = Gate(settings)
-        has_tls = bool(settings.tls_cert or settings.tls_key)
-        self._certificate = Certificate(settings.tls_cert, settings.tls_key) if has_tls else None
+        self._certificate = Certificate.of(settings)
         self._authenticator = authenticator or make_authenticator(settings)
         self._internal = Internal(settings)
-        tokens = self._authenticator if isinstance(self._authenticator, TokenAuth) else None
-        self.core = Core(
-            outbox_messages=settings.outbox_messages,
-            outbox_bytes=settings.outbox_bytes,
-            evict_after_ms=round(settings.evict_after_s * 1000),
-            write_timeout_ms=round(settings.write_timeout_s * 1000),
-            memory_budget_bytes=settings.memory_budget_bytes,
-        )
-        self.hub = Hub(
-            self.core,
-            handlers=self.handlers,
-            authenticator=self._authenticator,
-            permissions=permissions or self._permit(settings),
-            sessions=tokens.sessions if tokens is not None else None,
-            limits=Limits.of(settings),
-            login_timeout_s=settings.login_timeout_s,
-            channels_limit=settings.channels_per_client,
-            clients_limit=settings.clients_per_channel,
-            name_limit_bytes=settings.name_limit_bytes,
-            announces=announces,
-            node=self.name,
-            ping_interval_s=settings.ping_interval_s,
-            pong_timeout_s=settings.pong_timeout_s,
-        )
+        self.core = _make_core(settings)
+        self.hub = self._make_hub(settings, permissions or self._permit(settings), announces)
         self._reloader = Reloader(
             settings,
             reread or (lambda: settings),
             hub=self.hub,
             gate=self._gate,
-            authenticator=tokens if authenticator is None else None,
+            authenticator=self._tokens if authenticator is None else None,
             permit=self._permit if permissions is None else None,
             certificate=self._certificate,
             rekey=self._internal.change_key,
@@ -133,6 +111,31 @@ class Node:
         self._drain_begun = asyncio.Event()
         self.has_stuck_threads = False
         """Whether handlers with ``thread=True`` were still under way at the end of the drain."""
+
+    @property
+    def _tokens(self) -> TokenAuth | None:
+        """The authenticator, where it is the one of tokens."""
+        return self._authenticator if isinstance(self._authenticator, TokenAuth) else None
+
+    def _make_hub(
+        self, settings: Settings, permissions: Permissions | None, announces: Callable[[str], bool] | None
+    ) -> Hub:
+        return Hub(
+            self.core,
+            handlers=self.handlers,
+            authenticator=self._authenticator,
+            permissions=permissions,
+            sessions=self._tokens.sessions if self._tokens is not None else None,
+            limits=Limits.of(settings),
+            login_timeout_s=settings.login_timeout_s,
+            channels_limit=settings.channels_per_client,
+            clients_limit=settings.clients_per_channel,
+            name_limit_bytes=settings.name_limit_bytes,
+            announces=announces,
+            node=self.name,
+            ping_interval_s=settings.ping_interval_s,
+            pong_timeout_s=settings.pong_timeout_s,
+        )
 
     # --- start ---------------------------------------------------------------------------------------------------
 
@@ -167,8 +170,8 @@ class Node:
             raise
         self._timers = [self._loop.create_task(_run_timer(timer)) for timer in self.handlers.timers]
         self._timers.append(self._loop.create_task(self._expire_logins()))
-        if isinstance(self._authenticator, TokenAuth):
-            self._authenticator.start()
+        if self._tokens is not None:
+            self._tokens.start()
         log.info("%s", self.start_line())
         await self._internal.start(self)
 
@@ -370,6 +373,16 @@ class Node:
         the service manager that others can reach while there is no authentication.
         """
         _process.run(self)
+
+
+def _make_core(settings: Settings) -> Core:
+    return Core(
+        outbox_messages=settings.outbox_messages,
+        outbox_bytes=settings.outbox_bytes,
+        evict_after_ms=round(settings.evict_after_s * 1000),
+        write_timeout_ms=round(settings.write_timeout_s * 1000),
+        memory_budget_bytes=settings.memory_budget_bytes,
+    )
 
 
 def raise_open_files_limit() -> int:

@@ -14,7 +14,7 @@ from typing import Final
 
 from starlight.errors import ConfigError
 
-__all__ = ["Origins", "Proxies"]
+__all__ = ["Origins", "Proxies", "is_loopback"]
 
 _ORIGIN: Final = re.compile(r"(https?)://([a-z0-9.\-_]{1,253}|\[[0-9a-f:.]{2,45}\])(?::([0-9]{1,5}))?", re.ASCII)
 _PATTERN: Final = re.compile(
@@ -114,6 +114,14 @@ class Proxies:
             if not self.trusts(peer):
                 return peer
         return peer
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address, or a name that needs no asking."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _to_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -45,13 +45,6 @@ class Presence:
         """The first `limit` users in the order they joined; O(limit), however many there are."""
         return list(islice(self._clients_by_user, limit))
 
-    def count_of(self, user: str) -> int:
-        """Number of clients of `user` in the channel; 0 if there is none."""
-        return self._clients_by_user.get(user, 0)
-
-    def __contains__(self, user: object) -> bool:
-        return user in self._clients_by_user
-
     def __len__(self) -> int:
         """Number of different users."""
         return len(self._clients_by_user)

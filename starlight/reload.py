@@ -138,7 +138,6 @@ class Reloader:
             new = new.model_copy(update={name: getattr(self.settings, name) for name in ("tls_cert", "tls_key")})
         settings = self.settings.reloaded(new)
         changed = [name for name in Settings.model_fields if getattr(settings, name) != getattr(self.settings, name)]
-        has_tls = self._certificate is not None
         return Parts(
             settings,
             changed,
@@ -147,7 +146,7 @@ class Reloader:
             self._authenticator.remade(self.settings, settings) if self._authenticator is not None else None,
             Origins(settings.allowed_origins),
             Proxies(settings.trusted_proxies),
-            Certificate(settings.tls_cert, settings.tls_key) if has_tls else None,
+            Certificate.of(settings),
             make_internal_key(settings),
         )
 
@@ -191,15 +190,11 @@ class Reloader:
 
 def problems(settings: Settings) -> list[ConfigError]:
     """Why a node would not start with these settings: keys, certificates, lists and groups that are none."""
-
-    def certify(settings: Settings) -> object:
-        return Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert or settings.tls_key else None
-
     found: list[ConfigError] = []
     for make in (
         make_authenticator,
         make_internal_key,
-        certify,
+        Certificate.of,
         lambda settings: Origins(settings.allowed_origins),
         lambda settings: Proxies(settings.trusted_proxies),
         lambda settings: make_permissions(settings, {}),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support_tls import write_certificate
+from tests.support_tls import speak_tls
 
 ASYNCIO = {"asyncio": asyncio.new_event_loop}
 
@@ -42,8 +42,5 @@ def wire(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
     """The wire of this test: ws or wss."""
     chosen: str = getattr(request, "param", "ws")
     if chosen == "wss":
-        certificate, key = write_certificate(tmp_path)
-        monkeypatch.setenv("STARLIGHT_TLS_CERT", certificate)
-        monkeypatch.setenv("STARLIGHT_TLS_KEY", key)
-        monkeypatch.setenv("SSL_CERT_FILE", certificate)
+        speak_tls(monkeypatch, tmp_path)
     return chosen

@@ -106,7 +106,7 @@ class RawClient:
         client = TlsClient(sock) if cls is RawClient and "STARLIGHT_TLS_CERT" in os.environ else cls(sock)
         async with asyncio.timeout(TIMEOUT_S):
             await client.loop.sock_connect(sock, ("127.0.0.1", port))
-        if type(client) is TlsClient:  # subclasses have a context of their own, and start when they like
+        if isinstance(client, TlsClient):
             await client.start_tls()
         return client
 
@@ -242,16 +242,15 @@ class _NoNotify(ConnectionResetError):
 
 
 class TlsClient(RawClient):
-    """A raw client that speaks TLS by hand, so that it can stop reading."""
+    """A raw client that speaks TLS by hand, so that it can stop reading. It trusts what the environment says."""
 
-    context: ssl.SSLContext | None = None
-    """None: trust what the environment says."""
     _tls: ssl.SSLObject
 
     async def start_tls(self) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        context = self.context or trusting(os.environ["SSL_CERT_FILE"])
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="127.0.0.1")
+        self._tls = trusting(os.environ["SSL_CERT_FILE"]).wrap_bio(
+            self._incoming, self._outgoing, server_hostname="127.0.0.1"
+        )
         await self._do(self._tls.do_handshake)
 
     async def _do(self, step: Callable[[], Any]) -> Any:
@@ -284,8 +283,6 @@ class TlsClient(RawClient):
         except ssl.SSLZeroReturnError:
             return b""
         except _NoNotify:
-            if self.context is not None:
-                raise
             return b""  # the TCP connection was ended in order, so nothing was destroyed: that is an EOF as over ws
         return data
 
@@ -363,20 +360,18 @@ async def stage(
     *,
     quiet: bool = True,
     node: Callable[[Settings], Node] | None = None,
-    tls: ssl.SSLContext | None = None,
     **settings: Any,
 ) -> AsyncIterator[Stage]:
     """A serving node with a witness, both checked at the end.
 
-    quiet: nothing may be logged as a warning or worse. node: makes it. tls: the witness's context.
+    quiet: nothing may be logged as a warning or worse. node: makes it.
     """
     errors = Errors()
     logging.getLogger().addHandler(errors)
     made = (node or Node)(Settings(**{"port": 0, "drain_timeout_s": 2, "login_timeout_s": 60, **settings}))
     try:
         async with made:
-            context = {} if tls is None else {"ssl": tls}
-            on_stage = Stage(made, WireClient(await connect(made.url, compression=None, **context)))
+            on_stage = Stage(made, WireClient(await connect(made.url, compression=None)))
             await on_stage.witness.ask("login", user="witness")
             await on_stage.witness.ask("join", channel="witness")
             tasks = [asyncio.create_task(on_stage._tell()), asyncio.create_task(on_stage._listen())]

@@ -15,7 +15,7 @@ import pytest
 from starlight._fanout import FRAMES, Core, Subscriber
 from starlight.errors import CloseConnection
 from starlight.hub import Client, Hub
-from starlight.protocol import bye
+from starlight.protocol.replies import bye
 
 TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
 READ_BYTES = 1 << 20
@@ -160,7 +160,7 @@ class Stage:
             member.leave_hub()
 
 
-async def eventually(condition: Any, timeout_s: float = 5.0) -> None:
+async def eventually(condition: Any, timeout_s: float = 10.0) -> None:
     """Wait until `condition()` holds; fail the test if it never does."""
     deadline_s = asyncio.get_running_loop().time() + timeout_s
     while not condition():

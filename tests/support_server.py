@@ -4,7 +4,6 @@ The real node doesn't close with code after code on demand, cut the TCP connecti
 the `websockets` library and speaks just enough of the protocol: login, join, leave, publish to who joined, ping.
 """
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -118,13 +117,3 @@ async def scripted_server() -> AsyncIterator[ScriptedServer]:
         yield server
     finally:
         await server.stop()
-
-
-async def until(condition: Any, what: str, timeout_s: float = 10.0) -> None:
-    """Wait until `condition()` is true."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            while not condition():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        raise AssertionError(f"not within {timeout_s:g} s: {what}") from None

@@ -7,6 +7,7 @@ import ipaddress
 from functools import cache
 from pathlib import Path
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -45,3 +46,11 @@ def write_certificate(directory: Path, number: int = 0) -> tuple[str, str]:
     key.write_bytes(_make(number)[1])
     key.chmod(0o600)
     return str(certificate), str(key)
+
+
+def speak_tls(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    """From now on every node has a certificate, and every client that asks OpenSSL for authorities trusts it."""
+    certificate, key = write_certificate(directory)
+    monkeypatch.setenv("STARLIGHT_TLS_CERT", certificate)
+    monkeypatch.setenv("STARLIGHT_TLS_KEY", key)
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)

@@ -10,7 +10,7 @@ import pytest
 from starlight.auth import Identity, NoAuth, TokenAuth, make_authenticator
 from starlight.config import Settings
 from starlight.errors import CloseConnection, ConfigError
-from starlight.protocol import Login
+from starlight.protocol.commands import Login
 from tests.support import Stage
 
 

@@ -17,6 +17,7 @@ import pytest
 from starlight import __version__, cli
 from starlight.config import entries
 from starlight.config_types import Entry
+from tests.support import eventually
 from tests.support_server import scripted_server
 from tests.support_settings import other_values
 
@@ -271,9 +272,7 @@ async def test_sub_comes_back_and_says_so() -> None:
         await sub.line("stderr", "joined")
         await server.close_all(4011)
         assert await sub.line("stderr", "lost") == "connection lost (4011), reconnecting"
-        async with asyncio.timeout(TIMEOUT_S):
-            while len(server.seen("join")) < 2:
-                await asyncio.sleep(0.02)
+        await eventually(lambda: len(server.seen("join")) == 2)
         async with running("pub", "news", "x", "--url", server.url) as pub:
             assert await pub.end() == 0
         assert await sub.line("stdout", "") == "news someone: x"

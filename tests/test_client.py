@@ -4,7 +4,6 @@ What needs a real node is in test_client_node.py.
 """
 
 import asyncio
-import random
 import socket
 from collections.abc import AsyncIterator
 
@@ -13,10 +12,11 @@ import uvloop
 
 import starlight
 from starlight import close_codes
-from starlight.client import BACKOFF_HEAD_START, STABLE_AFTER_S, Client, Direct, Server, connect
+from starlight.client import Direct, Server, connect
 from starlight.errors import ConnectFailed, ConnectionClosed, LoginRefused, RequestFailed
 from tests import support_server
-from tests.support_server import ScriptedServer, until
+from tests.support import eventually
+from tests.support_server import ScriptedServer
 
 FAST = {"backoff_s": 0.01, "backoff_max_s": 0.05}
 
@@ -122,7 +122,7 @@ async def test_comes_back_and_joins_again(server: ScriptedServer, code: int) -> 
             server.drop_all()
         else:
             await server.close_all(code)
-        await until(lambda: len(states.seen) > 1, "the loss")
+        await eventually(lambda: len(states.seen) > 1)
         receipt = await client.publish("news", "after")  # waits for the next connection, and comes after the join
         assert receipt is not None
         assert (await anext(news)).data == "after"
@@ -172,7 +172,7 @@ async def test_survives_a_server_that_is_away_for_a_while(server: ScriptedServer
     states = States()
     async with connect(server.url, user="ada", on_state=states, **FAST) as client, client.join("news") as news:
         await server.stop(1012)
-        await until(lambda: len(states.seen) >= 4, "several attempts")
+        await eventually(lambda: len(states.seen) >= 4)
         await server.start()
         await client.publish("news", "back")
         assert (await anext(news)).data == "back"
@@ -182,7 +182,7 @@ async def test_what_was_under_way_fails_and_is_not_sent_again(server: ScriptedSe
     async with connect(server.url, user="ada", **FAST) as client:
         server.is_silent = True
         waiting = asyncio.create_task(client.publish("news", "once"))
-        await until(lambda: server.seen("publish"), "the publish")
+        await eventually(lambda: server.seen("publish"))
         server.is_silent = False
         server.drop_all()
         with pytest.raises(ConnectionClosed):
@@ -217,7 +217,7 @@ async def test_a_channel_left_while_away_is_not_joined_again(server: ScriptedSer
     async with connect(server.url, user="ada", **FAST) as client:
         news, sport = await client.join("news"), await client.join("sport")
         await server.stop(1012)
-        await until(lambda: not client.is_connected, "the loss")
+        await eventually(lambda: not client.is_connected)
         await news.leave()
         await server.start()
         await client.ping()
@@ -264,7 +264,7 @@ async def test_a_token_function_that_fails_is_asked_again(server: ScriptedServer
     states = States()
     async with connect(server.url, token=fetch, on_state=states, **FAST) as client:
         server.drop_all()
-        await until(lambda: len(states.seen) > 1, "the loss")
+        await eventually(lambda: len(states.seen) > 1)
         await client.ping()
         assert [command["token"] for command in server.seen("login")] == ["first", "third"]
 
@@ -309,7 +309,7 @@ async def test_a_silent_server_is_noticed(server: ScriptedServer) -> None:
         deaf_ones = list(server._channels)
         for connection in deaf_ones:
             connection.transport.pause_reading()  # so it answers no ping either
-        await until(lambda: ("reconnecting", 1006) in states.seen, "the loss")
+        await eventually(lambda: ("reconnecting", 1006) in states.seen)
         await client.ping()
         for connection in deaf_ones:
             connection.transport.abort()
@@ -365,35 +365,17 @@ async def test_close_ends_everything_and_may_be_called_twice(server: ScriptedSer
 async def test_closing_while_away_stops_the_attempts(server: ScriptedServer) -> None:
     client = await connect(server.url, user="ada", backoff_s=60.0, backoff_max_s=60.0)
     await server.stop(1012)
-    await until(lambda: not client.is_connected, "the loss")
+    await eventually(lambda: not client.is_connected)
     await client.close()
     await client.wait_closed()
     assert server.opened == 1
-
-
-async def test_backoff_is_jittered_doubles_and_is_bounded(
-    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limits: list[float] = []
-    monkeypatch.setattr(random, "uniform", lambda low, high: limits.append(high) or high)
-    async with connect(server.url, user="ada", backoff_s=1.0, backoff_max_s=30.0) as client:
-        delays = [client._backoff_s("reconnect") for _ in range(7)]
-        assert delays == limits == [1, 2, 4, 8, 16, 30, 30]
-        client._attempt = 0
-        assert client._backoff_s("backoff") == 2**BACKOFF_HEAD_START
-        client._retry_s = 5.0
-        assert client._backoff_s("reconnect") == 5.0 + 2.0
-        client._attempt = 3
-        client._opened_s -= STABLE_AFTER_S + 1
-        _lose(client)
-        assert client._attempt == 0
 
 
 async def test_bye_delays_the_next_attempt(server: ScriptedServer) -> None:
     async with connect(server.url, user="ada", **FAST) as client:
         await server.push({"type": "bye", "code": 1001, "reason": "drain;retry=70", "retry_ms": 70})
         await client.ping()
-        assert client._retry_s == 0.07
+        assert client._backoff.asked_s == 0.07
 
 
 def test_works_on_uvloop() -> None:
@@ -406,7 +388,7 @@ def test_works_on_uvloop() -> None:
             client.join("news") as news,
         ):
             server.drop_all()
-            await until(lambda: len(states.seen) > 1, "the loss")
+            await eventually(lambda: len(states.seen) > 1)
             await client.publish("news", b'{"exact": 1.0}')
             return (await anext(news)).data
 
@@ -415,8 +397,3 @@ def test_works_on_uvloop() -> None:
 
 async def _read_all(source: object) -> list[object]:
     return [message async for message in source]  # type: ignore[attr-defined]
-
-
-def _lose(client: Client) -> None:
-    assert client._link is not None
-    client._link.on_ws_disconnected(None)

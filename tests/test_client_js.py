@@ -11,6 +11,7 @@ import pytest
 
 import starlight
 from starlight.errors import CloseConnection
+from tests.support import eventually
 from tests.support_server import scripted_server
 from tests.support_tokens import SECRET, token
 
@@ -185,9 +186,7 @@ async def test_a_token_function_is_asked_at_each_login(tmp_path: Path) -> None:
     """
     async with scripted_server() as server:
         running = asyncio.create_task(run_js(tmp_path, server.url, script))
-        async with asyncio.timeout(20):
-            while not server.seen("login"):
-                await asyncio.sleep(0.02)
+        await eventually(lambda: server.seen("login"), 20)
         await server.close_all(4014)
         await running
         assert [login["token"] for login in server.seen("login")] == ["token 1", "token 2"]
@@ -239,9 +238,7 @@ async def test_a_session_that_is_refused_gives_way_to_a_token(tmp_path: Path) ->
     async with scripted_server() as server:
         server.session = "a session"
         running = asyncio.create_task(run_js(tmp_path, server.url, script))
-        async with asyncio.timeout(20):
-            while not server.seen("login"):
-                await asyncio.sleep(0.02)
+        await eventually(lambda: server.seen("login"), 20)
         server.refuse_tokens.add("a session")
         await server.close_all(4011)
         await running

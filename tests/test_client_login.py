@@ -15,7 +15,7 @@ from starlight._client_login import RENEWALS_LIMIT, Credentials
 from starlight.client import Client, Expiring, connect
 from starlight.errors import CloseConnection, ConnectionClosed, LoginRefused, RequestFailed
 from starlight.node import Node
-from tests.support_server import until
+from tests.support import eventually
 from tests.support_tokens import SECRET, token
 
 WIRES = ("ws", "wss")
@@ -90,7 +90,7 @@ async def lose(client: Client, states: States, code: int) -> None:
     """Have the server end the connection, and wait until the client is back."""
     n_states = len(states)
     await client._tell(b'{"type":"end me","data":%d}' % code)
-    await until(lambda: len(states) >= n_states + 2, "the client's return")
+    await eventually(lambda: len(states) >= n_states + 2)
     assert states[n_states:] == [("reconnecting", code), ("connected", None)]
 
 
@@ -105,7 +105,7 @@ async def test_a_function_is_called_at_the_start_and_whenever_the_login_ends_soo
     ):
         assert client.expires is not None
         first = client.expires
-        await until(lambda: len(issuer.given) >= 3 and (client.expires or 0) >= first + 2, "two renewals")
+        await eventually(lambda: len(issuer.given) >= 3 and (client.expires or 0) >= first + 2)
         await client.publish("user:ada", "still here")
         assert (await anext(own)).data == "still here"
         assert states == [("connected", None)]
@@ -130,7 +130,7 @@ async def test_a_session_that_is_refused_gives_way_to_a_fresh_token():
         port = first.port
         await lose(client, states, 4011)
     async with door.open(port=port), client:  # the key of its sessions is another one
-        await until(lambda: states[-1] == ("connected", None), "the client's return")
+        await eventually(lambda: states[-1] == ("connected", None))
         assert door.tokens == issuer.given
         assert (len(issuer.given), door.n_sessions) == (2, 1)
         await lose(client, states, 4011)
@@ -148,7 +148,7 @@ async def test_after_4014_it_asks_for_a_token_and_not_with_the_session():
         return answer
 
     async with door.open(session_ttl_s=2) as node, connect(node.url, token=function, on_state=states, **FAST):
-        await until(lambda: len(states) == 3, "the end of the login, and the next one")
+        await eventually(lambda: len(states) == 3)
         assert states == [("connected", None), ("reconnecting", 4014), ("connected", None)]
         assert (len(door.tokens), door.n_sessions) == (2, 0)
 
@@ -165,7 +165,7 @@ async def test_with_a_string_the_application_hears_expiring_and_refreshes():
         assert (client.expires or 0) > soon(500)
         port = first.port
     async with door.open(port=port), client:
-        await until(lambda: states[-1] == ("connected", None), "the client's return")
+        await eventually(lambda: states[-1] == ("connected", None))
         assert door.tokens[-1] == fresh  # it took the place of the one that ends
 
 
@@ -209,11 +209,11 @@ async def test_a_closed_client_asks_for_no_more_tokens():
     issuer = Issuer()
     async with Door().open(session_ttl_s=3) as node:
         client = await connect(node.url, token=issuer)
-        await until(lambda: client._renewal is not None, "expiring")
+        await eventually(lambda: client._renewal is not None)
         await client.close()
         n_given = len(issuer.given)
         assert client._renewal is not None
-        await until(client._renewal.done, "the end of the renewal")
+        await eventually(client._renewal.done)
         assert len(issuer.given) == n_given
 
 

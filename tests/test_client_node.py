@@ -10,7 +10,7 @@ import starlight
 from starlight.client import Broadcast, Direct, Presence, Publication, Receipt, Server, connect
 from starlight.errors import CloseConnection, LoginRefused, RequestFailed
 from starlight.node import Node
-from tests.support_server import until
+from tests.support import eventually
 
 WIRES = ("ws", "wss")
 
@@ -133,7 +133,7 @@ async def test_comes_back_to_a_node(node: Node, code: int) -> None:
         client.join("news") as news,
     ):
         await client._tell(b'{"type":"end me","data":%d}' % code)
-        await until(lambda: len(states) > 1, "the loss")
+        await eventually(lambda: len(states) > 1)
         await client.publish("news", "again")
         assert (await anext(news)).data == "again"
         assert states == ["connected", "reconnecting", "connected"]
@@ -147,7 +147,7 @@ async def test_finds_the_next_node_after_a_drain(monkeypatch: pytest.MonkeyPatch
         client = await connect(first.url, user="ada", on_state=lambda *state: states.append(state), **FAST)
         news = await client.join("news")
         port = first.port
-    await until(lambda: len(states) > 1, "the loss")
+    await eventually(lambda: len(states) > 1)
     assert states[1] == ("reconnecting", 1001)
     async with application().serve(port=port), client:
         await client.publish("news", "again")
@@ -158,4 +158,4 @@ async def test_a_closed_client_is_gone_from_the_node(node: Node) -> None:
     async with connect(node.url, user="ada") as client:
         await client.join("news")
         assert node.connections == 1
-    await until(lambda: node.connections == 0, "the disconnect")
+    await eventually(lambda: node.connections == 0)

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from starlight import cli
-from starlight.config import Settings, entries, format_size
+from starlight.config import Settings, entries
 from starlight.limits import Limits
 from starlight.permissions import read_groups
+from starlight.units import format_size
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "security.md").read_text()

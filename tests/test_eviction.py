@@ -23,16 +23,17 @@ from tests.raw_client import (
     TEXT,
     RawClient,
     Stage,
+    TlsClient,
     close_frame,
     frame,
     message,
-    request,
     resident_bytes,
     socket_of,
     stage,
 )
 from tests.support import IS_SANITIZED, eventually, needs_speed
-from tests.transports import HidingNode, TlsClient, TlsNode, contexts
+from tests.support_tls import speak_tls
+from tests.transports import HidingNode
 
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
 
@@ -40,25 +41,18 @@ SLOW, TIMEOUT = (4008).to_bytes(2, "big") + b"slow consumer", (4009).to_bytes(2,
 
 
 class Play:
-    """A stage, and how its clients connect."""
+    """A stage whose clients join at once, or never read."""
 
-    def __init__(self, on_stage: Stage, client: type[RawClient]) -> None:
+    def __init__(self, on_stage: Stage) -> None:
         self.stage = on_stage
         self.node = on_stage.node
-        self._client = client
-        self.is_direct = type(self.node) is Node
+        self.is_direct = type(self.node) is Node and not self.node.url.startswith("wss")
 
     async def login(self, user: str, channel: str | None = None, receive_buffer_bytes: int = 0) -> RawClient:
-        client = await self._client.connect(self.node.port, receive_buffer_bytes=receive_buffer_bytes)
-        if isinstance(client, TlsClient):
-            await client.start_tls()
-        await client.send(request())
-        await client.head()
-        await client.send(message("login", user=user))
-        assert (await client.hear())["type"] == "welcome"
+        client = await self.stage.login(user, receive_buffer_bytes=receive_buffer_bytes)
         if channel is not None:
             assert (await client.ask("join", channel=channel))["type"] == "ok"
-        return self.stage.keep(client)
+        return client
 
     async def stalled(self, user: str, channel: str | None = None) -> RawClient:
         """A client whose kernel takes little; it reads no more from here on."""
@@ -75,30 +69,17 @@ Opening = Callable[..., AbstractAsyncContextManager[Play]]
 
 
 @pytest.fixture(params=["descriptor", "tls", "no descriptor"])
-def play(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Opening:
+def play(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Opening:
+    if request.param == "tls":
+        speak_tls(monkeypatch, tmp_path)
+
     @asynccontextmanager
     async def opened(**settings: Any) -> AsyncIterator[Play]:
-        settings = {"send_buffer_bytes": 4096, **settings}
-        if request.param == "tls":
-            server, client = certificates(tmp_path_factory)
-            node = type("TlsNode", (TlsNode,), {"context": server})
-            made = type("TlsClient", (TlsClient,), {"context": client})
-            async with stage(node=node, tls=client, **settings) as on_stage:
-                yield Play(on_stage, made)
-        else:
-            async with stage(node=HidingNode if request.param == "no descriptor" else None, **settings) as on_stage:
-                yield Play(on_stage, RawClient)
+        node = HidingNode if request.param == "no descriptor" else Node
+        async with stage(node=node, **{"send_buffer_bytes": 4096, **settings}) as on_stage:
+            yield Play(on_stage)
 
     return opened
-
-
-made_certificates: list[Any] = []
-
-
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    if not made_certificates:
-        made_certificates.append(contexts(Path(tmp_path_factory.mktemp("tls"))))
-    return made_certificates[0]
 
 
 def text(n_bytes: int) -> bytes:
@@ -260,7 +241,7 @@ async def test_a_handler_that_fails_when_an_evicted_client_leaves_hurts_nobody(c
 
     caplog.set_level(logging.CRITICAL, "starlight.handlers")  # a logged traceback holds channels
     async with stage(node=node, outbox_bytes=65_536, send_buffer_bytes=4096) as on_stage:
-        play_ = Play(on_stage, RawClient)
+        play_ = Play(on_stage)
         for i in range(5):
             await play_.stalled(f"stalled{i}", "c")
         for _ in range(60):
@@ -276,7 +257,7 @@ async def test_a_thousand_that_stall_on_quiet_channels_stay_within_the_memory_bu
     """What each has waiting lies in chunks that heavy traffic fills: uncopied, 200 of them would hold 50 MiB."""
     budget = 24 << 20
     async with stage(send_buffer_bytes=4096, memory_budget_bytes=budget, write_timeout_s=60) as on_stage:
-        play_ = Play(on_stage, RawClient)
+        play_ = Play(on_stage)
         for i in range(1_000):
             await play_.stalled(f"quiet{i}", f"q{i}")
         loud = await play_.login("loud", "loud")

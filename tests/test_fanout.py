@@ -531,7 +531,7 @@ def test_an_owner_may_publish_detach_and_evict_others_in_its_callback(stage: Sta
 
 @pytest.mark.parametrize("form", [FRAMES, LINES])
 def test_who_is_about_to_be_evicted_gets_no_more_although_the_turn_goes_on(stage: Stage, form: int) -> None:
-    """A hundred times the limit in one turn, as answers to one read: what is held stays near the limit."""
+    """A hundred times the limit in one turn, as answers to one read: what is held stays a little above the limit."""
     core = stage.core(outbox_bytes=100_000)
     slow, other = stage.peer(form, buffer_bytes=1), stage.peer()
     for number in range(500):

@@ -10,8 +10,9 @@ import orjson
 import pytest
 
 from starlight.errors import CloseConnection
-from starlight.hub import FAULTS_LIMIT, Client
-from starlight.protocol import Command
+from starlight.hub import Client
+from starlight.limits import FAULTS_LIMIT
+from starlight.protocol.commands import Command
 from tests.support import Member, Stage
 
 

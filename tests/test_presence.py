@@ -50,6 +50,3 @@ def test_same_as_a_multiset(actions: list[tuple[bool, str]]):
         assert presence.clients == model.total()
         assert sorted(presence.users(1_000)) == sorted(+model)
         assert len(presence) == len(+model)
-        for name in "abcd":
-            assert presence.count_of(name) == model[name]
-            assert (name in presence) == (model[name] > 0)

@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from starlight.errors import BadMessage, RequestError
-from starlight.protocol import (
+from starlight.protocol import commands
+from starlight.protocol.commands import (
     MAX_DEPTH,
-    TAIL,
     Broadcast,
     Custom,
     Direct,
@@ -22,12 +22,11 @@ from starlight.protocol import (
     Presence,
     Publish,
     Refresh,
-    commands,
     decode,
-    direct_head,
     is_channel,
     is_user,
 )
+from starlight.protocol.pushes import TAIL, direct_head
 
 
 def message(**fields: Any) -> bytes:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starlight.protocol import LINES, SUBPROTOCOLS, V1, select_subprotocol, split
+from starlight.protocol.lines import LINES, SUBPROTOCOLS, V1, select_subprotocol, split
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,8 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starlight.protocol import (
-    TAIL,
-    Direct,
-    broadcast_head,
-    decode,
-    direct_head,
-    joined,
-    left,
-    publication_head,
-    server_head,
-)
+from starlight.protocol.commands import Direct, decode
+from starlight.protocol.pushes import TAIL, broadcast_head, direct_head, joined, left, publication_head, server_head
 
 
 def test_exact_bytes() -> None:

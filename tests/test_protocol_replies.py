@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from starlight.close_codes import ErrorCode
 from starlight.errors import RequestError
-from starlight.protocol import (
+from starlight.protocol.commands import decode
+from starlight.protocol.replies import (
     bye,
-    decode,
     error,
     ok,
     ok_count,

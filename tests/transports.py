@@ -1,42 +1,20 @@
-"""Nodes whose clients can't be written to directly: over TLS, and over a transport whose descriptor is of no use."""
+"""Nodes whose clients can't be written to directly, as their transport's descriptor is of no use."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
-import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import aiofastnet
 
 from starlight._connection import Acceptor
 from starlight.node import Node
-from tests.raw_client import TlsClient
 
-__all__ = ["HidingNode", "TlsClient", "TlsNode", "contexts"]
-
-SMALL_BIO_BYTES = 17 * 1024
-"""One TLS record and a bit. The default of 257 KiB would hide as much of an outbox."""
-
-
-def contexts(directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A server's and a client's context, with a fresh certificate for localhost that the client trusts."""
-    key, certificate = directory / "key.pem", directory / "certificate.pem"
-    command = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
-    files = ["-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(["openssl", *command.split(), *names, *files], check=True, capture_output=True, timeout=30)
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(certificate, key)
-    client = ssl.create_default_context(cafile=str(certificate))
-    return server, client
+__all__ = ["HidingNode"]
 
 
 class ServerListener:
-    """A loop's or aiofastnet's server with the face of a `Listener`."""
+    """A loop's server with the face of a `Listener`."""
 
     is_shared = is_resting = False
 
@@ -48,28 +26,6 @@ class ServerListener:
         self._server.close()
 
     def drop_handshakes(self) -> None: ...
-
-
-class TlsNode(Node):
-    """A node behind TLS in its own process."""
-
-    context: ssl.SSLContext
-
-    async def _listen(self, acceptor: Acceptor, listening: Sequence[socket.socket]) -> Any:
-        server = await aiofastnet.create_server(
-            asyncio.get_running_loop(),
-            acceptor.protocol,
-            "127.0.0.1",
-            0,
-            ssl=self.context,
-            ssl_incoming_bio_size=SMALL_BIO_BYTES,
-            ssl_outgoing_bio_size=SMALL_BIO_BYTES,
-        )
-        return ServerListener(server)
-
-    @property
-    def url(self) -> str:
-        return super().url.replace("ws://", "wss://")
 
 
 class NoDescriptor:

@@ -16,14 +16,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from starlight.errors import StarlightError
 from starlight.loadtest import assertions as levels
 from starlight.loadtest import compare as comparing
 from starlight.loadtest import findmax, html, scenario, summary
-from starlight.loadtest.errors import BadScenario, LoadTestError
+from starlight.loadtest.dialects import DIALECTS
+from starlight.loadtest.errors import BadScenario
 from starlight.loadtest.live import LiveTable
 from starlight.loadtest.result import Result, read_json, write_json
 from starlight.loadtest.runner import run_scenario
-from starlight.loadtest.target import DEFAULT_URL, DIALECTS, Target
+from starlight.loadtest.target import DEFAULT_URL, Target
+from starlight.units import parse_duration
 
 app = typer.Typer(
     name="bench",
@@ -133,10 +136,7 @@ def _guard(function: Callable[[], None]) -> None:
     """Run a command; what is wrong with its input is one line and exit code 2."""
     try:
         function()
-    except LoadTestError as error:
-        Console(stderr=True).print(f"starlight bench: {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(levels.EXIT_BAD_INPUT) from None
-    except OSError as error:
+    except (StarlightError, OSError) as error:
         Console(stderr=True).print(f"starlight bench: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(levels.EXIT_BAD_INPUT) from None
     except KeyboardInterrupt:
@@ -144,28 +144,12 @@ def _guard(function: Callable[[], None]) -> None:
         raise typer.Exit(130) from None
 
 
-def seconds(text: str) -> float:
-    """`5s`, `500ms`, `2m` or a bare number of seconds.
-
-    Raises:
-        BadScenario: it is none of these.
-    """
-    units = (("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0))
-    for unit, factor in units:
-        if text.endswith(unit):
-            try:
-                return float(text.removesuffix(unit)) * factor
-            except ValueError:
-                break
-    raise BadScenario(f"{text!r} is no time, expected such as 5s, 500ms or 2m")
-
-
 def _changes(options: dict[str, Any]) -> dict[str, object]:
     """The scenario fields that were given as flags."""
     changes = {name: options[name] for name in LOAD_OPTIONS if options.get(name) is not None}
     for name in ("duration_s", "warmup_s", "settle_s"):
         if name in changes:
-            changes[name] = seconds(changes[name])
+            changes[name] = parse_duration(changes[name], "--" + name.removesuffix("_s"))
     if "window" in changes:
         changes.setdefault("model", "closed")
     if str(changes.get("size", "")).isdigit():

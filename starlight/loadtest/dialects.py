@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Final
 
 FORM_MESSAGE, FORM_LINES, FORM_NATS = 0, 1, 2
 TEXT, BINARY = 1, 2
@@ -131,14 +132,12 @@ class Nats(Dialect):
         return before + SIZE_DIGITS + b"\r\n", b"\r\n", -1, len(before)
 
 
-def dialect_of(name: str) -> Dialect:
-    """Return the dialect of that name (one of `target.DIALECTS`)."""
-    made: dict[str, Dialect] = {
-        "native": Native(),
-        "lines": Native(FORM_LINES),
-        "raw": Raw(),
-        "raw-lines": Raw(FORM_LINES),
-        "nats": Nats(),
-        "socketio": SocketIO(),
-    }
-    return made[name]
+DIALECTS: Final[dict[str, Dialect]] = {
+    "native": Native(),
+    "lines": Native(FORM_LINES),
+    "raw": Raw(),
+    "raw-lines": Raw(FORM_LINES),
+    "nats": Nats(),
+    "socketio": SocketIO(),
+}
+"""By name; `target.Target` says what each is for."""

@@ -14,7 +14,6 @@ from starlight.loadtest.summary import milliseconds
 
 ROWS = 8
 """Intervals shown; older ones scroll away."""
-REFRESH_S = 0.25
 
 
 class LiveTable:

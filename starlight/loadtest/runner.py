@@ -22,9 +22,9 @@ from typing import Any
 
 import msgspec
 
-from starlight.loadtest import _engine, checker, dialects, procstat
+from starlight.loadtest import _engine, checker, procstat
 from starlight.loadtest._engine import Arena, Engine
-from starlight.loadtest.dialects import Dialect, Group
+from starlight.loadtest.dialects import DIALECTS, Dialect, Group, Template
 from starlight.loadtest.errors import BadScenario, BadTarget
 from starlight.loadtest.plan import Plan, make_plan
 from starlight.loadtest.result import FAULTS, Check, Generator, Latency, Machine, Point, Result, Server
@@ -71,7 +71,7 @@ def run_scenario(
         BadTarget: the target is not there, refuses, or speaks something else.
         KeyboardInterrupt: only while connecting; later it ends the measuring.
     """
-    dialect = dialects.dialect_of(target.dialect)
+    dialect = DIALECTS[target.dialect]
     _check_possible(scenario, dialect, server_pids)
     plan = make_plan(scenario)
     arena = Arena(plan.groups, plan.streams, plan.orders, plan.senders, scenario.processes)
@@ -155,7 +155,7 @@ def _set_dialect(engine: Engine, scenario: Scenario, target: Target, dialect: Di
             return Group("channel", f"c{number}")
         return Group("user", f"u{number - 1 - scenario.channels}")
 
-    templates: list[dialects.Template | None] = [None] * plan.groups
+    templates: list[Template | None] = [None] * plan.groups
     for sender, number in plan.streams:
         if plan.senders[sender] in mine and templates[number] is None:
             templates[number] = dialect.publish(group(number), scenario.acks)

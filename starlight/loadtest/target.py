@@ -10,10 +10,10 @@ import struct
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from starlight.loadtest.dialects import DIALECTS
 from starlight.loadtest.errors import BadScenario, BadTarget
 
 WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-DIALECTS = ("native", "lines", "raw", "raw-lines", "nats", "socketio")
 DEFAULT_URL = "ws://127.0.0.1:8765/ws"
 KEYS = 64
 """Prepared Sec-WebSocket-Keys with their answers; connection i uses number i modulo this."""

@@ -8,22 +8,9 @@ from collections.abc import Hashable
 from typing import Any
 
 from starlight.errors import RequestError
-from starlight.protocol import (
-    MAX_DEPTH,
-    TAIL,
-    Broadcast,
-    Command,
-    Custom,
-    Direct,
-    Presence,
-    Publish,
-    broadcast_head,
-    decode,
-    direct_head,
-    error,
-    ok_id,
-    publication_head,
-)
+from starlight.protocol.commands import MAX_DEPTH, Broadcast, Command, Custom, Direct, Presence, Publish, decode
+from starlight.protocol.pushes import TAIL, broadcast_head, direct_head, publication_head
+from starlight.protocol.replies import error, ok_id
 from tests.fuzz.engine import Difference, mutate_bytes, smaller_bytes
 
 REFUSED, NOT_BUILT = 107, 108
