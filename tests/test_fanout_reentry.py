@@ -1,9 +1,9 @@
 """Owners and transports that meddle: whenever the core calls one, it may do anything to the core, or fail.
 
-As in `test_fanout_random`, each guest must get exactly what was published or sent to it, in the order of the calls, up to
-its end. Here half of the guests are written to through a transport, and every callback (`on_evicted`, `on_close_sent`,
-`on_broken`, the transport's `write`) publishes, sends, joins, leaves, closes, evicts, flushes and detaches at random, others
-and itself, from within the core's own loops.
+As in `test_fanout_random`, each guest must get exactly what was published or sent to it, in the order of the calls, up
+to its end. Here half of the guests are written to through a transport, and every callback (`on_evicted`,
+`on_close_sent`, `on_broken`, the transport's `write`) publishes, sends, joins, leaves, closes, evicts, flushes and
+detaches at random, others and itself, from within the core's own loops. `REENTRY_SEEDS` plays so many courses.
 """
 
 from __future__ import annotations
