@@ -10,7 +10,8 @@ length-not-minimal  Is 1002 (§5.2: the minimal number of bytes must be used); w
 fragments           64 frames that do not end their message are 1008; websockets has no limit.
 control-size        A ping or pong inside a message is not counted into the message's size; websockets does that.
 utf8-early          Bad UTF-8 is 1007 at the fragment that has it; websockets leaves text to a layer above.
-whole-frame         What is wrong with a frame that has not arrived as a whole may be found only when it has.
+whole-frame         What is wrong with a frame that has not arrived as a whole, except its size, may be found only
+                    when it has.
 two-faults          A frame with two faults may be closed for either.
 """
 
@@ -72,6 +73,8 @@ class Reader:
         is_whole = seen.end <= len(data)
         faults = self.faults(seen)
         if not is_whole and faults:
+            if faults == {1009} and seen.has_size:
+                return self.close("", 1009)
             return self.close("whole-frame", OPEN_STILL, *faults)
         if len(faults) > 1:
             return self.close("two-faults", *faults)
