@@ -20,17 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from starlight.loadtest.result import FAULTS
+
 ROOT = Path(__file__).resolve().parent.parent
-FAULTS = ("lost", "duplicates", "reordered", "misdelivered", "damaged")
-SCENARIOS: dict[str, list[str]] = {
-    "broadcast": [],
-    "channels": [],
-    "direct": [],
-    "echo": [],
-    "connect-storm": [],
-    "slow-readers": [],
-    "mixed": [],
-}
+SCENARIOS = ("broadcast", "channels", "direct", "echo", "connect-storm", "slow-readers", "mixed")
 
 
 @contextmanager
@@ -89,10 +82,10 @@ def main() -> None:
                 result = bench(found[0], f"ws://127.0.0.1:{found[1]}/ws", "broadcast", flags)
             print(row(f"floor, window {window}", result), flush=True)
         return
-    for name, flags in SCENARIOS.items():
+    for name in SCENARIOS:
         serve = [sys.executable, "-m", "starlight", "serve", "--port", "0"]
         with running(serve, r"listens on (ws://\S+)") as (pid, url):
-            print(row(name, bench(pid, url, name, ["--duration", options.duration, *flags])), flush=True)
+            print(row(name, bench(pid, url, name, ["--duration", options.duration])), flush=True)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,11 @@ def run(node: Node) -> None:
     handler = logs.set_up(node.settings.log_level, node.settings.log_format)
     for line in unknown_variables(os.environ):
         log.warning("%s", line)
-    uvloop.run(_serve(node, activation.listening_sockets(), handler))
+    try:
+        uvloop.run(_serve(node, activation.listening_sockets(), handler))
+    finally:
+        if handler is not None:
+            handler.flush()  # what the program writes next comes behind it
     if node.has_stuck_threads:  # the interpreter would wait for them without end
         log.warning("handlers with thread=True are still under way; leaving without them")
         _leave(0)

@@ -208,8 +208,6 @@ class Entry:
             return Words("INTEGER", "a whole number")
         if self.type is float:
             return Words("NUMBER", "a number")
-        if self.name.endswith("_file"):
-            return Words("FILE", "a file's name")
         return Words("TEXT", "text")
 
     @property

@@ -1,13 +1,15 @@
 """The log of a node that has a process of its own: one handler, through which every line goes.
 
 Strategy: modules log through the standard library, so that in somebody else's program their lines are the program's.
-Only `Node.run` comes here. The handler does three things, each in one place for all lines, tracebacks included:
+Only `Node.run` comes here. The handler does four things, each in one place for all lines, tracebacks included:
 
 - It leaves out what is too much. What clients can provoke comes from the loggers in `LIMITED`; from each line of source
   that logs, and for each place where an exception comes from, `LINES_PER_S` lines a second are written, and then one
   that says how many were left out. Lines of the application itself are the application's to bound.
 - It escapes. No character of a text that has another meaning to a terminal or to a reader of lines is written as it is.
 - It renders, by structlog: a line for people, or JSON.
+- It never waits. A thread of its own writes; a reader that is too slow for `WAITING_LIMIT_BYTES`, such as a terminal
+  that somebody has stopped, loses lines and is told how many, and no client waits for it.
 
 The fan-out logs nothing, so none of this is ever on a message's way. structlog is imported at `set_up`, for 15 ms.
 """
@@ -17,19 +19,28 @@ from __future__ import annotations
 import logging
 import os
 import re
+import select
 import sys
+import threading
 import time
 from collections.abc import Callable, MutableMapping
+from queue import SimpleQueue
 from types import ModuleType, TracebackType
 from typing import Any, Final, TextIO
 
-__all__ = ["LINES_PER_S", "Handler", "RateLimit", "escape", "set_level", "set_up"]
+__all__ = ["LINES_PER_S", "WAITING_LIMIT_BYTES", "Handler", "RateLimit", "Writer", "escape", "set_level", "set_up"]
 
 LINES_PER_S: Final = 5
 """Lines a second of each kind. Five show whether it is always the same; a flood at this rate is 30 MB a day."""
 
 KINDS_LIMIT: Final = 1_000
 """Kinds of lines that are counted apart within a second; all others count as one. The sources have fewer than 200."""
+
+WAITING_LIMIT_BYTES: Final = 4 * 2**20
+"""What may wait for a slow reader, in bytes of lines: 20,000 lines, or 1,000 tracebacks; a pipe itself holds 64 KiB."""
+
+FLUSH_TIMEOUT_S: Final = 1.0
+"""How long the end of the process waits for a reader that does not read."""
 
 LIMITED: Final = ("starlight", "asyncio", "aiohttp", "picows", "aiofastnet")
 """The loggers whose lines clients can provoke. An exception of a handler is logged by `starlight.handlers`."""
@@ -114,12 +125,100 @@ def _raised_at(traceback: TracebackType | None) -> tuple[object, ...]:
     return (traceback.tb_frame.f_code.co_filename, traceback.tb_lineno)
 
 
-class Handler(logging.StreamHandler[TextIO]):
-    """Writes lines to a stream, within a `RateLimit`."""
+class Writer:
+    """Writes texts to a stream, in their order, in a thread of its own.
+
+    The queue is a `SimpleQueue`, as a signal handler or the garbage collector may log in the middle of a `put`: one
+    with a lock in Python (`queue.Queue`, usual for `logging.handlers.QueueHandler`) would wait for itself then. And
+    `QueueListener.stop` would wait without end for a reader that does not read.
+
+    Args:
+        stream: with a descriptor, which is written to directly: the interpreter's end would wait for the lock of a
+            buffer. Or one without, such as a `StringIO`.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._fd = _descriptor(stream)
+        self._queue: SimpleQueue[bytes | threading.Event | None] = SimpleQueue()
+        self._put_bytes = 0  # counted by whoever puts
+        self._done_bytes = 0  # counted by the thread
+        self._is_closed = False
+        self._pid = os.getpid()
+        threading.Thread(target=self._run, name="starlight-log", daemon=True).start()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What has been put and is not written yet."""
+        return self._put_bytes - self._done_bytes
+
+    def put(self, text: str) -> None:
+        """Have a text written. By one thread at a time."""
+        data = text.encode("utf-8", "backslashreplace")
+        if os.getpid() != self._pid:  # in a child made by fork there is no thread, and no client who waits
+            self._write(data)
+        elif not self._is_closed:
+            self._put_bytes += len(data)
+            self._queue.put(data)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all that was put is written; False if that took too long."""
+        if self._is_closed or os.getpid() != self._pid:
+            return True
+        written = threading.Event()
+        self._queue.put(written)
+        return written.wait(timeout_s)
+
+    def close(self) -> None:
+        """End the thread, as soon as it has written all; nothing can be put any more."""
+        self._is_closed = True
+        self._queue.put(None)
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, threading.Event):
+                item.set()
+            else:
+                self._write(item)
+                self._done_bytes += len(item)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            if self._fd is None:
+                self._stream.write(data.decode())
+                self._stream.flush()
+            else:
+                _write_all(self._fd, data)
+        except (OSError, ValueError):  # its disk is full, its reader is gone, or it is closed: serving goes on
+            pass
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    try:
+        return stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[os.write(fd, left) :]
+        except BlockingIOError:  # somebody with whom it is shared has made it so
+            writable = select.poll()
+            writable.register(fd, select.POLLOUT)
+            writable.poll()
+
+
+class Handler(logging.Handler):
+    """Writes lines to a stream by a `Writer`, within a `RateLimit`."""
 
     def __init__(self, stream: TextIO, limit: RateLimit) -> None:
-        super().__init__(stream)
+        super().__init__()
         self.limit = limit
+        self._writer = Writer(stream)
+        self._lost = 0
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Write a line unless there were too many of its kind in this second."""
@@ -131,21 +230,61 @@ class Handler(logging.StreamHandler[TextIO]):
             self.release()
         return bool(super().handle(record)) if is_admitted else False
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Have a line written; if too much waits already it is lost, and counted. Called with the handler's lock."""
+        if not self._has_room():
+            self._lost += 1
+            return
+        try:
+            self._writer.put(self.format(record) + "\n")
+        except Exception:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say that a line could not be made, as of wrong arguments; the one of logging writes to stderr itself."""
+        where = _own_line("a line of %s:%d could not be written", record.pathname, record.lineno)
+        where.exc_info = sys.exc_info()
+        self._writer.put(self.format(where) + "\n")
+
     def tell(self, *, at_end: bool = False) -> None:
-        """Write what the last second left out, if it is over, or if the process ends."""
+        """Write what a slow reader lost, and what the last second left out, if it is over or the process ends."""
         self.acquire()
         try:
             left_out = self.limit.left_out(at_end=at_end)
+            lost, self._lost = (self._lost, 0) if self._has_room() else (0, self._lost)
         finally:
             self.release()
+        if lost:
+            super().handle(_own_line("%d lines were lost, as the log was not read fast enough", lost))
         for count, text in left_out:
-            what = "%d more like this were left out: %s"
-            super().handle(logging.LogRecord(__name__, logging.WARNING, __file__, 0, what, (count, text), None))
+            super().handle(_own_line("%d more like this were left out: %s", count, text))
+
+    def _has_room(self) -> bool:
+        """Whether a line may wait. After a loss there is room only when half of the others are written."""
+        return self._writer.waiting_bytes < (WAITING_LIMIT_BYTES // 2 if self._lost else WAITING_LIMIT_BYTES)
+
+    def flush(self) -> None:
+        """Wait until all lines are written, for `FLUSH_TIMEOUT_S` at most."""
+        self._writer.flush(FLUSH_TIMEOUT_S)
+
+    def close(self) -> None:
+        """Write no more after what is there; at the end of the process `logging.shutdown` calls it behind `flush`."""
+        self._writer.close()
+        super().close()
+
+
+def _own_line(what: str, *args: object) -> logging.LogRecord:
+    return logging.LogRecord(__name__, logging.WARNING, __file__, 0, what, args, None)
 
 
 def set_level(level: str) -> None:
-    """The least severe line that is written from now on: debug, info, warning, error or critical."""
-    logging.getLogger().setLevel(level.upper())
+    """The least severe line that is written from now on: debug, info, warning, error or critical.
+
+    Nothing happens if logging was set up by somebody else: then the level is theirs, too.
+    """
+    root = logging.getLogger()
+    if any(isinstance(handler, Handler) for handler in root.handlers):
+        root.setLevel(level.upper())
 
 
 def set_up(level: str, format: str, stream: TextIO | None = None) -> Handler | None:
@@ -161,7 +300,7 @@ def set_up(level: str, format: str, stream: TextIO | None = None) -> Handler | N
     root = logging.getLogger()
     if root.handlers:
         return next((handler for handler in root.handlers if isinstance(handler, Handler)), None)
-    stream = stream or sys.stderr
+    stream = stream or sys.stderr or _nowhere()
     is_terminal = stream.isatty()
     handler = Handler(stream, RateLimit())
     handler.setFormatter(
@@ -170,6 +309,13 @@ def set_up(level: str, format: str, stream: TextIO | None = None) -> Handler | N
     root.addHandler(handler)
     set_level(level)
     return handler
+
+
+def _nowhere() -> TextIO:
+    """What takes the place of a stderr that was closed before the start: no connection may get its number."""
+    while (fd := os.open(os.devnull, os.O_WRONLY)) <= 2:
+        pass
+    return os.fdopen(fd, "w")
 
 
 def _formatter(is_json: bool, colors: bool) -> logging.Formatter:

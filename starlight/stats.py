@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from starlight._fanout import Core
     from starlight.config import Settings
     from starlight.hub import Hub
+    from starlight.hub_records import ChannelRecord
 
 __all__ = ["CHANNEL_ORDERS", "CONNECTION_ORDERS", "OTHER", "LoopLag", "Source", "Stats"]
 
@@ -285,9 +286,8 @@ class Stats:
             limit: at most so many.
         """
         place = CHANNEL_ORDERS.index(order)
-        records = iter(list(self.node.hub._channels.values()))
-        slices = iter(lambda: list(islice(records, SLICE)), [])
-        total, page = await _largest(slices, lambda record: channel_counts(record.channel)[place], 0, limit)
+        records = self._channels()
+        total, page = await _largest(records, lambda record: channel_counts(record.channel)[place], 0, limit)
         rows = [
             {"channel": record.name, **dict(zip(CHANNEL_ORDERS, channel_counts(record.channel), strict=True))}
             for record in page
@@ -302,8 +302,7 @@ class Stats:
             limit: at most so many.
         """
         found: list[dict[str, Any]] = []
-        records = iter(list(self.node.hub._channels.values()))
-        while some := list(islice(records, SLICE)):
+        for some in self._channels():
             for record in some:
                 if record.name.startswith(prefix) and len(found) < limit:
                     presence = record.presence
@@ -312,6 +311,18 @@ class Stats:
                 break
             await asyncio.sleep(0)
         return {"channels": found}
+
+    def _channels(self) -> Iterator[list[ChannelRecord]]:
+        """All channels in slices, the oldest first; to be taken one by one, with turns of the loop between.
+
+        Only the copy of the registry is one step, as a dict can't be walked while it changes: 20 ms for a million
+        channels, 2 ms for 100,000. A row beside the dict would spare that, and cost every new channel.
+        """
+        records = list(reversed(self.node.hub._channels.values()))
+        while records:  # taken off its end, so that giving the copy back is no such step again
+            some = records[: -SLICE - 1 : -1]
+            del records[-SLICE:]
+            yield some
 
     def presence(self, channel: str, limit: int) -> dict[str, Any]:
         """The first `limit` users of a channel, and how many clients and users it has."""

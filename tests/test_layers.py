@@ -153,6 +153,13 @@ def test_the_client_needs_no_server_and_the_command_line_nothing_until_it_runs()
     assert _python(code) == "[]\n[]\n"
 
 
+def test_a_node_loads_only_what_it_serves_with() -> None:
+    """From the command to the first accepted connection is half a second; each of these takes up to a third of that."""
+    slow = ("aiohttp", "prometheus_client", "rich", "structlog", "jwt", "cryptography", "hdrh")
+    code = f"import sys, starlight.cli_serve, starlight.node; print([name for name in {slow!r} if name in sys.modules])"
+    assert _python(code) == "[]\n"
+
+
 def _python(code: str) -> str:
     """What a fresh interpreter prints."""
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)

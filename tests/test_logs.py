@@ -8,18 +8,21 @@ import json
 import logging
 import os
 import re
+import select
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from websockets.asyncio.client import connect
 
 from starlight import logs
 from starlight.logs import LINES_PER_S, Handler, RateLimit, escape
-from tests.support_manager import Manager
+from tests.support_manager import Manager, activated, listening_socket
 from tests.wire_client import WireClient
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +43,16 @@ HOSTILE = (
 SetUp = Callable[..., tuple[logging.Logger, io.StringIO]]
 
 
-class Terminal(io.StringIO):
+class Stream(io.StringIO):
+    """What has been written, when all of it is."""
+
+    def getvalue(self) -> str:
+        for handler in logging.getLogger().handlers:
+            handler.flush()
+        return super().getvalue()
+
+
+class Terminal(Stream):
     def isatty(self) -> bool:
         return True
 
@@ -50,14 +62,17 @@ def set_up() -> Iterator[SetUp]:
     """Logging as a process of its own has it, into a stream; as it was before at the end."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
+    made: list[Handler] = []
 
     def start(
         format: str, level: str = "info", stream: io.StringIO | None = None
     ) -> tuple[logging.Logger, io.StringIO]:
         root.handlers.clear()
-        stream = stream or io.StringIO()
+        stream = stream or Stream()
         handler = logs.set_up(level, format, stream)
+        assert handler is not None
         assert root.handlers == [handler]
+        made.append(handler)
         return logging.getLogger("starlight.test"), stream
 
     try:
@@ -65,6 +80,8 @@ def set_up() -> Iterator[SetUp]:
     finally:
         root.handlers[:] = before
         root.setLevel(level)
+        for handler in made:
+            handler.close()
 
 
 def is_clean(text: str) -> bool:
@@ -114,8 +131,11 @@ def test_logging_that_was_set_up_stays(set_up: SetUp):
     root = logging.getLogger()
     mine = logging.NullHandler()
     root.handlers[:] = [mine]
+    root.setLevel("ERROR")
     assert logs.set_up("info", "json", io.StringIO()) is None
+    logs.set_level("debug")
     assert root.handlers == [mine]
+    assert root.level == logging.ERROR
 
 
 def test_to_set_up_twice_is_once(set_up: SetUp):
@@ -242,18 +262,148 @@ def test_the_memory_of_the_limit_is_bounded():
     assert len(limit._texts) <= logs.KINDS_LIMIT + 1
 
 
-def test_what_was_left_out_is_said(set_up: SetUp):
+@pytest.fixture
+def make_handler() -> Iterator[Callable[[TextIO, RateLimit], Handler]]:
+    made: list[Handler] = []
+
+    def make(stream: TextIO, limit: RateLimit) -> Handler:
+        made.append(Handler(stream, limit))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for handler in made:
+            handler.close()
+
+
+MakeHandler = Callable[[TextIO, RateLimit], Handler]
+
+
+def test_what_was_left_out_is_said(make_handler: MakeHandler):
     stream, clock = io.StringIO(), Clock()
-    handler = Handler(stream, RateLimit(clock=clock))
+    handler = make_handler(stream, RateLimit(clock=clock))
     for _ in range(1_000):
         handler.handle(record())
+    handler.flush()
     assert stream.getvalue().splitlines() == ["refused 1"] * LINES_PER_S
     clock.now_s += 1.5
     handler.tell()
     handler.tell()
+    handler.flush()
     assert stream.getvalue().splitlines()[LINES_PER_S:] == [
         f"{1_000 - LINES_PER_S} more like this were left out: refused %d"
     ]
+
+
+# --- slow readers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, TextIO]]:
+    """A pipe: the end to read, and the other one as a stream."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        try:
+            yield reading, stream
+        finally:
+            os.close(reading)
+
+
+def mine(text: str) -> logging.LogRecord:
+    return record("mine", text=text + " %d")
+
+
+def read_until(fd: int, end: bytes) -> list[str]:
+    found = b""
+    while not found.endswith(end):
+        found += os.read(fd, 2**20)
+    return found.decode().splitlines()
+
+
+def test_a_reader_that_pauses_loses_nothing_and_the_order_is_kept(make_handler: MakeHandler, pipe: tuple[int, TextIO]):
+    reading, stream = pipe
+    handler = make_handler(stream, RateLimit())
+    lines = [f"{number} {'x' * 200}" for number in range(5_000)]  # 1 MB, and a pipe holds 64 KiB
+    for line in lines:
+        handler.handle(mine(line))
+    assert read_until(reading, b"4999 " + b"x" * 200 + b" 1\n") == [line + " 1" for line in lines]
+
+
+def test_what_a_slow_reader_lost_is_said_at_its_place(
+    make_handler: MakeHandler, pipe: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(logs, "WAITING_LIMIT_BYTES", 300_000)
+    reading, stream = pipe
+    handler = make_handler(stream, RateLimit())
+    handler.handle(mine("x" * 200_000))  # more than the pipe holds, so nothing goes on before it is read
+    for number in range(5_000):
+        handler.handle(mine(f"{number} {'x' * 200}"))
+    kept = b""
+    while select.select([reading], [], [], 0.2)[0]:
+        kept += os.read(reading, 2**20)
+    handler.handle(mine("again"))
+    (said, again) = read_until(reading, b"again 1\n")
+    numbers = [int(line.split()[0]) for line in kept.splitlines()[1:]]
+    assert numbers == list(range(len(numbers)))
+    assert 100_000 // 220 < len(numbers) < 100_000 // 200
+    assert said == f"{5_000 - len(numbers)} lines were lost, as the log was not read fast enough"
+    assert again == "again 1"
+
+
+def test_the_end_does_not_wait_long_for_a_reader_that_does_not_read(
+    make_handler: MakeHandler, pipe: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(logs, "FLUSH_TIMEOUT_S", 0.05)
+    reading, stream = pipe
+    handler = make_handler(stream, RateLimit())
+    handler.handle(mine("x" * 100_000))
+    handler.flush()
+    handler.close()
+    assert len(read_until(reading, b" 1\n")) == 1
+
+
+def test_a_pipe_that_others_made_non_blocking_loses_nothing(make_handler: MakeHandler, pipe: tuple[int, TextIO]):
+    reading, stream = pipe
+    os.set_blocking(stream.fileno(), False)
+    handler = make_handler(stream, RateLimit())
+    for number in range(1_000):
+        handler.handle(mine(f"{number} {'x' * 200}"))
+    handler.handle(mine("end"))
+    assert len(read_until(reading, b"end 1\n")) == 1_001
+
+
+def test_a_full_disk_and_a_closed_stream_hurt_nobody(make_handler: MakeHandler):
+    with open("/dev/full", "w") as full:
+        handler = make_handler(full, RateLimit())
+        handler.handle(mine("no"))
+        handler.flush()
+    closed = io.StringIO()
+    closed.close()
+    handler = make_handler(closed, RateLimit())
+    handler.handle(mine("no"))
+    handler.flush()
+
+
+def test_a_line_that_cannot_be_made_is_said(set_up: SetUp, capsys: pytest.CaptureFixture[str]):
+    log, stream = set_up("json")
+    log.info("%d connections", "\x1b[2J")
+    line = json.loads(stream.getvalue())
+    assert "test_logs.py" in line["event"] and "could not be written" in line["event"]
+    assert "TypeError" in line["exception"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_child_made_by_fork_writes_its_lines_itself(make_handler: MakeHandler, pipe: tuple[int, TextIO]):
+    reading, stream = pipe
+    handler = make_handler(stream, RateLimit())
+    child = os.fork()
+    if child == 0:
+        handler.handle(mine("child"))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    handler.handle(mine("parent"))
+    assert read_until(reading, b"parent 1\n") == ["child 1", "parent 1"]
 
 
 # --- a node ----------------------------------------------------------------------------------------------------------
@@ -312,6 +462,113 @@ async def test_a_node_writes_little_of_what_many_clients_provoke(tmp_path: Path,
             assert {"time", "level", "logger", "event"} <= set(json.loads(line))
 
 
+CHATTY = """
+import logging
+from starlight import Starlight
+app = Starlight()
+
+@app.on("say")
+def say(client, data):
+    logging.getLogger("mine").error(data)
+    return len(data)
+
+@app.on("fail")
+def fail(client, data):
+    raise ValueError(data)
+
+app.run()
+"""
+
+
+@asynccontextmanager
+async def node_with_stderr(stderr: int, redirect: str = "") -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """A node in a process of its own, whose log nobody reads: process and address."""
+    with listening_socket() as sock:
+        command = activated(sock, "sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, "-c", CHATTY)
+        process = await asyncio.create_subprocess_exec(
+            *command, pass_fds=(sock.fileno(),), stderr=stderr, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+        try:
+            yield process, f"ws://127.0.0.1:{sock.getsockname()[1]}/ws"
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+async def provoke(url: str) -> None:
+    """4 MB of log and more, in which every request is answered."""
+    ann = await WireClient.login(url, "ann")
+    eve = await WireClient.login(url, "eve")
+    await eve.ask("join", channel="news")
+    for number in range(50):
+        for _ in range(100):
+            await ann.say("say", data="x" * 1_000)
+        assert (await ann.ask("fail", data=number))["type"] == "error"
+        assert (await ann.ask("publish", channel="news", data=number))["type"] == "ok"
+        assert (await eve.hear())["data"] == number
+        _, writer = await asyncio.open_connection(*url.removeprefix("ws://").removesuffix("/ws").split(":"))
+        writer.write(b"\x16\x03\x01")
+        writer.close()
+    await ann.close()
+    await eve.close()
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_a_full_pipe_on_stderr_stops_nobody_and_does_not_keep_the_process(signals: int):
+    reading, writing = os.pipe()
+    with open(reading, "rb") as log:
+        async with node_with_stderr(writing) as (process, url):
+            os.close(writing)
+            await provoke(url)
+            if signals == 2:
+                held = await WireClient.login(url, "held")
+                process.send_signal(signal.SIGTERM)
+                assert (await held.hear())["type"] == "bye"
+            process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(15):
+                status = await process.wait()
+            assert status in ((0,) if signals == 1 else (0, 128 + signal.SIGTERM))
+        found = log.read().splitlines()  # what the pipe held, whole lines but for the last
+        assert b"listens on" in found[0]
+        assert all(json.loads(line) for line in found[:-1])
+
+
+@pytest.mark.parametrize("redirect", ["2>&-", "2>/dev/full", "2>/dev/null"])
+async def test_stderr_closed_or_its_disk_full_and_serving_goes_on(redirect: str):
+    async with node_with_stderr(subprocess.DEVNULL, redirect) as (process, url):
+        await provoke(url)
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(15):
+            assert await process.wait() == 0
+
+
+async def test_a_log_whose_reader_is_gone_and_serving_goes_on():
+    reading, writing = os.pipe()
+    async with node_with_stderr(writing) as (process, url):
+        os.close(writing)
+        os.close(reading)
+        await provoke(url)
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(15):
+            assert await process.wait() == 0
+
+
+async def test_a_log_that_is_read_late_has_every_line(tmp_path: Path):
+    """300 lines of the application's own, 300 KB, while nobody reads; then all of them in their order, and the end."""
+    async with Manager(tmp_path) as manager:
+        with listening_socket() as sock:
+            process = await manager.start(sys.executable, "-c", CHATTY, listening=sock)
+            ann = await WireClient.login(f"ws://127.0.0.1:{sock.getsockname()[1]}/ws", "ann")
+            for number in range(300):
+                assert (await ann.ask("say", data=f"{number} {'x' * 1_000}"))["type"] == "ok"
+            await ann.close()
+            status, log = await manager.end(process, signal.SIGTERM)
+    events = [json.loads(line)["event"] for line in log.splitlines()]
+    said = [int(event.split()[0]) for event in events if event.endswith("xxx")]
+    assert (status, said, events[-1]) == (0, list(range(300)), "drained")
+
+
 def test_the_write_path_logs_nothing():
     for name in ("_fanout.pyx", "_core.pxd", "_flush.pxd", "_outbox.pxd", "_arena.pxd", "_wire.pxd"):
         text = (ROOT / "starlight" / name).read_text()
@@ -329,8 +586,6 @@ async def main():
 
 asyncio.run(main())
 """
-    import subprocess
-
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

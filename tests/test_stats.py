@@ -200,6 +200,16 @@ async def test_channelz_sorts_by_any_of_its_counts(tmp_path: Path):
         await bob.hear()
 
 
+async def test_all_channels_over_several_slices_the_oldest_first(tmp_path: Path):
+    async with inside(tmp_path) as on:
+        names = [f"room:{number}" for number in range(2 * SLICE + 50)]
+        await on.login("ann", *names[:600])
+        await on.login("bob", *names[600:])
+        page = await on.get("/channelz?limit=1000")
+        assert page["total"] == len(names)
+        assert [row["channel"] for row in page["channels"]] == names[:1_000]
+
+
 # --- the loop, and readiness -----------------------------------------------------------------------------------------
 
 
