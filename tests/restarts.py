@@ -5,10 +5,11 @@ As a program it is the long form of `test_restarts.py`:
     python -m tests.restarts socket            the service manager holds the socket; end, then start, as systemd does it
     python -m tests.restarts handover          the same, but the next process is ready before this one ends
     python -m tests.restarts reuse-port        no manager: both processes listen on the port with SO_REUSEPORT
+    python -m tests.restarts kill              the manager holds the socket; SIGKILL, then start, as systemd does it
 
 with --restarts 10 --rate 1000. It prints what it counted, and fails if a connect was refused or an accepted connection
-got no answer. Each connect is a socket, an upgrade request, and the 101; every 50th stays, logs in, and must be told
-1001.
+got no answer (of a process that was killed: if a connect was refused or is never answered). Each connect is a socket,
+an upgrade request, and the 101; every 50th stays, logs in, and must be told 1001.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ from typing import Any, Final, Literal, get_args
 from tests.raw_client import message, request, set_reset
 from tests.support_manager import Manager, listening_socket
 
-Way = Literal["socket", "handover", "reuse-port"]
+Way = Literal["socket", "handover", "reuse-port", "kill"]
+
+KILLED: Final = {"reset", "reset while they stayed", "closed while they stayed", "closed before the answer"}
+"""What becomes of connections that a killed process had accepted."""
 
 STAYS_EVERY: Final = 50
 ANSWER_TIMEOUT_S: Final = 15.0
@@ -53,13 +57,16 @@ class Result:
     told: int = 0
     failures: collections.Counter[str] = field(default_factory=collections.Counter)
     seconds: float = 0.0
+    ready_s: float = 0.0
+    """The longest time from the end of a process to the next one being ready; 0 where that was ready before."""
 
     def __str__(self) -> str:
         failures = ", ".join(f"{count} {name}" for name, count in self.failures.items()) or "none refused"
         return (
             f"{self.connects} connects in {self.seconds:.1f} s ({self.connects / max(self.seconds, 1e-9):.0f}/s), "
             f"{self.answered} answered, {failures}; slowest answer {self.slowest_s:.2f} s; "
-            f"{self.told} of {self.stayed} that stayed were told to go"
+            f"{self.told} of {self.stayed} that stayed were told to go; "
+            f"the next process was ready after {self.ready_s:.2f} s"
         )
 
 
@@ -186,14 +193,17 @@ async def restarts(way: Way, n_restarts: int, rate: int, between_s: float = 0.5)
                 for _ in range(n_restarts):
                     await asyncio.sleep(between_s)
                     following = None
-                    if way != "socket":
+                    if way in ("handover", "reuse-port"):
                         following = await manager.start(*words, **options)
                         await manager.hear("READY=1")
-                    status, log = await manager.end(process, signal.SIGTERM)
-                    assert status == 0, log
+                    number, wanted = (signal.SIGKILL, -signal.SIGKILL) if way == "kill" else (signal.SIGTERM, 0)
+                    status, log = await manager.end(process, number)
+                    assert status == wanted, log
                     if following is None:
+                        ended_s = time.monotonic()
                         following = await manager.start(*words, **options)
                         await manager.hear("READY=1")
+                        rain.result.ready_s = max(rain.result.ready_s, time.monotonic() - ended_s)
                     process = following
                 await asyncio.sleep(between_s)
             finally:
@@ -211,7 +221,7 @@ def main() -> int:
     given = parser.parse_args()
     result = asyncio.run(restarts(given.way, given.restarts, given.rate))
     print(f"{given.way}, {given.restarts} restarts: {result}")
-    return 1 if result.failures else 0
+    return 1 if set(result.failures) - (KILLED if given.way == "kill" else set()) else 0
 
 
 if __name__ == "__main__":

@@ -124,6 +124,10 @@ class Served:
         most = re.search(r"^VmPeak:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
         return {"resident_bytes": resident_bytes(), "most_virtual_bytes": 1024 * int(most[1]) if most else 0}
 
+    def clock(self) -> dict[str, Any]:
+        """What it takes for the time."""
+        return {"wall_s": time.time()}
+
     def eat(self) -> dict[str, Any]:
         """Open files until there are no more."""
         while True:

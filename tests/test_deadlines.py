@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import sys
-from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -171,55 +167,3 @@ async def test_31_unsolicited_pongs_are_ignored_and_counted():
         assert (await client.ask("ping"))["type"] == "pong"
         acceptor = on_stage.node._acceptor
         assert acceptor is not None and acceptor.counts["unsolicited_pongs"] == 1_000
-
-
-SERVE = """
-import asyncio, sys, uvloop
-from starlight.config import Settings
-from starlight.node import Node
-
-async def main():
-    node = Node(Settings(port=0, ping_interval_s=0.3, pong_timeout_s=0.7, login_timeout_s=1, drain_timeout_s=2))
-    async with node:
-        print(node.port, flush=True)
-        await asyncio.sleep(60)
-
-uvloop.run(main())
-"""
-
-
-async def test_68_a_stopped_process_evicts_nobody_when_it_goes_on():
-    """Deadlines are on the monotonic clock less the time the process stood; a step of the wall clock is none."""
-    server = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SERVE, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parent.parent
-    )
-    assert server.stdout is not None
-    try:
-        port = int(await asyncio.wait_for(server.stdout.readline(), 20))
-        clients = [await RawClient.login(port, f"u{i}") for i in range(50)]
-        strangers = [await RawClient.upgraded(port) for _ in range(5)]
-        answering = [asyncio.create_task(answer_pings(client)) for client in clients]
-        await asyncio.sleep(0.3)
-        os.kill(server.pid, signal.SIGSTOP)
-        await asyncio.sleep(1.8)
-        os.kill(server.pid, signal.SIGCONT)
-        for stranger in strangers:
-            await stranger.send(message("login", user="late"))
-            assert (await stranger.hear())["type"] == "welcome"
-        await asyncio.sleep(0.5)
-        assert not any(task.done() for task in answering)
-        for task in answering:
-            task.cancel()
-        await asyncio.wait(answering)
-        for client in clients + strangers:
-            client.close()
-    finally:
-        server.kill()
-        await server.wait()
-
-
-async def answer_pings(client: RawClient) -> None:
-    while True:
-        opcode, _ = await client.next_frame()
-        if opcode == PING:
-            await client.send(frame(PONG))

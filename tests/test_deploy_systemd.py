@@ -19,6 +19,7 @@ import pytest
 
 from starlight.config import Settings
 from starlight.node import RESERVED_FILES
+from starlight.units import parse_duration
 from tests.support_manager import Manager, listening_socket
 from tests.wire_client import WireClient
 
@@ -92,6 +93,7 @@ def test_the_limits_of_the_service_fit_the_defaults():
     assert int(SERVICE["LimitNOFILE"]) >= settings.max_connections + RESERVED_FILES
     assert int(SERVICE["TimeoutStopSec"]) >= settings.drain_timeout_s + 5
     assert SERVICE["Type"] == "notify"
+    assert SERVICE["Restart"] == "on-failure" and parse_duration(SERVICE["RestartSec"]) < 0.5
     assert SERVICE["ExecReload"] == "/bin/kill -HUP $MAINPID"
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.restarts import restarts
+from tests.restarts import KILLED, restarts
 from tests.support import needs_speed
 from tests.support_manager import ROOT
 
@@ -44,6 +44,14 @@ async def test_no_connect_is_refused_when_the_next_process_takes_the_socket_over
     assert not result.failures, result
     assert result.answered == result.connects > RATE
     assert result.told == result.stayed > 0
+
+
+async def test_67_no_connect_is_refused_when_a_process_is_killed_and_started_again():
+    """Only what it had accepted is lost."""
+    result = await restarts("kill", RESTARTS, RATE)
+    assert set(result.failures) <= KILLED, result
+    assert result.answered > RATE
+    assert result.stayed > 0
 
 
 @needs_speed

@@ -65,10 +65,16 @@ def url_of(port: int) -> str:
 
 
 @asynccontextmanager
-async def witness(port: int, timeout_s: float = 10.0) -> AsyncIterator[Witness]:
-    """A witness of a node, judged in the end. timeout_s: how long it may wait then for what is under way."""
+async def witness(port: int, timeout_s: float = 10.0, **login: Any) -> AsyncIterator[Witness]:
+    """A witness of a node, judged in the end.
+
+    Args:
+        port: the node's.
+        timeout_s: how long it may wait then for what is under way.
+        login: the fields of its login where a user's name is not enough.
+    """
     async with connect(url_of(port), compression=None, ping_interval=None, close_timeout=2) as socket:
-        await socket.send('{"type":"login","user":"witness"}')
+        await socket.send(json.dumps({"type": "login", **(login or {"user": "witness"})}))
         assert json.loads(await asyncio.wait_for(socket.recv(), timeout_s))["type"] == "welcome"
         await socket.send(json.dumps({"type": "join", "channel": CHANNEL}))
         here = Witness(socket)

@@ -4,6 +4,9 @@
     python -m tests.long contract   10 million deliveries over 20 seeds under churn, stalls, resets and evictions
     python -m tests.long reuse      descriptors used again 2,000 times a second, and no message to the wrong user
     python -m tests.long overload   a minute of more than anybody reads, within --memory-budget
+    python -m tests.long channels   a million channels at a time, and their memory comes back
+    python -m tests.long comeback   10,000 clients are cut off and come back at once
+    python -m tests.long pause      the process stands still for 30 s, and nobody is evicted for it
     python -m tests.long soak       half an hour of mixed load
     python -m tests.long table      write the results into docs/reliability.md again
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
-from tests.long import contract, leaks, overload, reuse, soak
+from tests.long import channels, comeback, contract, leaks, overload, pause, reuse, soak
 from tests.long.outcome import Outcome, append, read_results, write_table
 
 
@@ -31,6 +31,13 @@ def arguments(given: list[str]) -> argparse.Namespace:
     one.add_argument("--churn-per-s", type=float, default=reuse.CHURN_PER_S)
     one = forms.add_parser("overload", parents=[common])
     one.add_argument("--seconds", type=float, default=overload.SECONDS)
+    one = forms.add_parser("channels", parents=[common])
+    one.add_argument("--channels", type=int, default=channels.CHANNELS)
+    one = forms.add_parser("comeback", parents=[common])
+    one.add_argument("--clients", type=int, default=comeback.CLIENTS)
+    one = forms.add_parser("pause", parents=[common])
+    one.add_argument("--seconds", type=float, default=pause.SECONDS)
+    one.add_argument("--clients", type=int, default=pause.CLIENTS)
     one = forms.add_parser("soak", parents=[common])
     one.add_argument("--minutes", type=float, default=soak.MINUTES)
     one.add_argument("--rate", type=float, default=soak.RATE, help="messages a second")
@@ -48,6 +55,12 @@ def coroutine_of(options: argparse.Namespace) -> Coroutine[Any, Any, Outcome]:
         return reuse.run(options.messages, options.churn_per_s, options.seed)
     if options.form == "overload":
         return overload.run(options.seconds, seed=options.seed)
+    if options.form == "channels":
+        return channels.run(options.channels)
+    if options.form == "comeback":
+        return comeback.run(options.clients)
+    if options.form == "pause":
+        return pause.run(options.seconds, options.clients)
     return soak.run(options.minutes, options.seed, options.rate)
 
 

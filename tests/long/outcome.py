@@ -105,7 +105,7 @@ def table(records: list[dict[str, Any]]) -> str:
     """The last result of each form, as Markdown."""
     last = {record["form"]: record for record in records}
     rows = ["| form | date | verdict | figures |", "|---|---|---|---|"]
-    for form in ("leaks", "contract", "reuse", "overload", "soak"):
+    for form in ("leaks", "contract", "reuse", "overload", "channels", "comeback", "pause", "soak"):
         if form in last:
             found = last[form]
             verdict = "**failed**: " + "; ".join(found["faults"]) if found["faults"] else "passed"

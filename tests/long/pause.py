@@ -78,7 +78,9 @@ async def run(seconds: float = SECONDS, clients: int = CLIENTS) -> Outcome:
     """The whole course."""
     outcome = Outcome("pause")
     began_s = time.monotonic()
-    deadlines = dict.fromkeys(("handshake_timeout_s", "login_timeout_s", "pong_timeout_s", "write_timeout_s"), DEADLINE_S)
+    deadlines = dict.fromkeys(
+        ("handshake_timeout_s", "login_timeout_s", "pong_timeout_s", "write_timeout_s"), DEADLINE_S
+    )
     async with server_process(
         ping_interval_s=1, message_rate=MESSAGE_RATE, send_buffer_bytes=4_096, **deadlines
     ) as server:
@@ -109,8 +111,13 @@ async def run(seconds: float = SECONDS, clients: int = CLIENTS) -> Outcome:
     return outcome
 
 
-async def stop(server: ServerProcess, seconds: float, lives: list[Life]) -> list[tuple[str, Life, list[dict[str, Any]]]]:
-    """Stop the node while some owe it something, and let them do that when it goes on: (state, client, what it hears)."""
+async def stop(
+    server: ServerProcess, seconds: float, lives: list[Life]
+) -> list[tuple[str, Life, list[dict[str, Any]]]]:
+    """Stop the node while some owe it something, and let them do that when it goes on.
+
+    Returns what they owed, who they are, and what they are to hear.
+    """
     half = await RawClient.connect(server.port)
     await half.send(request()[:40])
     stranger = await RawClient.upgraded(server.port)
@@ -138,10 +145,14 @@ async def judge(outcome: Outcome, lives: list[Life], behind: list[tuple[str, Lif
     """Everybody is there, and got what it was to get."""
     for state, life, wanted in behind:
         if wanted:
-            outcome.require(await life.hears(wanted, 20), f"who owed the {state} heard {str(life.heard)[:200]}, {life.end}")
+            outcome.require(
+                await life.hears(wanted, 20), f"who owed the {state} heard {str(life.heard)[:200]}, {life.end}"
+            )
         else:
             await life.hears([{}], 20)
-            outcome.require(bool(life.heard) and life.heard[0]["type"] == "welcome", f"{state}: {life.heard}, {life.end}")
+            outcome.require(
+                bool(life.heard) and life.heard[0]["type"] == "welcome", f"{state}: {life.heard}, {life.end}"
+            )
     await asyncio.sleep(1.5)  # a round of pings
     ends = [life.end for life in lives if life.end]
     outcome.require(not ends, f"{len(ends)} were ended: {ends[:5]}")
