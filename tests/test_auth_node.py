@@ -21,10 +21,12 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from starlight.config import Settings
 from starlight.node import Node
+from starlight.permissions import Group, GroupPermissions
 from tests.support import eventually
-from tests.support_tokens import AUDIENCE, ISSUER, SECRET, token, write
+from tests.support_tokens import AUDIENCE, ISSUER, SECRET, claims, hmac_token, pair, token, write
 from tests.test_tokens import GOOD, HOSTILE, PARTS
 from tests.wire_client import WireClient
+from tests.witness import witness
 
 WIRES = ("ws", "wss")
 ROOT = Path(__file__).parent.parent
@@ -64,6 +66,24 @@ async def test_no_hostile_token_is_let_in():
         assert (await witness.ask("ping"))["type"] == "pong"
         assert made.hub.counters()["clients"] == 1
         await witness.close()
+
+
+async def test_42_and_46_keys_of_others_let_nobody_in(tmp_path: Path):
+    """A node with a public key: secrets made of it, another key under its name, and another issuer with its key."""
+    ours, other = pair("RS256"), pair("RS256", 1)
+    key = write(tmp_path / "rsa.pem", ours.public_pem)
+    everything = GroupPermissions({"default": Group(publish=["*"], subscribe=["*"])})
+    made = Node(settings(jwt_secret="", jwt_key_file=key), permissions=everything)
+    good = token(key=ours.private, alg="RS256", headers={"kid": "1"})
+    hostile = [hmac_token({"alg": "HS256"}, claims(), public) for public in (ours.public_pem, ours.public_der)]
+    hostile += [
+        token(key=other.private, alg="RS256", headers={"kid": "1"}, iss=iss) for iss in (ISSUER, "https://b.test")
+    ]
+    hostile += [token(key=ours.private, alg="RS256", headers={"kid": "1"}, iss="https://b.test")]
+    async with made, witness(made.port, token=good):
+        for text in hostile:
+            assert await refused(made, json.dumps({"type": "login", "token": text})) == 4500
+        assert made.hub.counters()["clients"] == 1
 
 
 async def test_48_anything_before_the_login_is_4501_and_silence_4502():

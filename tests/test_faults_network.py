@@ -1,5 +1,5 @@
 """Rows 24 and 57-64 of the fault table: what networks and kernels do to connections. (59 is in test_connection, 65 in
-test_churn.)
+test_faults_process.)
 """
 
 from __future__ import annotations

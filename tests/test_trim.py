@@ -1,4 +1,4 @@
-"""starlight._trim: once for each crowd that has gone. (test_churn has the memory.)"""
+"""starlight._trim: once for each crowd that has gone. (test_faults_process has the memory.)"""
 
 from __future__ import annotations
 
