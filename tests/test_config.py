@@ -243,7 +243,7 @@ def test_a_file_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "a TOML file that can be read (no such file" in line
     monkeypatch.setenv("STARLIGHT_CONFIG_FILE", path)
     assert wrong()[0].startswith("STARLIGHT_CONFIG_FILE=")
-    assert Settings(config_file="") is not None
+    assert Settings(config_file="").config_file == ""
 
 
 def test_wrong_values_behind_a_variable_are_found_on_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
