@@ -27,6 +27,7 @@ from websockets.protocol import OPEN, SERVER, Protocol
 from starlight import close_codes
 from tests.fuzz.engine import Difference
 from tests.fuzz.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, Seen, frame, split
+from tests.support import is_utf8
 
 FRAGMENTS_LIMIT = 64
 OPEN_STILL = None
@@ -165,14 +166,6 @@ class Reader:
             self.verdict.messages.append((self.is_text, bytes(self.message)))
             self.n_fragments = 0
         return True
-
-
-def is_utf8(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def expect(data: bytes, limit_bytes: int) -> Verdict:
