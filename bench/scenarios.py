@@ -20,9 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from starlight.loadtest.result import FAULTS
-
 ROOT = Path(__file__).resolve().parent.parent
+FAULTS = ("lost", "duplicates", "reordered", "misdelivered", "damaged", "disordered")
 SCENARIOS = ("broadcast", "channels", "direct", "echo", "connect-storm", "slow-readers", "mixed")
 
 

@@ -222,9 +222,9 @@ cdef class Connection(WSListener):
         self.queue = None
         self.fragments = None
         self.answering = None
-        if self.subscriber is not None:
-            self.leave_hub()
+        if self.subscriber is not None:                  # the fd first: nothing of an application may come between
             self.acceptor.core.detach(self.subscriber)
+            self.leave_hub()
         self.transport = None
 
     cpdef pause_writing(self):
@@ -519,7 +519,7 @@ cdef class Connection(WSListener):
         if client is not None:
             try:
                 self.acceptor.hub.disconnect(client)
-            except Exception:
+            except BaseException:                    # a handler that calls sys.exit() must not keep a connection half
                 log.exception("the hub failed to disconnect a client")
         return 0
 
