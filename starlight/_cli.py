@@ -94,6 +94,7 @@ def make_app(help: str, group: type[typer.core.TyperGroup] | None = None) -> typ
     return typer.Typer(
         cls=group,
         help=help,
+        no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,

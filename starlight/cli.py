@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 import typer.core
 
-from starlight._cli import EXIT_REFUSED, Failure, complain, fail, make_app, whole_number
+from starlight._cli import EXIT_REFUSED, EXIT_USAGE, Failure, complain, fail, make_app, whole_number
 
 if TYPE_CHECKING:
     from starlight.client import Client, Message, Publication
@@ -91,7 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         described = getattr(error, "format_message", None)  # typer's own complaints about the command line
         if described is None:
             raise
-        return complain(described())
+        message = described()
+        if message.startswith("Usage:"):  # the help of a group that was given no command
+            print(message, file=sys.stderr)
+            return EXIT_USAGE
+        return complain(message)
     return result if isinstance(result, int) else 0
 
 
