@@ -64,7 +64,7 @@ class Hub:
         handlers: the application's; none by default.
         authenticator: who a login is; by default it is believed.
         permissions: what a client may do; everything by default.
-        node: the node's name for `welcome` and for client ids.
+        node: a name of this run of the node, for `welcome` and for client ids.
         ping_interval_s: told in `welcome`.
         pong_timeout_s: told in `welcome`.
         sessions: what makes session tokens; None for none.

@@ -54,7 +54,7 @@ async def test_every_kind_of_message(node: Node, subprotocol: str) -> None:
         connect(node.url, user="bob", subprotocol=subprotocol) as bob,
         bob.join("news") as news,
     ):
-        assert (ada.user, ada.node) == ("ada", node.name)
+        assert (ada.user, ada.node) == ("ada", node.hub.node)
         data = {"text": "é\n☃", "numbers": [1, 2.5, None, True]}
         assert await ada.publish("news", data) == Receipt(1, "node", None)
         assert await anext(news) == Publication("news", data, "ada")

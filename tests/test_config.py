@@ -19,6 +19,7 @@ def test_defaults_are_those_of_the_documents() -> None:
         "host": "127.0.0.1",
         "port": 8765,
         "path": "/ws",
+        "node_name": "",
         "auth": "none",
         "insecure_no_auth": False,
         "config_file": "",
