@@ -164,6 +164,12 @@ class Settings(BaseSettings):
         description="File with the key of session tokens, the same for all nodes. A random key ends all sessions at a "
         "restart.",
     )
+    session_previous_secret_file: Annotated[FileName, RELOADS] = Field(
+        "",
+        max_length=4096,
+        description="File with another key whose session tokens are good, but which signs none. The one before, so "
+        "that a change of keys sends nobody away; until session_ttl has passed.",
+    )
     session_ttl_s: Annotated[Duration, RELOADS] = Field(
         3_600.0,
         ge=1,

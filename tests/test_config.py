@@ -33,6 +33,7 @@ def test_defaults_are_those_of_the_documents() -> None:
         "jwt_leeway_s": 10.0,
         "jwt_groups_claim": "groups",
         "session_secret_file": "",
+        "session_previous_secret_file": "",
         "session_ttl_s": 3600.0,
         "connections_per_user": 20,
         "connections_per_address": 500,
