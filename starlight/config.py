@@ -309,7 +309,8 @@ class Settings(BaseSettings):
         5.0,
         ge=0.01,
         le=300,
-        description="From the handshake to the login message, then for an application's check of it. 4502 after it.",
+        description="From the handshake to the login message; 4502 after it. Then for an application's check of it: "
+        "1013.",
     )
     ping_interval_s: Duration = Field(
         25.0,
