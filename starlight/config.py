@@ -13,6 +13,7 @@ A new field is a flag, a variable, a key of the file and a line of the help and 
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -538,17 +539,15 @@ def unknown_variables(names: Iterable[str]) -> list[str]:
     ]
 
 
+@cache
 def entries() -> list[Entry]:
     """All settings in their order, as people meet them."""
-    if not _ENTRIES:
-        panel = ""
-        for name, info in Settings.model_fields.items():
-            panel = next((item.title for item in info.metadata if isinstance(item, Panel)), panel)
-            _ENTRIES.append(Entry(name, info, panel))
-    return _ENTRIES
-
-
-_ENTRIES: Final[list[Entry]] = []
+    found: list[Entry] = []
+    panel = ""
+    for name, info in Settings.model_fields.items():
+        panel = next((item.title for item in info.metadata if isinstance(item, Panel)), panel)
+        found.append(Entry(name, info, panel))
+    return found
 
 
 def _secrets() -> set[str]:

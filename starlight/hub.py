@@ -26,7 +26,7 @@ from starlight import close_codes
 from starlight.auth import Action, Authenticator, Identity, NoAuth, Permissions
 from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, RequestError
-from starlight.handlers import Handlers, is_awaitable
+from starlight.handlers import FAILURES, Handlers, is_awaitable
 from starlight.hub_records import ChannelRecord, Client, Connection
 from starlight.limits import Faults, Limits, Meter
 from starlight.logins import CHECK_TIMEOUT_S, REVOKED_S, Logins, read_login
@@ -519,7 +519,7 @@ class Hub:
         data = _parse(command.data)
         try:
             result = handler.call(client, data)
-        except Exception as error:
+        except FAILURES as error:
             raise handler.failure(error) from None
         if is_awaitable(result):
             client._busy = True

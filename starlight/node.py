@@ -213,12 +213,6 @@ class Node:
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}{self.settings.path}"
 
     @property
-    def is_ready(self) -> bool:
-        """Whether new clients should be sent here: it listens, isn't draining, and has descriptors to accept with."""
-        server = self._server
-        return self.is_serving and not self.is_draining and server is not None and not server.is_resting
-
-    @property
     def internal_url(self) -> str | None:
         """Where the internal port is, such as ``http://127.0.0.1:8766``; None where there is none."""
         return self._internal.url
