@@ -86,6 +86,12 @@ class Settings(BaseSettings):
         "process on the port is then most likely a mistake, and any of the same user could take connections.",
     )
     path: UrlPath = Field("/ws", description="Path of the WebSocket endpoint. Any other path is answered with 404.")
+    node_name: Annotated[str, Shown("host and port")] = Field(
+        "",
+        max_length=255,
+        description="What the node is called in log and metrics. Clients are not told, they see a random "
+        "name of each run.",
+    )
     config_file: Annotated[FileName, Flag("--config"), RELOADS] = Field(
         "",
         max_length=4096,
@@ -158,6 +164,12 @@ class Settings(BaseSettings):
         max_length=4096,
         description="File with the key of session tokens, the same for all nodes. A random key ends all sessions at a "
         "restart.",
+    )
+    session_previous_secret_file: Annotated[FileName, RELOADS] = Field(
+        "",
+        max_length=4096,
+        description="File with another key whose session tokens are good, but which signs none. The one before, so "
+        "that a change of keys sends nobody away; until session_ttl has passed.",
     )
     session_ttl_s: Annotated[Duration, RELOADS] = Field(
         3_600.0,
@@ -298,7 +310,8 @@ class Settings(BaseSettings):
         5.0,
         ge=0.01,
         le=300,
-        description="From the handshake to the login message, then for an application's check of it. 4502 after it.",
+        description="From the handshake to the login message; 4502 after it. Then for an application's check of it: "
+        "1013.",
     )
     ping_interval_s: Duration = Field(
         25.0,

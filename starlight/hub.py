@@ -64,12 +64,12 @@ class Hub:
         handlers: the application's; none by default.
         authenticator: who a login is; by default it is believed.
         permissions: what a client may do; everything by default.
-        node: the node's name for `welcome` and for client ids.
+        node: a name of this run of the node, for `welcome` and for client ids.
         ping_interval_s: told in `welcome`.
         pong_timeout_s: told in `welcome`.
         sessions: what makes session tokens; None for none.
         limits: of users and clients; none by default.
-        login_timeout_s: how long an application's check of one login may take (4502 beyond).
+        login_timeout_s: how long an application's check of one login may take (1013 beyond).
         channels_limit: channels one client may have joined (106 beyond).
         clients_limit: clients one channel may have (106 beyond); 0: no limit.
         name_limit_bytes: of users and channels; the protocol's own by default.

@@ -62,7 +62,6 @@ class Node:
         groups: by name; those in `settings.config_file` go before them.
         announces: which channels publish `joined` and `left`; none by default.
         reread: makes the settings anew for `reload`; by default they stay, and only the files they name are read again.
-        name: the node's name in `welcome`; random by default, so that no two runs share one.
 
     Raises `ConfigError` for settings that don't fit together: `make_authenticator` says which.
     """
@@ -76,14 +75,14 @@ class Node:
         permissions: Permissions | None = None,
         groups: Mapping[str, Any] | None = None,
         announces: Callable[[str], bool] | None = None,
-        name: str | None = None,
         reread: Callable[[], Settings] | None = None,
     ) -> None:
         settings = settings or Settings()
         self.handlers = handlers or Handlers()
         self.settings = settings
         self._groups = groups or {}
-        self.name = name or secrets.token_hex(4)
+        self.name = settings.node_name or socket.gethostname()
+        """What it is called by who runs it; by default host and port, once it listens."""
         self._gate = Gate(settings)
         self._certificate = Certificate.of(settings)
         self._authenticator = authenticator or make_authenticator(settings)
@@ -132,7 +131,7 @@ class Node:
             clients_limit=settings.clients_per_channel,
             name_limit_bytes=settings.name_limit_bytes,
             announces=announces,
-            node=self.name,
+            node=secrets.token_hex(4),  # no two runs share one, and no client learns the name of the host
             ping_interval_s=settings.ping_interval_s,
             pong_timeout_s=settings.pong_timeout_s,
         )
@@ -162,6 +161,7 @@ class Node:
         try:
             self._internal.listen()
             self._server = await self._listen(self._acceptor, listening)
+            self.name = self.settings.node_name or f"{socket.gethostname()}:{self.port}"
         except BaseException:
             self.is_serving = False
             self._acceptor.stop()
@@ -272,7 +272,7 @@ class Node:
         """One line for the log: the address and the limits in force."""
         limits = self.settings
         return (
-            f"starlight {__version__} node {self.name} listens on {self.url}"
+            f"starlight {__version__} node {self.name} run {self.hub.node} listens on {self.url}"
             f" auth={limits.auth} max_connections={limits.max_connections}"
             f" outbox={limits.outbox_messages}/{format_size(limits.outbox_bytes)}"
             f" evict_after={format_duration(limits.evict_after_s)} read_limit={format_size(limits.read_limit_bytes)}"
