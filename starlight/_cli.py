@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from starlight.errors import ConfigError
 
 __all__ = [
+    "EXIT_INTERRUPTED",
     "EXIT_REFUSED",
     "EXIT_USAGE",
     "Application",
@@ -28,6 +29,7 @@ __all__ = [
     "Nodes",
     "PanelCommand",
     "complain",
+    "counted",
     "describe",
     "fail",
     "make_app",
@@ -37,6 +39,7 @@ __all__ = [
 
 EXIT_REFUSED: Final = 1
 EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
 
 HELP_COLUMNS: Final = 120
 """The help is as wide as the terminal, and not wider than this."""
@@ -75,6 +78,11 @@ def complain(*messages: str, code: int = EXIT_USAGE) -> int:
     return code
 
 
+def counted(number: int, thing: str) -> str:
+    """``1 client``, ``2 clients``."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def make_app(help: str, group: type[typer.core.TyperGroup] | None = None) -> typer.Typer:
     """A Typer application as all of ours are: no completion, no rich.
 
@@ -85,6 +93,7 @@ def make_app(help: str, group: type[typer.core.TyperGroup] | None = None) -> typ
     return typer.Typer(
         cls=group,
         help=help,
+        no_args_is_help=True,  # of one with several commands; a single one has its own say
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
