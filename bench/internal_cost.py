@@ -32,6 +32,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvloop
+from harness.quiet import process_cpu_s
 
 from starlight.config import Settings
 from starlight.node import Node, raise_open_files_limit
@@ -89,17 +90,10 @@ def measure_start(repetitions: int) -> None:
         for name, flags in ways.items():
             with serving(*flags) as (process, _, seconds):
                 times[name].append(seconds)
-                cpu[name].append(cpu_s(process.pid))
+                cpu[name].append(process_cpu_s(process.pid))  # what a busy machine changes least
     for name, found in times.items():
         spread = f"{statistics.median(found):.3f} s (median), {min(found):.3f} to {max(found):.3f} s"
         print(f"{name:>8} internal port: {spread}; processor {statistics.median(cpu[name]):.3f} s")
-
-
-def cpu_s(pid: int) -> float:
-    """Processor time of a process so far: what a busy machine changes least."""
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 # --- connz -----------------------------------------------------------------------------------------------------------
@@ -148,11 +142,10 @@ async def measure_connz(clients: int, repetitions: int) -> None:
     async with Node(Settings(port=0, internal_port=0, max_connections=clients + 10)) as node:
         spawn = multiprocessing.get_context("spawn")
         ready, done = spawn.Event(), spawn.Event()
-        halves = [spawn.Process(target=hold_clients, args=(node.port, clients, ready, done), daemon=True)]
-        for half in halves:
-            half.start()
+        holder = spawn.Process(target=hold_clients, args=(node.port, clients, ready, done), daemon=True)
+        holder.start()
         while len(list(node.hub.clients())) < clients or not ready.is_set():
-            assert all(half.is_alive() for half in halves), "the clients could not connect: see ulimit -n"
+            assert holder.is_alive(), "the clients could not connect: see ulimit -n"
             await asyncio.sleep(0.1)
         gc.collect()
         gc.freeze()

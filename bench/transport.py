@@ -1,23 +1,23 @@
 """Which transport below picows, uvloop's own or aiofastnet's? Memory of an idle client, and CPU of connect + login.
 
-    python bench/transport.py [--connections 5000] [--repetitions 3]
+    PYTHONPATH=. python bench/transport.py [--connections 5000] [--repetitions 3]
 
-Each server is a process of its own; its memory is the proportional set size from /proc/<pid>/smaps_rollup, its CPU the
-process's user and system time. Only differences within one run mean anything.
+Each server is a process of its own; its memory is its proportional set size, its CPU that of all its threads, both from
+/proc. Only differences within one run mean anything.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import signal
 import socket
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
+
+from starlight.loadtest.procstat import usage
 
 UPGRADE = (
     b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -47,18 +47,6 @@ async def serve(transport: str) -> None:
     await asyncio.sleep(600)
 
 
-def memory_bytes(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("no Pss")
-
-
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def log_in(port: int, number: int) -> socket.socket:
     client = socket.create_connection(("127.0.0.1", port))
     login = b'{"type":"login","user":"u%d"}' % number
@@ -77,16 +65,14 @@ def measure(transport: str, connections: int) -> tuple[float, float]:
         assert server.stdout is not None
         port = int(server.stdout.readline())
         warm = [log_in(port, number) for number in range(200)]
-        memory, cpu = memory_bytes(server.pid), cpu_s(server.pid)
+        before = usage([server.pid])
         clients = [log_in(port, 1_000 + number) for number in range(connections)]
         time.sleep(0.3)
-        result = (
-            (memory_bytes(server.pid) - memory) / connections / 1024,
-            (cpu_s(server.pid) - cpu) / connections * 1e6,
-        )
+        after = usage([server.pid])
         for client in warm + clients:
             client.close()
-        return result
+        grown_kib = (after.pss_bytes - before.pss_bytes) / 1024
+        return grown_kib / connections, after.cpu_s_since(before) / connections * 1e6
     finally:
         server.send_signal(signal.SIGKILL)
         server.wait()

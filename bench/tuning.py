@@ -83,7 +83,6 @@ class Curve:
         scenario: of `starlight bench`.
         load: its flags.
         told: the load in words.
-        fixed: other flags of `starlight serve`.
     """
 
     flag: str
@@ -93,7 +92,6 @@ class Curve:
     scenario: str
     load: tuple[str, ...]
     told: str
-    fixed: tuple[str, ...] = ()
 
 
 PAUSING = (
@@ -146,7 +144,7 @@ CURVES: dict[str, Curve] = {
 
 def measure(curve: Curve, value: str, seconds: float) -> Result:
     """One run of a curve's load against a server with its flag at `value`."""
-    serve = [sys.executable, "-m", "starlight", "serve", "--port", "0", curve.flag, value, *curve.fixed]
+    serve = [sys.executable, "-m", "starlight", "serve", "--port", "0", curve.flag, value]
     with running(serve, r"listens on (ws://\S+)") as (pid, url):
         return bench(pid, url, curve.scenario, [*curve.load, "--duration", f"{seconds:g}s"])
 

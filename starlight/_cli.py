@@ -34,6 +34,7 @@ __all__ = [
     "fail",
     "make_app",
     "takes_settings",
+    "whole_number",
     "words_of",
 ]
 
@@ -72,15 +73,23 @@ def fail(*messages: str, code: int = EXIT_USAGE) -> NoReturn:
 
 
 def complain(*messages: str, code: int = EXIT_USAGE) -> int:
-    """Write each message to stderr in one line; returns the exit code."""
+    """Write each message to stderr in one line, which can do nothing to a terminal; returns the exit code."""
     for message in messages:
-        print(f"starlight: {' '.join(message.split())}", file=sys.stderr)
+        line = " ".join(message.split())
+        print(f"starlight: {''.join(c if c.isprintable() else repr(c)[1:-1] for c in line)}", file=sys.stderr)
     return code
 
 
 def counted(number: int, thing: str) -> str:
     """``1 client``, ``2 clients``."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def whole_number(flag: str, word: str, most: int) -> int:
+    """A number from 1 up, as it stands on the command line."""
+    if not (word.isascii() and word.isdecimal() and 1 <= int(word[:19]) <= most):
+        fail(f"{flag} {word}: expected a whole number from 1 to {most}")
+    return int(word)
 
 
 def make_app(help: str, group: type[typer.core.TyperGroup] | None = None) -> typer.Typer:
@@ -93,7 +102,7 @@ def make_app(help: str, group: type[typer.core.TyperGroup] | None = None) -> typ
     return typer.Typer(
         cls=group,
         help=help,
-        no_args_is_help=True,  # of one with several commands; a single one has its own say
+        no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,

@@ -5,10 +5,11 @@
 # Law: from CLOSING on nothing is delivered to the hub and nothing but the close is written. The hub hears of a client's end
 # exactly once. picows parses and nothing else: see `disarm` in _connection.pyx.
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 from picows.picows cimport WSFrame, WSListener, WSTransport
 from starlight._deadlines cimport deadline_t, wheel_t
 from starlight._fanout cimport Core, Subscriber
+from starlight._fragments cimport Fragments
 
 
 cdef enum phase_t:
@@ -63,9 +64,8 @@ cdef class Connection(WSListener):
     cdef object answering                # between picows and the transport during the handshake, else None
     cdef object queue                    # deque of messages that wait for an async handler; None most of the time
     cdef object task                     # the handler under way
-    cdef bytearray fragments             # of the message under way; None most of the time
-    cdef Py_ssize_t checked_bytes        # of which so many are known to be UTF-8
-    cdef int n_fragments
+    cdef Fragments fragments             # the fragmented message under way; None most of the time
+    cdef const uint8_t* read_at          # borrowed: where picows lets the next read begin, from get_buffer to buffer_updated
     cdef Py_ssize_t queued_bytes
     cdef Py_ssize_t stranger_bytes       # received since the handshake, while nobody has logged in
     cdef int fd
@@ -73,7 +73,6 @@ cdef class Connection(WSListener):
     cdef int peer_code                   # of the peer's close frame; 0: none has come. Nothing behind it is delivered
     cdef phase_t phase
     cdef bint is_lines
-    cdef bint is_text                    # the fragments' message
     cdef bint awaits_pong
     cdef readonly bint is_paused         # reading, because too much waits for an async handler
     cdef bint is_discarding              # reading goes on without the parser
@@ -89,6 +88,7 @@ cdef class Connection(WSListener):
     cdef Py_ssize_t message_limit(self) noexcept
     cdef int receive_stranger(self, Py_ssize_t n_bytes) except -1
     cdef int receive_fragment(self, WSFrame frame) except -1
+    cdef int look_ahead(self, const uint8_t* data, Py_ssize_t n_bytes) except -1
     cdef int receive_close(self, WSFrame frame) except -1
     cdef int whole_message(self, bytes message, bint is_text) except -1
     cdef int deliver(self, bytes message) except -1

@@ -20,7 +20,8 @@ from picows.picows cimport MemoryBuffer, WSFrame, WSListener, WSMsgType, WSTrans
 from starlight._deadlines cimport (WHEEL_SLOTS, WHEEL_TICK_MS, deadline_clear, deadline_set, deadline_t, list_init,
                                    wheel_collect, wheel_init)
 from starlight._fanout cimport Core
-from starlight._wire cimport wire_is_utf8, wire_utf8_prefix
+from starlight._fragments cimport Fragments
+from starlight._wire cimport wire_is_utf8
 
 from picows.picows import WSProtocol
 
@@ -36,6 +37,9 @@ from starlight.protocol.replies import bye
 
 check_versions()
 log = logging.getLogger(__name__)
+
+cdef extern from "Python.h":
+    Py_buffer* PyMemoryView_GET_BUFFER(object view)
 
 cdef extern from "<sys/socket.h>" nogil:
     int SHUT_WR
@@ -73,14 +77,17 @@ class Protocol(WSProtocol):
 
     def get_buffer(self, size_hint):
         """picows doubles its buffer whenever a read fills it, and a flood fills any: see that only a large frame does."""
+        cdef Connection connection = self.connection
         view = WSProtocol.get_buffer(self, size_hint)
         cdef Py_ssize_t n_bytes = len(view)
+        connection.read_at = <const uint8_t*>PyMemoryView_GET_BUFFER(view).buf
         return view if n_bytes <= BURST_BYTES else view[:n_bytes - n_bytes // 4]
 
     def buffer_updated(self, n_bytes):
-        """Count what strangers send."""
+        """Count what strangers send, and see the headers of fragments before picows waits for their ends."""
         cdef Connection connection = self.connection
         connection.acceptor.bytes_in += n_bytes
+        connection.look_ahead(connection.read_at, n_bytes)
         WSProtocol.buffer_updated(self, n_bytes)
         if connection.phase == PHASE_LOGIN:
             connection.receive_stranger(n_bytes)
@@ -215,9 +222,9 @@ cdef class Connection(WSListener):
         self.queue = None
         self.fragments = None
         self.answering = None
-        if self.subscriber is not None:
-            self.leave_hub()
+        if self.subscriber is not None:                  # the fd first: nothing of an application may come between
             self.acceptor.core.detach(self.subscriber)
+            self.leave_hub()
         self.transport = None
 
     cpdef pause_writing(self):
@@ -300,33 +307,26 @@ cdef class Connection(WSListener):
         return 0
 
     cdef int receive_fragment(self, WSFrame frame) except -1:
-        """One frame of a fragmented message (RFC 6455 §5.4); UTF-8 is checked as far as it has come."""
-        cdef Py_ssize_t checked
-        cdef const uint8_t* text
+        """One frame of a fragmented message (RFC 6455 §5.4)."""
+        cdef int code
         if (frame.msg_type == WSMsgType.CONTINUATION) != (self.fragments is not None):
             return self.fail(1002)
         if self.fragments is None:
-            self.fragments = bytearray()
-            self.is_text = frame.msg_type == WSMsgType.TEXT
-            self.n_fragments = 0
-            self.checked_bytes = 0
-        self.n_fragments += 1
-        if self.n_fragments >= self.acceptor.fragments_limit and not frame.fin:
-            return self.fail(1008)
-        if len(self.fragments) + frame.payload_size > self.message_limit():
-            return self.fail(1009)
-        self.fragments += frame.payload_ptr[:frame.payload_size]
-        if self.is_text:
-            text = <const uint8_t*><char*>self.fragments
-            checked = wire_utf8_prefix(text + self.checked_bytes, len(self.fragments) - self.checked_bytes)
-            self.checked_bytes += checked
-            if checked < 0 or (frame.fin and self.checked_bytes != len(self.fragments)):
-                return self.fail(1007)
+            self.fragments = Fragments(frame.msg_type == WSMsgType.TEXT)
+        code = self.fragments.add(frame.payload_ptr, frame.payload_size, frame.fin, self.acceptor.fragments_limit,
+                                  self.message_limit())
+        if code:
+            return self.fail(code)
         if not frame.fin:
-            return 0
-        message = bytes(self.fragments)
-        self.fragments = None
-        return self.whole_message(message, self.is_text)
+            return self.look_ahead(<const uint8_t*>frame.payload_ptr + frame.payload_size, frame.tail_size)
+        fragments, self.fragments = self.fragments, None
+        return self.whole_message(bytes(fragments.data), fragments.is_text)
+
+    cdef int look_ahead(self, const uint8_t* data, Py_ssize_t n_bytes) except -1:
+        """Fail at the header by which a fragmented message passes the limit: the rest of that frame may never come."""
+        if self.fragments is not None and self.fragments.look(data, n_bytes, self.message_limit()):
+            self.on_parser_error(1009)
+        return 0
 
     cdef int receive_close(self, WSFrame frame) except -1:
         """The peer closes: answer with its code, behind what it is still to get (RFC 6455 §5.5.1)."""
@@ -519,7 +519,7 @@ cdef class Connection(WSListener):
         if client is not None:
             try:
                 self.acceptor.hub.disconnect(client)
-            except Exception:
+            except BaseException:                    # a handler that calls sys.exit() must not keep a connection half
                 log.exception("the hub failed to disconnect a client")
         return 0
 

@@ -20,7 +20,7 @@ from typing import Final, Protocol, cast
 
 from starlight import close_codes
 
-__all__ = ["Acceptor", "Drain"]
+__all__ = ["Acceptor", "Drain", "retry_ms"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,11 @@ CLOSING_SHARE: Final = 0.8
 HANDSHAKE_GRACE_S: Final = 1.0
 """How long a drain waits for handshakes that were under way: some round trips to the other side of the world, TLS
 included. Their clients then get a close frame instead of a reset."""
+
+
+def retry_ms() -> int:
+    """When a client that is sent away shall come back, in milliseconds: each at a time of its own."""
+    return random.randint(RETRY_MIN_MS, RETRY_MAX_MS)
 
 
 class Connection(Protocol):
@@ -134,8 +139,8 @@ class Drain:
             connection = self._waiting.pop()
             if connection.is_open:
                 self._credit -= 1
-                retry_ms = random.randint(RETRY_MIN_MS, RETRY_MAX_MS)
-                connection.close(close_codes.GOING_AWAY, close_codes.drain_reason(retry_ms), retry_ms)
+                after_ms = retry_ms()
+                connection.close(close_codes.GOING_AWAY, close_codes.drain_reason(after_ms), after_ms)
 
     async def _cut_off(self) -> None:
         """Close the sockets that are left, and let the loop notice."""

@@ -19,8 +19,8 @@ from starlight._arena cimport CHUNK_BYTES, arena_trim, lane_close, vector_free, 
 from starlight._core cimport (EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYTES, apply_flush, budget_bytes,
                               channel_add, channel_remove, channel_t, check_core, compact, core_t, count_transport,
                               epoll_create1, epoll_ctl, epoll_event, epoll_wait, flush_slice, full_add, full_remove,
-                              is_member, largest_full, limits_t, mark, mark_first, measure, message_t, payload_bytes,
-                              run_append, send_one, settle, settle_member, unpin)
+                              is_member, is_over, largest_full, limits_t, mark, mark_first, measure, message_t,
+                              payload_bytes, run_append, send_one, settle, settle_member, takes_nothing, unpin)
 from starlight._counters cimport core_counters
 from starlight._flush cimport STAGE_BYTES, flush_one, flusher_t, raise_event
 from starlight._histogram cimport clock_us
@@ -627,14 +627,15 @@ cdef class Core:
         cdef core_t* c = &self.c
         cdef uint32_t i, full_ms
         cdef subscriber_t* sub
-        for i in range(c.full.n):
-            sub = <subscriber_t*>c.full.items[i]
+        for i in range(c.full.n, 0, -1):                 # from the end: who takes more now leaves the list
+            sub = <subscriber_t*>c.full.items[i - 1]
             full_ms = c.flusher.now_ms - sub.full_since_ms
-            if sub.state == STATE_OPEN and sub.out_messages > c.limits.outbox_messages \
-                    and full_ms >= c.limits.evict_after_ms:
-                raise_event(&c.flusher.eventful, sub, EVENT_EVICT_SLOW)
-            elif sub.state <= STATE_CLOSING and full_ms >= c.limits.write_timeout_ms:
+            if is_over(c, sub):
+                if takes_nothing(c, sub):
+                    raise_event(&c.flusher.eventful, sub, EVENT_EVICT_SLOW)
+            elif sub.state <= STATE_CLOSING and full_ms >= c.limits.write_timeout_ms and takes_nothing(c, sub):
                 raise_event(&c.flusher.eventful, sub, EVENT_EVICT_TIMEOUT)
+        apply_flush(c)
         if c.full.n and c.arena.held_bytes > COMPACT_ABOVE_BYTES:
             compact(c)
         if budget_bytes(c) > c.limits.memory_budget_bytes // 2:

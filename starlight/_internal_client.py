@@ -196,8 +196,6 @@ class NodeClient:
         self.url = url
         self._headers = {**_JSON, **({"Authorization": f"Bearer {key}"} if key else {})}
         self._connection, self._base = _open(url, timeout_s)
-        self._is_fresh = True
-        self._was_fresh = True
 
     def varz(self) -> Varz:
         """Counts, totals and state of the node."""
@@ -243,14 +241,14 @@ class NodeClient:
     def close(self) -> None:
         """Close the connection; the next request opens another."""
         self._connection.close()
-        self._is_fresh = True
 
     def _get(self, path: str, type: type[T]) -> T:
         """Ask; once more on a new connection if the node had closed the idle one meanwhile."""
+        was_open = self._connection.sock is not None
         try:
             return self._ask("GET", path, None, type)
         except NodeUnreachable as error:
-            if self._was_fresh or not isinstance(error.__cause__, _STALE):
+            if not was_open or not isinstance(error.__cause__, _STALE):
                 raise
             return self._ask("GET", path, None, type)
 
@@ -260,7 +258,6 @@ class NodeClient:
         return self._ask("POST", path, msgspec.json.encode(body), type)
 
     def _ask(self, method: str, path: str, body: bytes | None, type: type[T]) -> T:
-        self._was_fresh, self._is_fresh = self._is_fresh, False
         headers = {**self._headers, **({"Content-Type": "application/json"} if body is not None else {})}
         try:
             self._connection.request(method, self._base + path, body, headers)

@@ -6,6 +6,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cdef enum:
+    WIRE_CONTINUATION = 0x0
     WIRE_TEXT = 0x1
     WIRE_BINARY = 0x2
     WIRE_CLOSE = 0x8

@@ -127,7 +127,7 @@ class TokenAuth:
             fetched = self._verifier.keys
         verifier.keys = fetched
         if not new.session_secret_file and not old.session_secret_file:
-            return TokenAuth(verifier, self.sessions.remade(None, new.session_ttl_s))  # the random key stays
+            return TokenAuth(verifier, self.sessions.lasting(new.session_ttl_s))  # the random key stays
         return TokenAuth(verifier, make_sessions(new))
 
     def take_over(self, new: TokenAuth) -> None:
@@ -219,9 +219,13 @@ def make_internal_key(settings: Settings) -> bytes | None:
 
 def make_sessions(settings: Settings) -> Sessions:
     """What makes and checks session tokens. Raises `ConfigError` for a secret file that is none."""
-    path = settings.session_secret_file
+    path, previous = settings.session_secret_file, settings.session_previous_secret_file
     if path:
-        return Sessions(read_secret(path, "session_secret_file"), settings.session_ttl_s)
+        previous_key = read_secret(previous, "session_previous_secret_file") if previous else None
+        key = read_secret(path, "session_secret_file")
+        return Sessions(key, settings.session_ttl_s, previous_key=previous_key)
+    if previous:
+        raise ConfigError("session_previous_secret_file", previous, "nothing without session_secret_file")
     log.warning("no session_secret_file: session tokens are signed with a random key, so a restart ends all sessions")
     return Sessions(None, settings.session_ttl_s)
 

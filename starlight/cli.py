@@ -21,7 +21,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 import typer.core
 
-from starlight._cli import EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_USAGE, Failure, complain, counted, fail, make_app
+from starlight._cli import (
+    EXIT_INTERRUPTED,
+    EXIT_REFUSED,
+    EXIT_USAGE,
+    Failure,
+    complain,
+    counted,
+    fail,
+    make_app,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from starlight.client import Client, Message, Publication
@@ -30,6 +40,7 @@ __all__ = ["app", "main"]
 
 EXIT_BROKEN_PIPE: Final = 141
 
+COUNT_MOST: Final = 10**18
 DEFAULT_URL: Final = "ws://127.0.0.1:8765/ws"
 DEFAULT_USER: Final = "cli"
 """Who `sub`, `pub` and `send` are unless told: a name that says where the message came from."""
@@ -90,10 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if described is None:
             raise
         message = described()
-        if not message.startswith("Usage:"):
-            return complain(message)
-        print(message, file=sys.stderr)  # such as `starlight bench` alone: the help, which says what may follow
-        return EXIT_USAGE
+        if message.startswith("Usage:"):  # the help of a group that was given no command
+            print(message, file=sys.stderr)
+            return EXIT_USAGE
+        return complain(message)
     return result if isinstance(result, int) else 0
 
 
@@ -159,7 +170,7 @@ def sub(
 
     After a lost connection it connects and joins again; a line on stderr says so.
     """
-    limit = _whole_number("--count", count) if count is not None else None
+    limit = whole_number("--count", count, COUNT_MOST) if count is not None else None
 
     async def follow(client: Client) -> None:
         async with client.join(channel) as joined:
@@ -204,12 +215,6 @@ def send(
         print(f"sent to {counted(clients or 0, 'client')} of {to}")
 
     return _as_client(direct, url, user, token, reconnect=False)
-
-
-def _whole_number(flag: str, word: str) -> int:
-    if not (word.isascii() and word.isdecimal() and 1 <= int(word[:19]) <= 10**18):
-        fail(f"{flag} {word}: expected a whole number from 1 to {10**18}")
-    return int(word)
 
 
 def _payload(data: str) -> bytes:

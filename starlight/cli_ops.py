@@ -16,7 +16,7 @@ from typing import Annotated, Final
 
 import typer
 
-from starlight._cli import EXIT_REFUSED, EXIT_USAGE, KeyFile, Nodes, complain, counted, make_app
+from starlight._cli import EXIT_REFUSED, KeyFile, Nodes, complain, counted, make_app, whole_number
 from starlight._internal_client import CONNECTIONS_LIMIT, DEFAULT_NODE, Connection, NodeClient, clients
 from starlight._terminal import Column, clean, duration, rows, size
 from starlight.errors import ConfigError, NodeRefused, NodeUnreachable
@@ -53,15 +53,14 @@ def conns(
 ) -> int:
     """List connections: first those with the largest outbox, the oldest message, the most messages in, or the age."""
     if sort not in SORTS:
-        return _complain(f"--sort {sort}: expected {', '.join(SORTS)}")
-    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:5]) <= CONNECTIONS_LIMIT):
-        return _complain(f"--limit {limit}: expected a whole number from 1 to {CONNECTIONS_LIMIT}")
+        return complain(f"--sort {sort}: expected {', '.join(SORTS)}")
+    most = whole_number("--limit", limit, CONNECTIONS_LIMIT)
     found: list[tuple[str, Connection]] = []
     totals: list[int] = []
 
     def ask(client: NodeClient) -> None:
         name = client.varz().node
-        answer = client.connections(sort, user, int(limit))
+        answer = client.connections(sort, user, most)
         totals.append(answer.total)
         found.extend((name, row) for row in answer.connections)
 
@@ -69,7 +68,7 @@ def conns(
     if not totals:
         return code
     found.sort(key=lambda pair: SORTS[sort](pair[1]))
-    shown = found[: int(limit)]
+    shown = found[:most]
     _print_json(shown) if as_json else _print_table(shown, len(node) > 1)
     if sum(totals) > len(shown):
         print(f"{len(shown)} of {sum(totals)} connections", file=sys.stderr)
@@ -133,7 +132,7 @@ def kick(
     in again: for that, revoke the user's tokens.
     """
     if code is not None and not (code.isascii() and code.isdecimal() and 1_000 <= int(code[:5]) <= 4_999):
-        return _complain(f"--code {code}: expected a close code such as 4503 or 4011")
+        return complain(f"--code {code}: expected a close code such as 4503 or 4011")
     counts: list[int] = []
 
     def disconnect(client: NodeClient) -> None:
@@ -162,7 +161,7 @@ def drain(
     try:
         wait_s = parse_duration(wait, "--wait") if wait is not None else None
     except ConfigError as error:
-        return _complain(str(error))
+        return complain(str(error))
     draining: list[tuple[NodeClient, int]] = []
 
     def start(client: NodeClient) -> None:
@@ -215,24 +214,18 @@ def _each(nodes: Sequence[str], key_file: str, act: Callable[[NodeClient], None]
             (word or "").encode()
         asked = clients(nodes, key_file)
     except ConfigError as error:
-        return _complain(str(error))
+        return complain(str(error))
     except UnicodeEncodeError:
-        return _complain("USER: expected UTF-8")
+        return complain("USER: expected UTF-8")
     worst = 0
     for client in asked:
         try:
             act(client)
         except NodeUnreachable as error:
-            worst = max(worst, _complain(str(error)))
+            worst = max(worst, complain(str(error)))
         except NodeRefused as error:
             hint = "; --key-file names the file with the key" if error.status in (401, 403) and not key_file else ""
-            worst = max(worst, _complain(f"{error}{hint}", EXIT_REFUSED))
+            worst = max(worst, complain(f"{error}{hint}", code=EXIT_REFUSED))
         finally:
             client.close()
     return worst
-
-
-def _complain(message: str, code: int = EXIT_USAGE) -> int:
-    """One line on stderr; a node's words can't do anything to the terminal."""
-    line = " ".join(message.split())
-    return complain("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), code=code)

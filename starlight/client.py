@@ -230,7 +230,7 @@ class Client:
     Attributes:
         user: who the server says this is.
         name: the server's name for this connection; another one after a reconnect.
-        node: the name of the node.
+        node: the name that this run of the node has for clients.
     """
 
     def __init__(self, url: str, options: _Options) -> None:

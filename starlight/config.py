@@ -13,6 +13,7 @@ A new field is a flag, a variable, a key of the file and a line of the help and 
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -85,6 +86,12 @@ class Settings(BaseSettings):
         "process on the port is then most likely a mistake, and any of the same user could take connections.",
     )
     path: UrlPath = Field("/ws", description="Path of the WebSocket endpoint. Any other path is answered with 404.")
+    node_name: Annotated[str, Shown("the host's")] = Field(
+        "",
+        max_length=255,
+        description="What the node is called in log and metrics. Several on one host need names of "
+        "their own; clients are not told, they see a random name of each run.",
+    )
     config_file: Annotated[FileName, Flag("--config"), RELOADS] = Field(
         "",
         max_length=4096,
@@ -157,6 +164,12 @@ class Settings(BaseSettings):
         max_length=4096,
         description="File with the key of session tokens, the same for all nodes. A random key ends all sessions at a "
         "restart.",
+    )
+    session_previous_secret_file: Annotated[FileName, RELOADS] = Field(
+        "",
+        max_length=4096,
+        description="File with another key whose session tokens are good, but which signs none. The one before, so "
+        "that a change of keys sends nobody away; until session_ttl has passed.",
     )
     session_ttl_s: Annotated[Duration, RELOADS] = Field(
         3_600.0,
@@ -297,7 +310,8 @@ class Settings(BaseSettings):
         5.0,
         ge=0.01,
         le=300,
-        description="From the handshake to the login message, then for an application's check of it. 4502 after it.",
+        description="From the handshake to the login message; 4502 after it. Then for an application's check of it: "
+        "1013.",
     )
     ping_interval_s: Duration = Field(
         25.0,
@@ -525,17 +539,15 @@ def unknown_variables(names: Iterable[str]) -> list[str]:
     ]
 
 
+@cache
 def entries() -> list[Entry]:
     """All settings in their order, as people meet them."""
-    if not _ENTRIES:
-        panel = ""
-        for name, info in Settings.model_fields.items():
-            panel = next((item.title for item in info.metadata if isinstance(item, Panel)), panel)
-            _ENTRIES.append(Entry(name, info, panel))
-    return _ENTRIES
-
-
-_ENTRIES: Final[list[Entry]] = []
+    found: list[Entry] = []
+    panel = ""
+    for name, info in Settings.model_fields.items():
+        panel = next((item.title for item in info.metadata if isinstance(item, Panel)), panel)
+        found.append(Entry(name, info, panel))
+    return found
 
 
 def _secrets() -> set[str]:

@@ -87,6 +87,12 @@ def _check_path(value: str) -> str:
     return value
 
 
+def _check_file_name(value: str) -> str:
+    if "\0" in value:  # open(2) can't, and Python says so by an error of another kind than for other files
+        raise ValueError("a file's name")
+    return value
+
+
 def _join(value: object) -> object:
     """A list of texts as one text with commas."""
     if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
@@ -96,7 +102,7 @@ def _join(value: object) -> object:
 
 Size = Annotated[int, BeforeValidator(parse_size), Words("SIZE", SIZE_RULE)]
 Duration = Annotated[float, BeforeValidator(parse_duration), Words("DURATION", DURATION_RULE)]
-FileName = Annotated[str, Words("FILE", "a file's name")]
+FileName = Annotated[str, AfterValidator(_check_file_name), Words("FILE", "a file's name")]
 Url = Annotated[str, Words("URL", "a URL")]
 UrlPath = Annotated[str, AfterValidator(_check_path), Words("PATH", _PATH_RULE)]
 TextList = Annotated[str, BeforeValidator(_join), Words("LIST", "text with commas between, or a list of texts")]
@@ -208,8 +214,6 @@ class Entry:
             return Words("INTEGER", "a whole number")
         if self.type is float:
             return Words("NUMBER", "a number")
-        if self.name.endswith("_file"):
-            return Words("FILE", "a file's name")
         return Words("TEXT", "text")
 
     @property

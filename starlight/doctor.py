@@ -51,7 +51,13 @@ SOCKET_FACTOR: Final = 2
 EXPIRES_SOON_S: Final = 14 * 86_400.0
 """Issuers' programs renew with a third of the lifetime left, 30 of 90 days; at 14 one of them has stopped working."""
 
-SECRET_FILES: Final = ("jwt_secret_file", "session_secret_file", "tls_key", "internal_key_file")
+SECRET_FILES: Final = (
+    "jwt_secret_file",
+    "session_secret_file",
+    "session_previous_secret_file",
+    "tls_key",
+    "internal_key_file",
+)
 """Settings that name a file nobody else may read."""
 
 _HANDSHAKE_STEPS: Final = 10

@@ -27,7 +27,8 @@ from starlight.protocol import commands
 if TYPE_CHECKING:
     from starlight.hub import Client
 
-__all__ = ["BUILT_IN_TYPES", "SLOW_HANDLER_MS", "Handler", "Handlers", "Timer", "call_logged", "is_awaitable"]
+__all__ = ["BUILT_IN_TYPES", "FAILURES", "SLOW_HANDLER_MS", "Handler", "Handlers", "Timer", "call_logged",
+           "is_awaitable"]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,9 @@ BUILT_IN_TYPES: Final = frozenset(
     str(command.__struct_config__.tag) for command in get_args(commands.Command) if command is not commands.Custom
 )
 """Message types of the protocol, for which no application handler can be registered."""
+
+FAILURES: Final = (Exception, asyncio.CancelledError)
+"""What a function fails with. The second is no `Exception`, but what `result()` of a cancelled future raises."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -313,7 +317,7 @@ def call_logged(handler: Handler, args: Sequence[object]) -> Coroutine[Any, Any,
     """Call a handler whose exceptions are logged and nothing else; None if it is done, or a coroutine of the rest."""
     try:
         result = handler.call(*args)
-    except Exception as error:
+    except FAILURES as error:
         handler.log_failure(error)
         return None
     return _await_logged(handler, result) if is_awaitable(result) else None
@@ -334,7 +338,7 @@ def _check_login(handler: Handler, args: Sequence[object]) -> Coroutine[Any, Any
     """Call an `on_login` handler; whatever is not a plain return refuses the login."""
     try:
         result = handler.call(*args)
-    except Exception as error:
+    except FAILURES as error:
         raise _refusal(handler, error) from None
     if is_awaitable(result):
         return _await_login(handler, result)

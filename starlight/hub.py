@@ -26,7 +26,7 @@ from starlight import close_codes
 from starlight.auth import Action, Authenticator, Identity, NoAuth, Permissions
 from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, RequestError
-from starlight.handlers import Handlers, is_awaitable
+from starlight.handlers import FAILURES, Handlers, is_awaitable
 from starlight.hub_records import ChannelRecord, Client, Connection
 from starlight.limits import Faults, Limits, Meter
 from starlight.logins import CHECK_TIMEOUT_S, REVOKED_S, Logins, read_login
@@ -64,12 +64,12 @@ class Hub:
         handlers: the application's; none by default.
         authenticator: who a login is; by default it is believed.
         permissions: what a client may do; everything by default.
-        node: the node's name for `welcome` and for client ids.
+        node: a name of this run of the node, for `welcome` and for client ids.
         ping_interval_s: told in `welcome`.
         pong_timeout_s: told in `welcome`.
         sessions: what makes session tokens; None for none.
         limits: of users and clients; none by default.
-        login_timeout_s: how long an application's check of one login may take (4502 beyond).
+        login_timeout_s: how long an application's check of one login may take (1013 beyond).
         channels_limit: channels one client may have joined (106 beyond).
         clients_limit: clients one channel may have (106 beyond); 0: no limit.
         name_limit_bytes: of users and channels; the protocol's own by default.
@@ -519,7 +519,7 @@ class Hub:
         data = _parse(command.data)
         try:
             result = handler.call(client, data)
-        except Exception as error:
+        except FAILURES as error:
             raise handler.failure(error) from None
         if is_awaitable(result):
             client._busy = True

@@ -32,7 +32,7 @@ from starlight.stats import Source, Stats
 __all__ = ["BATCH_LIMIT", "IDEMPOTENCY_S", "Api", "ApiError", "IdempotencyKeys", "Receipt"]
 
 BATCH_LIMIT: Final = 1_000
-"""Messages in one request: about a millisecond of the loop."""
+"""Messages in one request: some milliseconds of the loop, and what their deliveries cost."""
 
 BODY_LIMIT_BYTES: Final = 2**20
 """The largest body of a request, unless a single message may be larger."""

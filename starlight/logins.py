@@ -76,7 +76,10 @@ class Logins:
         return await (identity if isinstance(authenticator, TokenAuth) else self.in_time(identity))
 
     async def in_time(self, checking: Awaitable[T]) -> T:
-        """What a check of a login comes to. Cancels it and raises `CloseConnection` 4502 if it takes too long."""
+        """What a check of a login comes to. Cancels it and raises `CloseConnection` 1013 if it takes too long.
+
+        Not 4502, after which clients stay away: it is the check that is late, not they.
+        """
         try:
             async with asyncio.timeout(self._check_timeout_s) as limit:
                 return await checking
@@ -86,7 +89,7 @@ class Logins:
             if self._clock() - self._told_s >= 1:  # once a second, however many strangers there are
                 self._told_s = self._clock()
                 log.warning("a login was refused: its check took more than %g s", self._check_timeout_s)
-            raise CloseConnection(close_codes.LOGIN_TIMEOUT) from None
+            raise CloseConnection(close_codes.OVERLOADED) from None
 
     def change(self, limits: Limits, name_limit_bytes: int) -> None:
         """Other limits for logins to come."""

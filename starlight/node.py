@@ -62,7 +62,6 @@ class Node:
         groups: by name; those in `settings.config_file` go before them.
         announces: which channels publish `joined` and `left`; none by default.
         reread: makes the settings anew for `reload`; by default they stay, and only the files they name are read again.
-        name: the node's name in `welcome`; random by default, so that no two runs share one.
 
     Raises `ConfigError` for settings that don't fit together: `make_authenticator` says which.
     """
@@ -76,14 +75,14 @@ class Node:
         permissions: Permissions | None = None,
         groups: Mapping[str, Any] | None = None,
         announces: Callable[[str], bool] | None = None,
-        name: str | None = None,
         reread: Callable[[], Settings] | None = None,
     ) -> None:
         settings = settings or Settings()
         self.handlers = handlers or Handlers()
         self.settings = settings
         self._groups = groups or {}
-        self.name = name or secrets.token_hex(4)
+        self.name = settings.node_name or socket.gethostname()
+        """What it is called by who runs it."""
         self._gate = Gate(settings)
         self._certificate = Certificate.of(settings)
         self._authenticator = authenticator or make_authenticator(settings)
@@ -132,7 +131,7 @@ class Node:
             clients_limit=settings.clients_per_channel,
             name_limit_bytes=settings.name_limit_bytes,
             announces=announces,
-            node=self.name,
+            node=secrets.token_hex(4),  # no two runs share one, and no client learns the name of the host
             ping_interval_s=settings.ping_interval_s,
             pong_timeout_s=settings.pong_timeout_s,
         )
@@ -214,12 +213,6 @@ class Node:
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}{self.settings.path}"
 
     @property
-    def is_ready(self) -> bool:
-        """Whether new clients should be sent here: it listens, isn't draining, and has descriptors to accept with."""
-        server = self._server
-        return self.is_serving and not self.is_draining and server is not None and not server.is_resting
-
-    @property
     def internal_url(self) -> str | None:
         """Where the internal port is, such as ``http://127.0.0.1:8766``; None where there is none."""
         return self._internal.url
@@ -278,7 +271,7 @@ class Node:
         """One line for the log: the address and the limits in force."""
         limits = self.settings
         return (
-            f"starlight {__version__} node {self.name} listens on {self.url}"
+            f"starlight {__version__} node {self.name} run {self.hub.node} listens on {self.url}"
             f" auth={limits.auth} max_connections={limits.max_connections}"
             f" outbox={limits.outbox_messages}/{format_size(limits.outbox_bytes)}"
             f" evict_after={format_duration(limits.evict_after_s)} read_limit={format_size(limits.read_limit_bytes)}"

@@ -16,13 +16,13 @@ from starlight.errors import ConfigError
 
 __all__ = ["Origins", "Proxies", "is_loopback"]
 
-_ORIGIN: Final = re.compile(r"(https?)://([a-z0-9.\-_]{1,253}|\[[0-9a-f:.]{2,45}\])(?::([0-9]{1,5}))?", re.ASCII)
-_PATTERN: Final = re.compile(
-    r"(https?)://(\*\.)?([a-z0-9.\-_]{1,253}|\[[0-9a-f:.]{2,45}\])(?::([0-9]{1,5}))?", re.ASCII
-)
+_NAME: Final = r"([a-z0-9.\-_]{1,253}|\[[0-9a-f:.]{2,45}\])"
+_PORT: Final = r"(?::([0-9]{1,5}))?"
+_HOST: Final = re.compile(_NAME + _PORT, re.ASCII)
+_ORIGIN: Final = re.compile(r"(https?)://" + _NAME + _PORT, re.ASCII)
+_PATTERN: Final = re.compile(r"(https?)://(\*\.)?" + _NAME + _PORT, re.ASCII)
 _PORTS: Final = {"http": "80", "https": "443"}
 _RULE: Final = "origins with commas between, such as https://app.example.com, https://*.example.com, or * for any"
-_HOST: Final = re.compile(r"([a-z0-9.\-_]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?", re.ASCII)
 
 
 class Origins:

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from starlight._drain import RETRY_MAX_MS, RETRY_MIN_MS
+from starlight._drain import retry_ms
 from starlight._gate import Gate
 from starlight._tls import Certificate
 from starlight.auth import Permissions, TokenAuth, make_authenticator, make_internal_key
@@ -174,7 +173,7 @@ class Reloader:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + SLICE_S
         sent_away = 0
-        for lost in self._hub.review(lambda: random.randint(RETRY_MIN_MS, RETRY_MAX_MS), rates=rates):
+        for lost in self._hub.review(retry_ms, rates=rates):
             sent_away += lost
             if loop.time() >= until_s:
                 await asyncio.sleep(0)

@@ -77,25 +77,34 @@ class Sessions:
         key: at least 32 bytes; None for a random one, which nobody else knows and a restart forgets.
         ttl_s: how long a session lasts at most.
         clock: Unix seconds.
+        previous_key: signs nothing, but what it has signed is good: so a key can be replaced and nobody is sent away.
     """
 
-    def __init__(self, key: bytes | None, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        key: bytes | None,
+        ttl_s: float,
+        clock: Callable[[], float] = time.time,
+        *,
+        previous_key: bytes | None = None,
+    ) -> None:
         self.ttl_s = ttl_s
         self.clock = clock
         self._key = secrets.token_bytes(KEY_BYTES) if key is None else key
+        self._previous_key = previous_key
 
-    def remade(self, key: bytes | None, ttl_s: float) -> Sessions:
-        """What would take over from these: with another key, or with the same for None."""
-        return Sessions(self._key if key is None else key, ttl_s, self.clock)
+    def lasting(self, ttl_s: float) -> Sessions:
+        """What would take over from these: the same key, another duration."""
+        return Sessions(self._key, ttl_s, self.clock)
 
     def take_over(self, new: Sessions) -> None:
-        """Be others: tokens that another key has signed are good no more."""
-        self._key, self.ttl_s = new._key, new.ttl_s
+        """Be others: what neither of their keys has signed is good no more."""
+        self._key, self._previous_key, self.ttl_s = new._key, new._previous_key, new.ttl_s
 
     def issue(self, session: Session) -> str | None:
         """The token for a session; None if it would be too long, as with thousands of groups."""
         body = urlsafe_b64encode(dumps(tuple(session))).rstrip(b"=")
-        token = f"{PREFIX}{body.decode()}.{self._signature(body)}"
+        token = f"{PREFIX}{body.decode()}.{_signature(body, self._key)}"
         return token if len(token) <= SESSION_LIMIT_BYTES else None
 
     def verify(self, token: str) -> Session:
@@ -105,15 +114,20 @@ class Sessions:
         body, _, signature = token[len(PREFIX) :].partition(".")
         if not (token.startswith(PREFIX) and token.isascii()):
             raise TokenRefused("not a session token")
-        if not hmac.compare_digest(signature, self._signature(body.encode())):
+        if not self._has_signed(body.encode(), signature):
             raise TokenRefused("the signature is wrong")
         user, groups, expires, issued, token_id = loads(urlsafe_b64decode(body + "=" * (-len(body) % 4)))
         if expires <= self.clock():
             raise TokenRefused("expired", is_expired=True)
         return Session(user, tuple(groups), expires, issued, token_id)
 
-    def _signature(self, body: bytes) -> str:
-        return urlsafe_b64encode(hmac.digest(self._key, _CONTEXT + body, "sha256")).rstrip(b"=").decode()
+    def _has_signed(self, body: bytes, signature: str) -> bool:
+        keys = (self._key,) if self._previous_key is None else (self._key, self._previous_key)
+        return any(hmac.compare_digest(signature, _signature(body, key)) for key in keys)
+
+
+def _signature(body: bytes, key: bytes) -> str:
+    return urlsafe_b64encode(hmac.digest(key, _CONTEXT + body, "sha256")).rstrip(b"=").decode()
 
 
 def read_secret(path: str, key: str) -> bytes:

@@ -160,6 +160,15 @@ class Stage:
             member.leave_hub()
 
 
+def is_utf8(text: bytes) -> bool:
+    """Whether it can be read as UTF-8."""
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 async def eventually(condition: Any, timeout_s: float = 10.0) -> None:
     """Wait until `condition()` holds; fail the test if it never does."""
     deadline_s = asyncio.get_running_loop().time() + timeout_s

@@ -16,6 +16,7 @@ import threading
 
 import uvloop
 
+from starlight._trim import CROWD
 from starlight.node import RESERVED_FILES
 from tests.long.leaks import connect
 from tests.raw_client import message, request, set_reset
@@ -69,7 +70,8 @@ async def test_56_channels_joined_and_left_give_their_memory_back():
             go_on.set()
             await playing
             await server.until(connections=0, live=0)
-            await asyncio.sleep(1.5)  # so that the node notices, and the C library gives its pages back
+            if peaks[-1]["channels"] >= CROWD:
+                await asyncio.sleep(1.5)  # so that the node notices, and the C library gives its pages back
             ends.append(await server.ask("status"))
         print([(status["channels"], status["resident_bytes"] >> 20) for status in (start, *peaks, *ends)])
         for status in peaks:

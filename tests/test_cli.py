@@ -210,8 +210,15 @@ def test_a_wrong_value_of_the_environment_names_the_variable(
     assert refused(capsys, "serve") == "STARLIGHT_PORT='abc': expected a whole number from 0 to 65535"
 
 
-def test_tokens_are_refused_until_they_are_built(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused(capsys, "serve", "--port", "0", "--auth", "jwt").startswith("--auth jwt: expected ")
+def test_auth_jwt_wants_something_to_verify_tokens_with(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "serve", "--port", "0", "--auth", "jwt").startswith("--auth jwt: expected something to ")
+
+
+@pytest.mark.parametrize("group", ["config", "token", "bench"])
+def test_a_group_without_a_command_shows_its_help(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([group]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"Usage: starlight {group} ") and "\nCommands:\n" in err
 
 
 def test_a_port_in_use_is_named(capsys: pytest.CaptureFixture[str]) -> None:

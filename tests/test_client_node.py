@@ -54,7 +54,7 @@ async def test_every_kind_of_message(node: Node, subprotocol: str) -> None:
         connect(node.url, user="bob", subprotocol=subprotocol) as bob,
         bob.join("news") as news,
     ):
-        assert (ada.user, ada.node) == ("ada", node.name)
+        assert (ada.user, ada.node) == ("ada", node.hub.node)
         data = {"text": "é\n☃", "numbers": [1, 2.5, None, True]}
         assert await ada.publish("news", data) == Receipt(1, "node", None)
         assert await anext(news) == Publication("news", data, "ada")
@@ -137,6 +137,30 @@ async def test_comes_back_to_a_node(node: Node, code: int) -> None:
         await client.publish("news", "again")
         assert (await anext(news)).data == "again"
         assert states == ["connected", "reconnecting", "connected"]
+
+
+async def test_comes_back_when_the_check_of_its_login_hangs_for_a_while() -> None:
+    app, hangs, states = application(), False, []
+
+    @app.on_login
+    async def check(client: Any, login: dict[str, Any]) -> None:
+        if hangs:
+            await asyncio.Event().wait()
+
+    async with (
+        app.serve(login_timeout_s=0.1) as running,
+        connect(running.url, user="ada", on_state=lambda *state: states.append(state), **FAST) as client,
+    ):
+        hangs = True
+        await client._tell(b'{"type":"end me","data":4011}')
+        await eventually(lambda: running.acceptor.counts["refused_1013"] > 1)
+        hangs = False
+        await client.publish("news", "again")
+        assert (states[1], states[2], states[-1]) == (
+            ("reconnecting", 4011),
+            ("reconnecting", 1013),
+            ("connected", None),
+        )
 
 
 async def test_finds_the_next_node_after_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ def test_defaults_are_those_of_the_documents() -> None:
         "host": "127.0.0.1",
         "port": 8765,
         "path": "/ws",
+        "node_name": "",
         "auth": "none",
         "insecure_no_auth": False,
         "config_file": "",
@@ -32,6 +33,7 @@ def test_defaults_are_those_of_the_documents() -> None:
         "jwt_leeway_s": 10.0,
         "jwt_groups_claim": "groups",
         "session_secret_file": "",
+        "session_previous_secret_file": "",
         "session_ttl_s": 3600.0,
         "connections_per_user": 20,
         "connections_per_address": 500,
@@ -230,6 +232,12 @@ def test_lists_and_switches_of_the_file(tmp_path: Path) -> None:
     assert wrong(allowed_origins=["a", 1])
 
 
+@pytest.mark.parametrize("field", [entry.name for entry in entries() if entry.metavar == "FILE"])
+def test_no_file_has_a_name_with_a_zero_byte(field: str) -> None:
+    (line,) = wrong(**{field: "a\0b"})
+    assert line.startswith(f"{field}='a\\x00b': expected a") and "file" in line
+
+
 def test_a_file_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = str(tmp_path / "none.toml")
     (line,) = wrong(config_file=path)
@@ -237,7 +245,7 @@ def test_a_file_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "a TOML file that can be read (no such file" in line
     monkeypatch.setenv("STARLIGHT_CONFIG_FILE", path)
     assert wrong()[0].startswith("STARLIGHT_CONFIG_FILE=")
-    assert Settings(config_file="") is not None
+    assert Settings(config_file="").config_file == ""
 
 
 def test_wrong_values_behind_a_variable_are_found_on_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

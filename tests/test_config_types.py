@@ -14,7 +14,6 @@ class Model(BaseModel):
     """As somebody might add fields to `Settings`, with markers and without."""
 
     inner_port: int | None = Field(None, ge=0, le=65_535, description="Port of it; 0 picks one. None: it is off.")
-    key_file: str = Field("", max_length=4096, description="File with a key.")
     named: FileName = Field("", description="A file.")
     closes_per_s: int = Field(100, ge=1, le=1_000, description="Closes a second. Bounded.")
     wait_s: Annotated[Duration, RELOADS] = Field(0.25, ge=0, le=60, description="How long. For a reason.")
@@ -32,7 +31,6 @@ ENTRIES = {name: Entry(name, info, "Panel") for name, info in Model.model_fields
 
 TABLE = {
     "inner_port": ("--inner-port", "INTEGER", "", "a whole number from 0 to 65535"),
-    "key_file": ("--key-file", "FILE", "", "a file's name"),
     "named": ("--named", "FILE", "", "a file's name"),
     "closes_per_s": ("--closes-per-s", "INTEGER", "100", "a whole number from 1 to 1000"),
     "wait_s": ("--wait", "DURATION", "250ms", "number of seconds, 0s to 1m"),

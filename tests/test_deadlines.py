@@ -43,7 +43,7 @@ async def test_a_login_in_time_is_not_closed_by_the_login_timeout():
         assert (await client.ask("ping"))["type"] == "pong"
 
 
-async def test_a_login_check_that_never_returns_is_4502_and_is_not_kept():
+async def test_a_login_check_that_never_returns_is_1013_and_is_not_kept():
     handlers, checks = Handlers(), []
 
     @handlers.on_login
@@ -58,7 +58,7 @@ async def test_a_login_check_that_never_returns_is_4502_and_is_not_kept():
     async with stage(quiet=False, node=made, login_timeout_s=0.3) as on_stage:
         client = await on_stage.upgraded()
         await client.send(message("login", user="ann"))
-        assert await client.close_code() == 4502
+        assert await client.close_code() == 1013
         gone = await on_stage.upgraded()
         await gone.send(message("login", user="bob"))
         await eventually(lambda: len(checks) == 2)

@@ -96,19 +96,19 @@ async def test_drain_cuts_off_who_does_not_end_in_time(wire: str):
 
 async def test_not_ready_comes_first_and_the_node_serves_on_until_the_notice_is_over():
     node = Node(small(drain_notice_s=0.5))
-    assert not node.is_ready
+    assert not node.is_listening
     await node.start()
-    assert node.is_ready
+    assert node.is_listening and not node.is_draining
     ann = await WireClient.login(node.url, "ann")
     draining = asyncio.ensure_future(node.drain())
     await node.drain_begun()
-    assert not node.is_ready and node.is_serving
+    assert node.is_draining and node.is_serving
     bob = await WireClient.login(node.url, "bob")  # it still listens
     await bob.say("direct", to="ann", data="hi")
     assert (await ann.hear())["data"] == "hi"
     assert (await asyncio.gather(ann.closed(), bob.closed()))[0][0] == 1001
     await draining
-    assert not node.is_ready
+    assert not node.is_listening
 
 
 async def test_the_notice_is_part_of_the_drain_time():

@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -251,6 +252,36 @@ async def test_a_handler_that_fails_when_an_evicted_client_leaves_hurts_nobody(c
             lambda: on_stage.node.connections == 1, 15.0
         )  # the write timeout, if closed before it was over the limit
         assert play_.totals()["evicted_slow_total"] >= 1
+
+
+@pytest.mark.parametrize("end", ["reset", "close", "evicted"])
+async def test_a_handler_that_leaves_the_program_when_a_client_goes_leaves_no_connection_half_way(
+    end: str, caplog: pytest.LogCaptureFixture
+):
+    """Its descriptor is soon another client's: a subscriber that stayed would write to that one."""
+
+    def node(settings: Any) -> Node:
+        made = Node(settings)
+        made.handlers.on_disconnect(lambda client: sys.exit(1) if client.user != "witness" else None)
+        return made
+
+    caplog.set_level(logging.CRITICAL, "starlight")  # a logged traceback holds channels
+    async with stage(node=node, quiet=False, outbox_bytes=65_536, send_buffer_bytes=4096) as on_stage:
+        play_ = Play(on_stage)
+        for i in range(3):
+            client = await play_.stalled(f"u{i}", "c")
+            if end == "reset":
+                client.reset()
+            elif end == "close":
+                await client.send(close_frame(1000))
+                await client.to_the_end()
+                client.close()
+        for _ in range(60):
+            play_.node.hub.push_to_channel("c", text(10_000))
+            await asyncio.sleep(0)
+        await eventually(lambda: on_stage.node.connections == 1)
+        assert play_.totals()["subscribers"] == 1 and play_.totals()["full"] == 0
+        assert [client.user for client in on_stage.node.hub.clients()] == ["witness"]
 
 
 async def test_a_thousand_that_stall_on_quiet_channels_stay_within_the_memory_budget():

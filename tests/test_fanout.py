@@ -7,6 +7,7 @@ import errno
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -518,7 +519,7 @@ def test_an_owner_may_publish_detach_and_evict_others_in_its_callback(stage: Sta
         core.evict(second.subscriber, 4503)
 
     first.on_evicted = on_evicted  # type: ignore[method-assign]
-    stage.script(EAGAIN)
+    stage.script(EAGAIN, EAGAIN)
     core.send(first.subscriber, b"x")
     core.flush()
     for _ in range(20):
@@ -542,6 +543,30 @@ def test_who_is_about_to_be_evicted_gets_no_more_although_the_turn_goes_on(stage
     stage.turn()
     assert slow.events == [4008]
     assert payloads(stage.drain(other)) == [b"%d" % number for number in range(500)]
+
+
+@pytest.mark.parametrize("judge", ["sweep", "publication"])
+def test_one_that_has_read_while_the_loop_was_held_up_is_not_evicted(stage: Stage, judge: str) -> None:
+    """A handler that holds the loop is no fault of clients: they are asked once more before they go."""
+    core = stage.core(outbox_messages=10, evict_after_ms=20, write_timeout_ms=20)
+    peer, stalled = stage.peer(buffer_bytes=1), stage.peer(buffer_bytes=1)
+    wire, n_messages = b"", 50
+    for number in range(n_messages):
+        core.publish(core.everyone, b"x" * 1_000, b"%d" % number, b"")
+    core.flush()
+    assert peer.subscriber.is_full and stalled.subscriber.is_full and peer.subscriber.outbox_messages > 10
+    wire += peer.read()
+    time.sleep(0.03)  # and no turn of the loop
+    if judge == "sweep":
+        core.sweep()
+    else:
+        core.now_ms()
+        core.publish(core.everyone, b"", b"one more", b"")
+        stage.turn()
+    assert stalled.events[:1] == [4008]
+    assert peer.events == []
+    wire += stage.drain(peer)
+    assert len(payloads(wire)) == n_messages + (judge == "publication")
 
 
 def test_the_age_of_an_outbox_is_that_of_its_oldest_message(stage: Stage) -> None:

@@ -38,6 +38,7 @@ class ModelSubscriber:
     channels: set[int] = field(default_factory=set)
     end: str = "open"  # open, closed, evicted or broken
     close_code: int = 0
+    is_close_sent: bool = False
     # A message published while a subscriber is being evicted by the core may or may not have reached it: from here on
     # the stream is only compared as a prefix.
     is_prefix: bool = False
@@ -48,7 +49,8 @@ class ModelSubscriber:
             self.close_code = code
         self.end, self.is_prefix = "evicted", True
 
-    def on_close_sent(self) -> None: ...
+    def on_close_sent(self) -> None:
+        self.is_close_sent = True
 
     def on_broken(self) -> None:
         self.end, self.is_prefix = "broken", True
@@ -158,11 +160,13 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(subscriber=subscribers)
     def evict(self, subscriber: Subscriber) -> None:
         model = self.models[subscriber]
+        self.core.evict(subscriber, 4008, b"slow")
+        if model.is_close_sent:  # too late
+            return
         if model.end in ("open", "closed"):
             if model.end == "open":
                 model.close_code = 4008
             model.end, model.is_prefix = "evicted", True
-        self.core.evict(subscriber, 4008, b"slow")
         model.channels.clear()
 
     @rule(

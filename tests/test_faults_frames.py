@@ -110,12 +110,39 @@ async def test_23_the_64th_fragment_is_one_too_many_unless_it_ends_the_message()
         assert await client.close_code() == 1008
 
 
-@pytest.mark.xfail(strict=True, raises=TimeoutError, reason="picows shows a fragment's header with its last byte only")
-async def test_22_a_fragment_is_refused_at_the_header_that_crosses_the_limit():
+HEADERS_THAT_CROSS = [
+    (40_000, b"", 0, header(CONTINUATION, 25_537)),
+    (40_000, b"", 0, header(CONTINUATION, 25_537, fin=False)),
+    (40_000, frame(PING, b"between"), 1, header(CONTINUATION, 40_000)),
+    (65_535, frame(PING) + frame(PONG, b"x" * 125), 1, header(CONTINUATION, 2)),
+    (1, b"", 0, header(CONTINUATION, 65_536)),
+    (1, b"", 0, header(CONTINUATION, 2**63 - 1)),
+]
+
+
+@pytest.mark.parametrize(("n_bytes", "between", "n_pings", "crossing"), HEADERS_THAT_CROSS)
+@pytest.mark.parametrize("cut", ["whole", "pieces"])
+async def test_22_a_fragment_is_refused_at_the_header_that_crosses_the_limit(n_bytes, between, n_pings, crossing, cut):
     async with stage() as on_stage:
         client = await on_stage.login()
-        await client.send(frame(TEXT, b" " * 40_000, fin=False) + header(CONTINUATION, 40_000))
-        assert await asyncio.wait_for(client.close_code(), 0.5) == 1009
+        await client.send(frame(TEXT, b" " * n_bytes, fin=False) + (between + crossing if cut == "whole" else b""))
+        if cut == "pieces":
+            for byte in between + crossing:
+                await client.send(bytes([byte]))
+                await asyncio.sleep(0.001)
+        frames, end = await client.to_the_end()
+        assert [opcode for opcode, _ in frames[:-1]] == [PONG] * n_pings
+        assert (end, frames[-1][0], frames[-1][1][:2]) == ("eof", CLOSE, (1009).to_bytes(2))
+
+
+async def test_22_fragments_up_to_the_limit_are_a_message():
+    async with stage() as on_stage:
+        client = await on_stage.login()
+        text = b'{"type":"ping"}'.ljust(65_536)
+        await client.send(frame(TEXT, text[:40_000], fin=False) + frame(PING, b"between"))
+        await client.send(frame(CONTINUATION, text[40_000:65_000], fin=False) + frame(CONTINUATION, text[65_000:]))
+        assert await client.next_frame() == (PONG, b"between")
+        assert (await client.hear())["type"] == "pong"
 
 
 async def test_26_a_code_point_may_be_split_over_fragments():

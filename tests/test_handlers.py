@@ -254,6 +254,24 @@ async def test_failures_of_async_handlers_are_replies_too(play: Play, failure: B
     assert [message["code"] for message in ann.heard()] == [code]
 
 
+def test_a_cancelled_future_is_a_failure_of_the_function_that_asks_it(play: Play, caplog: pytest.LogCaptureFixture):
+    """`asyncio.CancelledError` is no `Exception`: out of a function it would end the connection, or stay half-way."""
+
+    def fail(*args: object) -> None:
+        raise asyncio.CancelledError
+
+    play.handlers.on_connect(fail)
+    play.handlers.on_disconnect(fail)
+    play.handlers.on("fail")(fail)
+    ann = play.member("ann")
+    ann.say("fail", id=1)
+    assert [message["code"] for message in ann.heard()] == [100]
+    ann.leave_hub()
+    assert len([record for record in caplog.records if record.exc_info]) == 3
+    play.handlers.on_login(fail)
+    assert play.login("bob") == 1011
+
+
 async def test_an_async_handler_may_close_the_connection(play: Play):
     @play.handlers.on("quit")
     async def quit(client: Client, data: object) -> None:

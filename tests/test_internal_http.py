@@ -49,7 +49,7 @@ async def test_there_is_no_port_unless_one_is_wanted():
 
 
 async def test_health_and_readiness(tmp_path: Path):
-    async with inside(tmp_path, send_buffer_bytes=4096) as on:
+    async with inside(tmp_path, send_buffer_bytes=4096, drain_timeout_s=2) as on:
         async with on.http.get("/healthz") as response:
             assert (response.status, await response.text()) == (200, "ok\n")
         assert await on.get("/readyz") == {"ready": True}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,13 @@ def test_import_linter_is_satisfied() -> None:
 
 def test_every_module_has_a_layer() -> None:
     assert {module_of(path) for path in SOURCES} - UNRANKED - set(RANK) == set()
+
+
+def test_the_page_names_every_module() -> None:
+    rows = re.findall(r"^\| \d \| (.+) \|$", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
+    named = re.findall(r"`([\w*]+)/?`", " ".join(rows))
+    assert [module for module in RANK if not any(fnmatchcase(module, name) for name in named)] == []
+    assert [name for name in named if not any(fnmatchcase(module, name) for module in RANK)] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))

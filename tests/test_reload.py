@@ -273,6 +273,24 @@ async def test_keys_of_tokens_and_sessions(tmp_path: Path):
             await client.close()
 
 
+async def test_a_session_key_that_is_replaced_sends_nobody_away_before_it_is_taken_out(tmp_path: Path):
+    first, second = write(tmp_path / "1.key", SECRET), write(tmp_path / "2.key", "another-" + SECRET)
+    given = {"auth": "jwt", "jwt_secret": SECRET, "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
+    async with configured(tmp_path, f'session_secret_file = "{first}"', **given) as made:
+        ann = WireClient(await connect(made.node.url, compression=None))
+        old = (await ann.ask("login", token=token()))["session"]
+        both = f'session_secret_file = "{second}"\nsession_previous_secret_file = "{first}"'
+        assert await made.change(both)
+        again = WireClient(await connect(made.node.url, compression=None))
+        new = (await again.ask("login", token=old))["session"]
+        assert await made.change(f'session_previous_secret_file = "{first}"') is False  # of what would it be the other?
+        assert await made.change(f'session_secret_file = "{second}"')
+        assert await refused(made.node, old) == 4500
+        last = await login(made.node, new)
+        for client in (ann, again, last):
+            await client.close()
+
+
 async def test_a_random_session_key_stays(tmp_path: Path):
     given = {"auth": "jwt", "jwt_secret": SECRET, "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
     async with configured(tmp_path, "", **given) as made:
@@ -406,7 +424,14 @@ def test_the_settings_that_reload_are_all_applied():
     assert {entry.name for entry in entries() if entry.reloads} == {
         *("config_file", "tls_cert", "tls_key", "jwt_secret", "jwt_secret_file", "jwt_key_file", "jwt_jwks_url"),
         *("jwt_algorithms", "jwt_issuer", "jwt_audience", "jwt_leeway_s", "jwt_groups_claim", "session_secret_file"),
-        *("session_ttl_s", "allowed_origins", "trusted_proxies", "connections_per_user", "connections_per_address"),
+        *(
+            "session_previous_secret_file",
+            "session_ttl_s",
+            "allowed_origins",
+            "trusted_proxies",
+            "connections_per_user",
+            "connections_per_address",
+        ),
         *("connection_rate", "message_rate", "byte_rate_bytes", "channels_per_client", "clients_per_channel"),
         *("internal_key_file", "name_limit_bytes", "drain_timeout_s", "drain_notice_s", "drain_rate", "log_level"),
     }

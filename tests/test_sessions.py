@@ -55,6 +55,16 @@ def test_another_key_makes_another_session(sessions: Sessions, clock: Clock):
             other.verify(text)
 
 
+def test_what_the_previous_key_has_signed_is_good_and_it_signs_nothing(sessions: Sessions, clock: Clock):
+    new = Sessions(b"n" * 32, 3600, clock, previous_key=KEY)
+    assert new.verify(sessions.issue(ANN)) == ANN
+    assert Sessions(b"n" * 32, 3600, clock).verify(new.issue(ANN)) == ANN
+    with pytest.raises(TokenRefused):
+        sessions.verify(new.issue(ANN))
+    with pytest.raises(TokenRefused):
+        new.verify(Sessions(b"x" * 32, 3600, clock).issue(ANN))
+
+
 @pytest.mark.parametrize("text", ["", "sl1.", "sl1..", "sl1.a", "sl1.a.b", "sl1.ä.b", "sl1.a.ä", "sl2.a.b", token()])
 def test_what_is_no_session(sessions: Sessions, text: str):
     with pytest.raises(TokenRefused):
@@ -120,7 +130,7 @@ def test_47_no_session_is_too_long(sessions: Sessions, monkeypatch: pytest.Monke
     def never(*args: object) -> str:
         raise AssertionError("somebody looked at it")
 
-    monkeypatch.setattr(sessions, "_signature", never)
+    monkeypatch.setattr(sessions, "_has_signed", never)
     with pytest.raises(TokenRefused, match="too long"):
         sessions.verify("sl1." + "A" * SESSION_LIMIT_BYTES)
 

@@ -13,6 +13,7 @@ from starlight._connection import Acceptor
 from starlight._fanout import Core
 from starlight.config import Settings
 from tests.raw_client import BINARY, CLOSE, CONTINUATION, TEXT, RawClient, close_frame, frame
+from tests.support import is_utf8
 
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
 
@@ -50,14 +51,6 @@ def splits(text: bytes, at: tuple[int, ...]) -> bytes:
     pieces = [text[i:j] for i, j in zip((0, *at), (*at, len(text)), strict=True)]
     last = len(pieces) - 1
     return b"".join(frame(TEXT if i == 0 else CONTINUATION, piece, fin=i == last) for i, piece in enumerate(pieces))
-
-
-def is_utf8(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 class Checker:

@@ -20,8 +20,8 @@ class WireClient:
 
     @classmethod
     async def login(cls, url: str, user: str, **fields: Any) -> WireClient:
-        """Connect, log in, and take the welcome."""
-        client = cls(await connect(url, compression=None))
+        """Connect, log in, and take the welcome. It reads all the time, or closing it could take ten seconds."""
+        client = cls(await connect(url, compression=None, max_queue=None))
         await client.say("login", user=user, **fields)
         welcome = await client.hear()
         assert welcome["type"] == "welcome", welcome

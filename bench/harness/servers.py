@@ -117,37 +117,30 @@ def _is_newer(built: Path, *sources: Path) -> bool:
     return built.exists() and all(built.stat().st_mtime >= source.stat().st_mtime for source in sources)
 
 
-def prepare_floor() -> str | None:
-    """Compile the floor with gcc -O2."""
-    source, built = BENCH / "floor" / "floor.c", INSTALLED / "floor"
-    if _is_newer(built, source):
-        return None
+def _compile(name: str, source: str, *flags: str) -> tuple[Path, str | None]:
+    """Compile a C source with gcc -O2 unless that was done; return the result, and the reason if it can't be."""
+    built = INSTALLED / name
+    if _is_newer(built, BENCH / source):
+        return built, None
     if shutil.which("gcc") is None:
-        return "gcc isn't installed"
+        return built, "gcc isn't installed"
     INSTALLED.mkdir(exist_ok=True)
-    return _run(["gcc", "-O2", "-o", str(built), str(source)])
+    return built, _run(["gcc", "-O2", *flags, "-o", str(built), str(BENCH / source)])
+
+
+def prepare_floor() -> str | None:
+    """Compile the floor."""
+    return _compile("floor", "floor/floor.c")[1]
 
 
 def build_null_sink() -> tuple[Path, str | None]:
     """Compile the library that swallows sends for the benches of the core; return it, and the reason if it can't be."""
-    source, built = BENCH / "null_sink.c", INSTALLED / "null_sink.so"
-    if _is_newer(built, source):
-        return built, None
-    if shutil.which("gcc") is None:
-        return built, "gcc isn't installed"
-    INSTALLED.mkdir(exist_ok=True)
-    return built, _run(["gcc", "-O2", "-shared", "-fPIC", "-o", str(built), str(source)])
+    return _compile("null_sink.so", "null_sink.c", "-shared", "-fPIC")
 
 
 def build_storm() -> tuple[Path, str | None]:
     """Compile the bad guests of login_storm.py; return them, and the reason if they can't be."""
-    source, built = BENCH / "storm.c", INSTALLED / "storm"
-    if _is_newer(built, source):
-        return built, None
-    if shutil.which("gcc") is None:
-        return built, "gcc isn't installed"
-    INSTALLED.mkdir(exist_ok=True)
-    return built, _run(["gcc", "-O2", "-o", str(built), str(source)])
+    return _compile("storm", "storm.c")
 
 
 def prepare_gorilla() -> str | None:

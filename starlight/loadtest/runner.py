@@ -14,6 +14,7 @@ import resource
 import string
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -413,18 +414,8 @@ class _Run:
         deliveries, sent = _delta(end, begin, "deliveries"), _delta(end, begin, "sent")
         connects = _delta(end, begin, "connects")
         server = self.server_figures(before, ramped, begin, end) if self.server_pids else None
-        generator = Generator(
-            useful_share=self.useful_share(begin, end),
-            cpu_s=end.own.cpu_s_since(begin.own),
-            preempted_share=_delta(end, begin, "preempted_ns") / 1e9 / duration / self.scenario.processes,
-            processes=self.scenario.processes,
-            spin=self.scenario.spin,
-        )
+        generator = self.generator(begin, end)
         latency, latency_actual = (Latency.of(self.arena.histogram(which)) for which in (0, 1))
-        codes: dict[str, int] = {}
-        for found in self.workers.call("close_codes"):
-            for code, count in found.items():
-                codes[str(code)] = codes.get(str(code), 0) + count
         machine = self.machine(begin, end)
         return Result(
             scenario=msgspec.structs.asdict(self.scenario),
@@ -451,7 +442,7 @@ class _Run:
             disconnects=total["closed_by_server"],
             first_disconnect=next((text for text in self.workers.call("failure") if text), ""),
             connect_failures=total["connect_failures"],
-            close_codes=codes,
+            close_codes=self.close_codes(),
             churned=total["churned"],
             rejoins=total["rejoins"],
             slow_deliveries=total["slow_deliveries"],
@@ -467,6 +458,23 @@ class _Run:
             counters=total,
             notices=_notices(self.scenario, generator, machine, total),
         )
+
+    def generator(self, begin: _Moment, end: _Moment) -> Generator:
+        elapsed_ns = max(end.time_s - begin.time_s, 1e-9) * 1e9
+        return Generator(
+            useful_share=self.useful_share(begin, end),
+            cpu_s=end.own.cpu_s_since(begin.own),
+            preempted_share=_delta(end, begin, "preempted_ns") / elapsed_ns / self.scenario.processes,
+            processes=self.scenario.processes,
+            spin=self.scenario.spin,
+        )
+
+    def close_codes(self) -> dict[str, int]:
+        """How many connections the server closed with which code, over all processes."""
+        codes: Counter[str] = Counter()
+        for found in self.workers.call("close_codes"):
+            codes.update({str(code): count for code, count in found.items()})
+        return dict(codes)
 
     def server_figures(self, before: _Moment, ramped: _Moment, begin: _Moment, end: _Moment) -> Server:
         cpu_s = end.server.cpu_s_since(begin.server)

@@ -102,17 +102,9 @@ class Scenario(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
         for name in ("connections", "window", "channel_publishers", "targets", "connecting", "processes"):
             _at_least(name, getattr(self, name), 1)
         for name in (
-            "publishers",
-            "channels",
-            "members",
-            "churn_window",
-            "slow_bytes_per_s",
-            "warmup_s",
-            "settle_s",
-            "seed",
+            *("publishers", "channels", "members", "churn_window", "slow_bytes_per_s", "warmup_s", "settle_s", "seed"),
+            *("churn_per_s", "rejoins_per_s", "ramp_per_s", "rate"),
         ):
-            _at_least(name, getattr(self, name), 0)
-        for name in ("churn_per_s", "rejoins_per_s", "ramp_per_s", "rate"):
             _at_least(name, getattr(self, name), 0)
         for name in ("slow_share", "churn_reset_share"):
             if not 0 <= getattr(self, name) <= 1:

@@ -16,8 +16,8 @@ def milliseconds(value_ms: float) -> str:
     return f"{value_ms:.2f} ms" if value_ms >= 1 else f"{value_ms * 1000:.0f} µs"
 
 
-def mebibytes(value_bytes: float) -> str:
-    """Memory with a fitting unit."""
+def memory_text(value_bytes: float) -> str:
+    """Memory with a fitting unit: MiB, or KiB below one."""
     if abs(value_bytes) >= 1 << 20:
         return f"{value_bytes / (1 << 20):.1f} MiB"
     return f"{value_bytes / 1024:.1f} KiB"
@@ -88,9 +88,9 @@ def _server(result: Result) -> list[tuple[str, str]]:
     rows = [("server CPU", f"{server.cpu_share:.0%} of a core" + (f", {each:.3f} µs a delivery" if each else ""))]
     if server.connect_us:
         rows.append(("server CPU a connect", f"{server.connect_us:.0f} µs"))
-    memory = f"{mebibytes(server.rss_bytes)} resident"
+    memory = f"{memory_text(server.rss_bytes)} resident"
     if server.connection_bytes is not None:
-        memory += f", {mebibytes(server.connection_bytes)} more per connection"
+        memory += f", {memory_text(server.connection_bytes)} more per connection"
     return [*rows, ("server memory", memory)]
 
 

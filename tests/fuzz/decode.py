@@ -12,6 +12,7 @@ from starlight.protocol.commands import MAX_DEPTH, Broadcast, Command, Custom, D
 from starlight.protocol.pushes import TAIL, broadcast_head, direct_head, publication_head
 from starlight.protocol.replies import error, ok_id
 from tests.fuzz.engine import Difference, mutate_bytes, smaller_bytes
+from tests.support import is_utf8
 
 REFUSED, NOT_BUILT = 107, 108
 PUNCTUATION = (
@@ -271,14 +272,6 @@ class Decode:
     def write(self, case: bytes) -> str:
         """The reverse."""
         return case.decode("latin-1") + "\n"
-
-
-def is_utf8(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def check_command(command: Command, fields: dict[Any, Any]) -> None:

@@ -33,6 +33,7 @@ class Seen:
     end: int
     first: int
     size: int
+    has_size: bool
     is_minimal: bool
     is_masked: bool
     payload: bytes
@@ -65,7 +66,7 @@ def split(data: bytes) -> list[Seen]:
         body = at + 2 + width + 4 * is_masked
         key = data[body - 4 : body] if is_masked and body <= len(data) else b"\0\0\0\0"
         payload = bytes(byte ^ key[i % 4] for i, byte in enumerate(data[body : body + size]))
-        found.append(Seen(at, body + size, first, size, size >= least, is_masked, payload))
+        found.append(Seen(at, body + size, first, size, has_size, size >= least, is_masked, payload))
         at = body + size
     return found
 

@@ -10,7 +10,8 @@ length-not-minimal  Is 1002 (§5.2: the minimal number of bytes must be used); w
 fragments           64 frames that do not end their message are 1008; websockets has no limit.
 control-size        A ping or pong inside a message is not counted into the message's size; websockets does that.
 utf8-early          Bad UTF-8 is 1007 at the fragment that has it; websockets leaves text to a layer above.
-whole-frame         What is wrong with a frame that has not arrived as a whole may be found only when it has.
+whole-frame         What is wrong with a frame that has not arrived as a whole, except its size, may be found only
+                    when it has.
 two-faults          A frame with two faults may be closed for either.
 """
 
@@ -26,6 +27,7 @@ from websockets.protocol import OPEN, SERVER, Protocol
 from starlight import close_codes
 from tests.fuzz.engine import Difference
 from tests.fuzz.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, Seen, frame, split
+from tests.support import is_utf8
 
 FRAGMENTS_LIMIT = 64
 OPEN_STILL = None
@@ -71,6 +73,8 @@ class Reader:
         is_whole = seen.end <= len(data)
         faults = self.faults(seen)
         if not is_whole and faults:
+            if faults == {1009} and seen.has_size:
+                return self.close("", 1009)
             return self.close("whole-frame", OPEN_STILL, *faults)
         if len(faults) > 1:
             return self.close("two-faults", *faults)
@@ -162,14 +166,6 @@ class Reader:
             self.verdict.messages.append((self.is_text, bytes(self.message)))
             self.n_fragments = 0
         return True
-
-
-def is_utf8(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def expect(data: bytes, limit_bytes: int) -> Verdict:

@@ -25,6 +25,7 @@ MINUTES = 30.0
 PARTS = 3
 RATE = 300.0
 MUTES = 20
+STALL_S = 12.0
 SAMPLE_S = 5.0
 GROWTH_LIMIT_BYTES = 4 << 20
 """From the end of the first part to the end of the last."""
@@ -68,12 +69,14 @@ async def run(minutes: float = MINUTES, seed: int = 1, rate: float = RATE) -> Ou
     async with server_process(evict_after_s=1.0) as server, memory_of(server) as samples:
         target = Target(f"ws://127.0.0.1:{server.port}/ws")
         chance = random.Random(seed)
+        seconds = minutes * 60 / PARTS
+        stall_s = min(STALL_S, seconds)
         for part in range(PARTS):  # the engine counts its messages anew in each, so the mutes begin anew as well
             mutes = [
-                Mute(server.port, f"mute{n}", channels_of(n), random.Random(chance.random()), tally, 12.0)
+                Mute(server.port, f"mute{n}", channels_of(n), random.Random(chance.random()), tally, stall_s)
                 for n in range(MUTES)
             ]
-            scenario = scenario_of(seed + part, minutes * 60 / PARTS, rate)
+            scenario = scenario_of(seed + part, seconds, rate)
             async with living([mute.live() for mute in mutes]):
                 results.append(await run_engine(scenario, target, server.pid))
                 growths.append(samples[-1][1] if samples else 0)
