@@ -86,11 +86,11 @@ class Settings(BaseSettings):
         "process on the port is then most likely a mistake, and any of the same user could take connections.",
     )
     path: UrlPath = Field("/ws", description="Path of the WebSocket endpoint. Any other path is answered with 404.")
-    node_name: Annotated[str, Shown("the host's")] = Field(
+    node_name: Annotated[str, Shown("host and port")] = Field(
         "",
         max_length=255,
-        description="What the node is called in log and metrics. Several on one host need names of "
-        "their own; clients are not told, they see a random name of each run.",
+        description="What the node is called in log and metrics. Clients are not told, they see a random "
+        "name of each run.",
     )
     config_file: Annotated[FileName, Flag("--config"), RELOADS] = Field(
         "",

@@ -82,7 +82,7 @@ class Node:
         self.settings = settings
         self._groups = groups or {}
         self.name = settings.node_name or socket.gethostname()
-        """What it is called by who runs it."""
+        """What it is called by who runs it; by default host and port, once it listens."""
         self._gate = Gate(settings)
         self._certificate = Certificate.of(settings)
         self._authenticator = authenticator or make_authenticator(settings)
@@ -161,6 +161,7 @@ class Node:
         try:
             self._internal.listen()
             self._server = await self._listen(self._acceptor, listening)
+            self.name = self.settings.node_name or f"{socket.gethostname()}:{self.port}"
         except BaseException:
             self.is_serving = False
             self._acceptor.stop()

@@ -44,8 +44,8 @@ async def test_the_kernel_picks_a_port_and_the_start_line_tells_it_with_the_limi
 async def test_welcome_tells_a_name_of_this_run_and_pings():
     """Names of clients are not given again after a restart, and strangers don't learn what the host is called."""
     settings = small(ping_interval_s=7, pong_timeout_s=2.5)
-    assert Node(settings).name == Node(settings).name == socket.gethostname()
     async with Node(settings) as node, Node(settings) as other, connect(node.url) as connection:
+        assert node.name == f"{socket.gethostname()}:{node.port}" != other.name
         client = WireClient(connection)
         await client.say("login", user="ann")
         welcome = await client.hear()
