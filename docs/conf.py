@@ -1,6 +1,6 @@
 """Sphinx builds this folder as a site: ``sphinx-build -W docs site``.
 
-It needs `pip install '.[docs]'`: the API reference is read from the installed package.
+It needs `pip install -e '.[docs]'`: the API reference is read from the installed package.
 Every page is Markdown that also reads well as it is; a new one appears in the contents by itself.
 """
 

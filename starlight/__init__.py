@@ -31,7 +31,13 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("starlight.errors")
     if name not in _HOMES:
         raise AttributeError(f"module 'starlight' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("starlight._"):
+            hint = "these are sources that nobody compiled: pip install -e . there, or work in another directory"
+            raise ImportError(f"{error} in {__path__[0]}; {hint}", name=error.name) from error
+        raise
     globals()[name] = value
     return value
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from starlight.errors import ConfigError
 
 __all__ = [
+    "EXIT_INTERRUPTED",
     "EXIT_REFUSED",
     "EXIT_USAGE",
     "Application",
@@ -28,6 +29,7 @@ __all__ = [
     "Nodes",
     "PanelCommand",
     "complain",
+    "counted",
     "describe",
     "fail",
     "make_app",
@@ -38,6 +40,7 @@ __all__ = [
 
 EXIT_REFUSED: Final = 1
 EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
 
 HELP_COLUMNS: Final = 120
 """The help is as wide as the terminal, and not wider than this."""
@@ -75,6 +78,11 @@ def complain(*messages: str, code: int = EXIT_USAGE) -> int:
         line = " ".join(message.split())
         print(f"starlight: {''.join(c if c.isprintable() else repr(c)[1:-1] for c in line)}", file=sys.stderr)
     return code
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 client``, ``2 clients``."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def whole_number(flag: str, word: str, most: int) -> int:

@@ -9,9 +9,19 @@ import contextlib
 import logging
 import ssl
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Final, NamedTuple
 
-from picows import WSCloseCode, WSError, WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
+from picows import (
+    WSCloseCode,
+    WSError,
+    WSFrame,
+    WSInvalidStatusError,
+    WSListener,
+    WSMsgType,
+    WSTransport,
+    ws_connect,
+)
 from picows.url import WSInvalidURL
 
 from starlight import close_codes
@@ -77,6 +87,7 @@ class Link(WSListener):
                 auto_ping_idle_timeout=keepalive_s,
                 auto_ping_reply_timeout=min(PONG_TIMEOUT_S, keepalive_s),
                 max_frame_size=self._max_message_bytes,
+                use_aiofastnet=not url.startswith("wss:"),  # its TLS logs a traceback for a server that goes at once
                 max_redirects=0,  # as in a browser: a redirect would hand the token to another host
                 extra_headers={"Sec-WebSocket-Protocol": subprotocol},
             )
@@ -188,6 +199,16 @@ def _why(error: Exception) -> str:
     """One line for a person at a terminal."""
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there (connection refused)"
+    if isinstance(error, WSInvalidStatusError) and error.response is not None:
+        return _refusal(error.response.status, error.raw_body or b"")
     if isinstance(error, OSError):
-        return error.strerror or str(error)
+        return error.strerror or str(error) or "closed by the server during the handshake"
     return str(error)
+
+
+def _refusal(status: int, body: bytes) -> str:
+    """What a server answered instead of a WebSocket, with its words if they are one short line."""
+    if status == HTTPStatus.NOT_FOUND:
+        return "the server has no WebSocket at this path (404); Starlight's is /ws unless --path says otherwise"
+    words = body.decode("utf-8", "replace").strip()
+    return f"the server answered {status:d}" + (f": {words}" if words.isprintable() and 0 < len(words) < 100 else "")

@@ -21,14 +21,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 import typer.core
 
-from starlight._cli import EXIT_REFUSED, EXIT_USAGE, Failure, complain, fail, make_app, whole_number
+from starlight._cli import (
+    EXIT_INTERRUPTED,
+    EXIT_REFUSED,
+    EXIT_USAGE,
+    Failure,
+    complain,
+    counted,
+    fail,
+    make_app,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from starlight.client import Client, Message, Publication
 
 __all__ = ["app", "main"]
 
-EXIT_INTERRUPTED: Final = 130
 EXIT_BROKEN_PIPE: Final = 141
 
 COUNT_MOST: Final = 10**18
@@ -185,7 +194,7 @@ def pub(
     async def publish(client: Client) -> None:
         receipt = await client.publish(channel, payload)
         if receipt is not None:
-            print(f"published in {channel} to {_counted(receipt.subscribers, 'subscriber')}")
+            print(f"published in {channel} to {counted(receipt.subscribers, 'subscriber')}")
 
     return _as_client(publish, url, user, token, reconnect=False)
 
@@ -203,13 +212,9 @@ def send(
 
     async def direct(client: Client) -> None:
         clients = await client.direct(to, payload)
-        print(f"sent to {_counted(clients or 0, 'client')} of {to}")
+        print(f"sent to {counted(clients or 0, 'client')} of {to}")
 
     return _as_client(direct, url, user, token, reconnect=False)
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _payload(data: str) -> bytes:
@@ -250,12 +255,22 @@ def _as_client(
         asyncio.run(session())
     except (ConnectFailed, TimeoutError) as error:
         fail(str(error))
-    except (LoginRefused, RequestFailed, ConnectionClosed) as error:
+    except LoginRefused as error:
+        fail(f"{error}{_login_hint(error.code, token)}", code=EXIT_REFUSED)
+    except (RequestFailed, ConnectionClosed) as error:
         fail(str(error), code=EXIT_REFUSED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing is left to flush at exit
         return EXIT_BROKEN_PIPE
     return 0
+
+
+def _login_hint(code: int, token: str | None) -> str:
+    from starlight.close_codes import BAD_REQUEST, INVALID_TOKEN
+
+    if code == BAD_REQUEST:
+        return "; the server may want --token" if token is None else "; the server may want --user, not --token"
+    return "; `starlight token check` says why" if code == INVALID_TOKEN else ""
 
 
 def _report_state(state: str, code: int | None) -> None:
@@ -301,9 +316,9 @@ def _as_text(message: Publication | Message) -> str:
     """``news ada: hi``: where, who, what. A string is shown bare if it is harmless to a terminal, otherwise as JSON."""
     import json
 
-    from starlight.client import Publication
+    from starlight.client import Expiring, Publication
 
-    data = getattr(message, "data", None)
+    data = message.seconds if isinstance(message, Expiring) else getattr(message, "data", None)
     text = data if isinstance(data, str) and data.isprintable() else json.dumps(data)
     where = message.channel if isinstance(message, Publication) else type(message).__name__.lower()
     who = getattr(message, "from_user", None) or getattr(message, "user", None) or "server"

@@ -16,7 +16,7 @@ from typing import Annotated, Final
 
 import typer
 
-from starlight._cli import EXIT_REFUSED, KeyFile, Nodes, complain, make_app, whole_number
+from starlight._cli import EXIT_REFUSED, KeyFile, Nodes, complain, counted, make_app, whole_number
 from starlight._internal_client import CONNECTIONS_LIMIT, DEFAULT_NODE, Connection, NodeClient, clients
 from starlight._terminal import Column, clean, duration, rows, size
 from starlight.errors import ConfigError, NodeRefused, NodeUnreachable
@@ -141,7 +141,7 @@ def kick(
     worst = _each(node, key_file, disconnect, user)
     if not counts:
         return worst
-    print(f"disconnected {sum(counts)} client{'s' if sum(counts) != 1 else ''} of {clean(user)}")
+    print(f"disconnected {counted(sum(counts), 'client')} of {clean(user)}")
     return worst or (0 if sum(counts) else EXIT_REFUSED)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from starlight import __version__, cli
+from starlight.client import Expiring
 from starlight.config import entries
 from starlight.config_types import Entry
 from tests.support import eventually
@@ -431,3 +432,67 @@ def test_commands_from_elsewhere_are_imported_when_called(
     monkeypatch.setitem(cli.LAZY_COMMANDS, "bench", "nowhere.at.all")
     assert cli.main(["bench"]) == 2
     assert "No such command 'bench'" in capsys.readouterr().err
+
+
+# what an ordinary mistake is told
+
+
+async def test_a_client_with_the_wrong_scheme_or_path_is_told_in_one_line() -> None:
+    async with running("serve", "--port", "0") as serving:
+        url = await url_of(serving)
+        for wrong, said in (
+            (url.replace("ws://", "wss://"), "closed by the server during the handshake"),
+            (url.removesuffix("/ws"), "Starlight's is /ws unless --path says otherwise"),
+            (f"{url}?token=x", "the server answered 400: no query is taken here"),
+        ):
+            async with running("pub", "news", "hi", "--url", wrong) as pub:
+                out, err = await pub.process.communicate()
+                assert (pub.process.returncode, out, err.count(b"\n")) == (2, b"", 1), err
+                assert said in err.decode()
+        async with running("pub", "news", "hi", "--url", url, "--token", "x") as pub:
+            assert "may want --user" in await pub.line("stderr", "login refused: 4501")
+
+
+@pytest.mark.parametrize("group", ["bench", "config", "token"])
+def test_a_command_that_needs_another_word_shows_its_help(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([group]) == 2
+    assert capsys.readouterr().err.startswith(f"Usage: starlight {group} ")
+
+
+def test_a_message_without_data_is_shown_by_what_it_says() -> None:
+    assert cli._as_text(Expiring(30)) == "expiring server: 30"
+
+
+def test_ctrl_c_while_the_command_line_is_loaded_shows_no_traceback() -> None:
+    program = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from starlight.__main__ import run
+run()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=TIMEOUT_S, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
+def test_sources_that_nobody_compiled_say_so(tmp_path: Path) -> None:
+    for source in (ROOT / "starlight").rglob("*.py"):
+        copy = tmp_path / source.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(source.read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-c", "from starlight import Starlight"],
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "sources that nobody compiled: pip install -e ." in done.stderr.splitlines()[-1]

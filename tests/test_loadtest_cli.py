@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from starlight.loadtest import scenario
 from starlight.loadtest.cli import app
 from starlight.loadtest.result import read_json
 from tests.loadtest_helpers import Peer, peer
@@ -60,6 +61,10 @@ def test_a_failed_level_and_a_fault_are_exit_1(peer: Peer) -> None:
         (["run", "missing.toml"], "missing.toml"),
         (["compare", "missing.json", "missing.json"], "missing.json"),
         (["find-max", "idle"], "sends nothing"),
+        (["find-max", "direct", "--from", "some"], "--from some: expected messages a second"),
+        (["broadcast", "--rate", "nan"], "--rate nan: expected messages a second"),
+        (["broadcast", "--rate", "20km"], "--rate 20km"),
+        (["broadcast", "--json", "no/such/file.json"], "a directory that exists"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(arguments: list[str], said: str) -> None:
@@ -73,6 +78,10 @@ def test_scenario_file(peer: Peer, tmp_path: Path) -> None:
     path.write_text('base = "echo"\nconnections = 3\nwarmup_s = 0\nduration_s = 0.2\n')
     code, text = bench("run", str(path), "-q", "--dialect", "raw", "-u", peer.url("file", mode="echo"), "-w", "2")
     assert code == 0 and "small: 3 connections, closed model, window 2" in text
+
+
+def test_rates_take_k_and_m() -> None:
+    assert [scenario.parse_rate(text, "--rate") for text in ("500", "20k", "1.5M")] == [500, 20_000, 1_500_000]
 
 
 @needs_speed

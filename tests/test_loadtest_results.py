@@ -197,6 +197,21 @@ def test_find_max_stops_where_the_generator_does() -> None:
     assert found.is_generator_limit and found.rate is not None and 450 < found.rate <= 500
 
 
+def test_find_max_that_is_interrupted_claims_no_limit() -> None:
+    def run(scenario: Scenario) -> Result:
+        return msgspec.structs.replace(result_of(), sent_rate=scenario.rate, interrupted=scenario.rate > 300)
+
+    found = findmax.find_max(build("broadcast", {}), [], run, start=100)
+    assert found.is_interrupted and found.rate == 200 and [probe.rate for probe in found.probes] == [100, 200]
+
+
+def test_a_run_of_which_nothing_arrived_proves_nothing() -> None:
+    void = msgspec.structs.replace(result_of(), check=Check(), scenario=msgspec.structs.asdict(build("broadcast", {})))
+    assert assertions.exit_code([], void) == 1
+    idle = msgspec.structs.replace(void, scenario=msgspec.structs.asdict(build("idle", {})))
+    assert assertions.exit_code([], idle) == 0
+
+
 def test_find_max_is_bounded() -> None:
     def always_bad(scenario: Scenario) -> Result:
         return msgspec.structs.replace(result_of(lost=1), sent_rate=scenario.rate)

@@ -21,7 +21,7 @@ def blocks(language: str) -> list[str]:
 
 def test_two_commands_of_one_line_each() -> None:
     assert blocks("sh") == [
-        "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/starlight serve\n",
+        "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/starlight serve\n",
         "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/python -m pytest\n",
     ]
 

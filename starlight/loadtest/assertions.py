@@ -169,9 +169,17 @@ def _shown(name: str, value: float) -> str:
     return f"{value:.4g} ms" if unit == "time" else f"{value:,.4g}" if unit == "share" else f"{value:,.10g}"
 
 
+def is_void(result: Result) -> bool:
+    """Whether messages were to be sent, and none arrived: a server that closes on the first one proves nothing."""
+    scenario = result.scenario
+    sends = any(scenario["traffic"].values()) and (scenario["model"] == "closed" or scenario["rate"] > 0)
+    return sends and not result.check.deliveries and not result.interrupted
+
+
 def exit_code(verdicts: Iterable[Verdict], result: Result) -> int:
-    """0; 1 if an assertion failed or the checker found faults; 3 if a verdict was refused and nothing failed."""
+    """0; 1 if an assertion failed, the checker found faults or nothing arrived; 3 if a verdict was refused and nothing
+    failed."""
     outcomes = {verdict.outcome for verdict in verdicts}
-    if "failed" in outcomes or result.check.faults:
+    if "failed" in outcomes or result.check.faults or is_void(result):
         return EXIT_FAILED
     return EXIT_REFUSED if "refused" in outcomes else 0

@@ -1,12 +1,13 @@
 """`starlight bench`: the harness on the command line.
 
 Exit codes: 0 good, 1 a service level failed or deliveries were wrong, 2 the run could not be made, 3 a verdict on rate
-or latency was refused because the generator was saturated.
+or latency was refused because the generator was saturated; 130 interrupted before there was anything to say.
 """
 
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from starlight._cli import EXIT_INTERRUPTED, PanelCommand, counted, make_app
 from starlight.errors import StarlightError
 from starlight.loadtest import assertions as levels
 from starlight.loadtest import compare as comparing
@@ -28,17 +30,18 @@ from starlight.loadtest.runner import run_scenario
 from starlight.loadtest.target import DEFAULT_URL, Target
 from starlight.units import parse_duration
 
-app = typer.Typer(
-    name="bench",
-    help="Measure a WebSocket server, and prove what arrived.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-)
+app = make_app("Measure a WebSocket server, and prove what arrived.")
 
 Text = str | None
 LOAD = "Load"
 OUTPUT = "Output"
+PIPED_SIZE = (120, 40)
+"""Columns (and rows) of what isn't written to a terminal; COLUMNS goes before it."""
+
+
+def _console() -> Console:
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=shutil.get_terminal_size(PIPED_SIZE).columns)
 
 
 def _option(kind: Any, *names: str, default: Any = None, panel: str = LOAD, **more: Any) -> tuple[Any, Any]:
@@ -52,7 +55,9 @@ LOAD_OPTIONS: dict[str, tuple[Any, Any]] = {
     "warmup_s": _option(Text, "--warmup", help="Time before measuring."),
     "settle_s": _option(Text, "--settle", help="At most this long until everything has arrived."),
     "model": _option(Text, "--model", help="open: send at --rate whatever happens; closed: keep --window under way."),
-    "rate": _option(float | None, "--rate", "-r", help="Messages sent a second, all publishers together (open)."),
+    "rate": _option(
+        Text, "--rate", "-r", help="Messages sent a second, all publishers together (open): 500, 20k, 1.5M."
+    ),
     "arrival": _option(Text, "--arrival", help="constant or poisson distances (open)."),
     "window": _option(
         int | None, "--window", "-w", help="Messages of one publisher under way; makes the model closed."
@@ -89,18 +94,28 @@ LOAD_OPTIONS: dict[str, tuple[Any, Any]] = {
 TARGET_OPTIONS: dict[str, tuple[Any, Any]] = {
     "url": _option(str, "--url", "-u", default=DEFAULT_URL, panel="Target", help="ws://host:port/path"),
     "dialect": _option(str, "--dialect", default="native", panel="Target", help=", ".join(DIALECTS)),
-    "header": _option(list[str], "--header", default=[], panel="Target", help="More HTTP headers, 'Name: value'."),
+    "header": _option(
+        list[str], "--header", default=[], panel="Target", metavar="HEADER", help="More HTTP headers, 'Name: value'."
+    ),
     "sender_receives": _option(
         bool | None,
         "--echoes-sender/--skips-sender",
         panel="Target",
         help="Whether a broadcast returns to its sender.",
     ),
-    "server_pid": _option(list[int], "--server-pid", default=[], panel="Target", help="Measure this process too."),
+    "server_pid": _option(
+        list[int], "--server-pid", default=[], panel="Target", metavar="PID", help="Measure this process too."
+    ),
 }
 RUN_OPTIONS: dict[str, tuple[Any, Any]] = {
     "asserts": _option(
-        list[str], "--assert", "-a", default=[], panel=OUTPUT, help="Service level, such as 'p99<20ms'."
+        list[str],
+        "--assert",
+        "-a",
+        default=[],
+        panel=OUTPUT,
+        metavar="LEVEL",
+        help="Service level, such as 'p99<20ms'.",
     ),
     "repeat": _option(int, "--repeat", default=1, panel=OUTPUT, help="Run so many times; files then hold all runs."),
     "json_file": _option(Path | None, "--json", panel=OUTPUT, help="Write the results here."),
@@ -141,7 +156,7 @@ def _guard(function: Callable[[], None]) -> None:
         raise typer.Exit(levels.EXIT_BAD_INPUT) from None
     except KeyboardInterrupt:
         Console(stderr=True).print("starlight bench: stopped before anything was measured", highlight=False)
-        raise typer.Exit(130) from None
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _changes(options: dict[str, Any]) -> dict[str, object]:
@@ -150,6 +165,8 @@ def _changes(options: dict[str, Any]) -> dict[str, object]:
     for name in ("duration_s", "warmup_s", "settle_s"):
         if name in changes:
             changes[name] = parse_duration(changes[name], "--" + name.removesuffix("_s"))
+    if "rate" in changes:
+        changes["rate"] = scenario.parse_rate(str(changes["rate"]), "--rate")
     if "window" in changes:
         changes.setdefault("model", "closed")
     if str(changes.get("size", "")).isdigit():
@@ -174,9 +191,10 @@ def _target(options: dict[str, Any]) -> Target:
 
 def _run(base: scenario.Scenario, options: dict[str, Any]) -> None:
     """Run a scenario as often as asked; print, write and judge; leave with the exit code."""
-    console = Console()
+    console = _console()
     asserted = [levels.parse(text) for text in options["asserts"]]
     target = _target(options)
+    _check_files(options)
     runs: list[Result] = []
     code = 0
     verdicts: list[levels.Verdict] = []
@@ -201,6 +219,14 @@ def _one(base: scenario.Scenario, target: Target, options: dict[str, Any], conso
         return run_scenario(base, target, server_pids=options["server_pid"], on_progress=table.tell)
 
 
+def _check_files(options: dict[str, Any]) -> None:
+    """Refuse files that can't be written before the run, not after it."""
+    for kind in ("json", "csv", "html"):
+        path = options[f"{kind}_file"]
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise BadScenario(f"--{kind} {path}: expected a file in a directory that exists")
+
+
 def _write(options: dict[str, Any], runs: list[Result], verdicts: list[levels.Verdict]) -> None:
     if options["json_file"]:
         write_json(options["json_file"], runs)
@@ -221,7 +247,7 @@ def print_result(console: Console, result: Result, verdicts: list[levels.Verdict
     console.print(table)
     for notice in result.notices:
         console.print(f"[yellow]note: {escape(notice)}[/yellow]", highlight=False)
-    colour = "red" if result.check.faults else "green"
+    colour = "red" if result.check.faults or levels.is_void(result) else "green"
     console.print(f"[{colour}]{escape(str(result.check))}[/{colour}]", highlight=False)
     for verdict in verdicts:
         colour = {"held": "green", "failed": "red"}.get(verdict.outcome, "yellow")
@@ -233,7 +259,7 @@ def _add_built_in(name: str, about: str) -> None:
     def built_in(**options: Any) -> None:
         _run(scenario.build(name, _changes(options)), options)
 
-    app.command(name, help=about)(built_in)
+    app.command(name, cls=PanelCommand, help=about, short_help=about)(built_in)
 
 
 for _name, _about in {
@@ -249,20 +275,23 @@ for _name, _about in {
     _add_built_in(_name, _about)
 
 FILE_ARGUMENT: dict[str, tuple[Any, Any]] = {
-    "file": (Annotated[Path, typer.Argument(help="Scenario file (TOML).")], inspect.Parameter.empty)
+    "file": (Annotated[Path, typer.Argument(metavar="FILE", help="Scenario file (TOML).")], inspect.Parameter.empty)
 }
 
 
-@app.command("run", help="Run a scenario from a TOML file; flags change single fields.")
+@app.command("run", cls=PanelCommand, help="Run a scenario from a TOML file; flags change single fields.")
 @_with_options(FILE_ARGUMENT, TARGET_OPTIONS, LOAD_OPTIONS, RUN_OPTIONS)
 def run_file(**options: Any) -> None:
     _run(scenario.load(options["file"], _changes(options)), options)
 
 
 FIND_OPTIONS: dict[str, tuple[Any, Any]] = {
-    "name": (Annotated[str, typer.Argument(help="Built-in scenario, or a TOML file.")], inspect.Parameter.empty),
-    "start": _option(float, "--from", default=100.0, panel="Search", help="First rate tried, messages a second."),
-    "most": _option(float, "--to", default=float("inf"), panel="Search", help="Highest rate tried."),
+    "name": (
+        Annotated[str, typer.Argument(metavar="SCENARIO", help="A built-in one, or a TOML file.")],
+        inspect.Parameter.empty,
+    ),
+    "start": _option(str, "--from", default="100", panel="Search", help="First rate tried, messages a second."),
+    "most": _option(Text, "--to", panel="Search", help="Highest rate tried."),
     "precision": _option(
         float, "--precision", default=0.05, panel="Search", help="Stop when the bracket is this narrow."
     ),
@@ -270,10 +299,15 @@ FIND_OPTIONS: dict[str, tuple[Any, Any]] = {
 }
 
 
-@app.command("find-max", help="The highest rate at which the asserted service levels hold, by bisection.")
+@app.command(
+    "find-max",
+    cls=PanelCommand,
+    help="The highest rate at which the asserted service levels hold (p99<100ms unless given), by bisection.",
+    short_help="The highest rate at which the asserted service levels hold.",
+)
 @_with_options(FIND_OPTIONS, TARGET_OPTIONS, LOAD_OPTIONS, RUN_OPTIONS)
 def find_max(**options: Any) -> None:
-    console = Console()
+    console = _console()
     asserted = [levels.parse(text) for text in options["asserts"]] or [levels.parse("p99<100ms")]
     changes = {"duration_s": 2.0, "warmup_s": 0.5} | _changes(options)
     path = Path(options["name"])
@@ -281,12 +315,13 @@ def find_max(**options: Any) -> None:
     if not any(base.traffic.values()):
         raise BadScenario(f"{base.name} sends nothing, so there is no rate to find")
     target = _target(options)
+    _check_files(options)
     found = findmax.find_max(
         base,
         asserted,
         lambda one: run_scenario(one, target, server_pids=options["server_pid"]),
-        start=options["start"],
-        most=options["most"],
+        start=scenario.parse_rate(options["start"], "--from"),
+        most=scenario.parse_rate(options["most"], "--to") if options["most"] else float("inf"),
         precision=options["precision"],
         max_probes=max(1, options["max_probes"]),
         on_probe=lambda probe: console.print(
@@ -296,6 +331,9 @@ def find_max(**options: Any) -> None:
     console.print(_curve(found))
     _write(options, [probe.result for probe in found.probes], [])
     levels_text = " and ".join(level.text for level in asserted)
+    if found.is_interrupted:
+        console.print(f"interrupted: {found.rate or 0:,.0f} messages/s hold {escape(levels_text)}, more was not tried")
+        raise typer.Exit(EXIT_INTERRUPTED)
     if found.is_generator_limit:
         console.print(
             f"the generator is the limit: at least {found.rate or 0:,.0f} messages/s hold {escape(levels_text)}"
@@ -308,7 +346,7 @@ def find_max(**options: Any) -> None:
 
 
 def _curve(found: findmax.Maximum) -> Table:
-    table = Table(title="curve", title_justify="left")
+    table = Table(title="curve", title_justify="left", box=None)
     for name in ("messages/s", "deliveries/s", "p50", "p99", "max", "generator", "outcome"):
         table.add_column(name, justify="right")
     for probe in found.probes:
@@ -322,15 +360,16 @@ def _curve(found: findmax.Maximum) -> Table:
 
 @app.command("compare", help="Ratios of two --json recordings (B to A) with their spread.")
 def compare(
-    a: Annotated[Path, typer.Argument(help="The recording to compare with.")],
-    b: Annotated[Path, typer.Argument(help="The recording that is compared.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="The recording to compare with.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The recording that is compared.")],
 ) -> None:
     """Ratios of two recordings."""
-    _guard(lambda: _compare(Console(), read_json(a), read_json(b)))
+    _guard(lambda: _compare(_console(), read_json(a), read_json(b)))
 
 
 def _compare(console: Console, a: list[Result], b: list[Result]) -> None:
-    table = Table(title=f"B / A, {len(b)} and {len(a)} run(s)", title_justify="left")
+    title = f"A: {counted(len(a), 'run')}, B: {counted(len(b), 'run')}; medians, and of B / A; times in ms"
+    table = Table(title=title, title_justify="left", box=None)
     for name in ("figure", "A", "B", "ratio", "spread"):
         table.add_column(name, justify="left" if name == "figure" else "right")
     for ratio in comparing.compare(a, b):

@@ -36,11 +36,12 @@ class Probe:
 @dataclass(frozen=True)
 class Maximum:
     """What the search found: the highest rate that held (None: not even the first), whether the generator was what
-    stopped it, and every probe by rate."""
+    stopped it, every probe by rate, and whether it was interrupted; that probe then counts for nothing."""
 
     rate: float | None
     is_generator_limit: bool
     probes: tuple[Probe, ...]
+    is_interrupted: bool = False
 
 
 def find_max(
@@ -65,23 +66,26 @@ def find_max(
     """
     probes: list[Probe] = []
     good, bad = 0.0, math.inf
-    rate = start
+    rate, is_interrupted = start, False
     while len(probes) < max_probes:
         probe = _probe(scenario, assertions, run, rate)
+        if probe.result.interrupted:
+            is_interrupted = True
+            break
         probes.append(probe)
         on_probe(probe)
         if probe.outcome == HELD:
             good = max(good, rate)
         else:
             bad = min(bad, rate)
-        if probe.result.interrupted or good >= most or (bad < math.inf and bad - good <= precision * bad):
+        if good >= most or (bad < math.inf and bad - good <= precision * bad):
             break
         rate = min(good * 2, most) if bad == math.inf else math.sqrt(good * bad) if good else bad / 4
         if rate < 1:
             break
     limit = [probe for probe in probes if probe.rate == bad]
     by_rate = tuple(sorted(probes, key=lambda probe: probe.rate))
-    return Maximum(good or None, bool(limit) and limit[0].outcome == REFUSED, by_rate)
+    return Maximum(good or None, bool(limit) and limit[0].outcome == REFUSED, by_rate, is_interrupted)
 
 
 def _probe(

@@ -238,7 +238,9 @@ def read_json(path: Path) -> list[Result]:
     try:
         recording = msgspec.json.decode(path.read_bytes(), type=Recording)
     except (OSError, msgspec.MsgspecError) as error:
-        raise BadScenario(f"{path}: not a result of `starlight bench --json`: {error}") from error
+        raise BadScenario(
+            f"{path}: not a result of `starlight bench --json`: {getattr(error, 'strerror', None) or error}"
+        ) from error
     if recording.format != FORMAT or not recording.runs:
         raise BadScenario(f"{path}: format {recording.format!r}, expected {FORMAT!r} with at least one run")
     return recording.runs

@@ -111,7 +111,7 @@ class Scenario(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
                 raise BadScenario(f"{name} is {getattr(self, name)}, expected a share from 0 to 1")
         if self.check != "auto" and not 0 <= self.check <= 1:
             raise BadScenario(f"check is {self.check}, expected 'auto' or a share from 0 to 1")
-        if self.duration_s <= 0:
+        if not 0 < self.duration_s < math.inf:
             raise BadScenario(f"duration_s is {self.duration_s}, expected more than 0")
         if self.slow_tick_ms < 1:
             raise BadScenario(f"slow_tick_ms is {self.slow_tick_ms}, expected at least 1")
@@ -137,7 +137,7 @@ class Scenario(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
 
 
 def _at_least(name: str, value: float, least: float) -> None:
-    if value < least:
+    if not least <= value < math.inf:  # nor what is no number
         raise BadScenario(f"{name} is {value}, expected at least {least}")
 
 
@@ -179,6 +179,23 @@ def parse_bytes(text: str) -> int:
     lowered = text.strip().lower().removesuffix("ib").removesuffix("b")
     factor = {"k": 1024, "m": 1024 * 1024}.get(lowered[-1:], 1)
     return int(lowered.rstrip("km")) * factor
+
+
+def parse_rate(text: str, key: str) -> float:
+    """`500`, `20k` or `1.5M` messages a second (k is 1,000).
+
+    Raises:
+        BadScenario: it is none of these; the message names `key`.
+    """
+    number = text.strip().lower()
+    factor = {"k": 1e3, "m": 1e6}.get(number[-1:], 1.0)
+    try:
+        rate = float(number[:-1] if factor > 1 else number) * factor
+    except ValueError:
+        rate = math.nan
+    if not 0 <= rate < math.inf:
+        raise BadScenario(f"{key} {text}: expected messages a second, such as 500, 20k or 1.5M")
+    return rate
 
 
 BUILT_IN: dict[str, Scenario] = {
@@ -234,7 +251,7 @@ def load(path: Path, changes: dict[str, object] | None = None) -> Scenario:
     try:
         fields = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadScenario(f"{path}: {error}") from error
+        raise BadScenario(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     base = fields.pop("base", "idle")
     fields.setdefault("name", path.stem)
     try:

@@ -97,9 +97,10 @@ def _server(result: Result) -> list[tuple[str, str]]:
 def _machine(result: Result) -> list[tuple[str, str]]:
     generator, machine = result.generator, result.machine
     spin = "spinning" if generator.spin else "sleeping"
+    processes = f"{generator.processes} process{'es' if generator.processes > 1 else ''}"
     foreign = "" if machine.foreign_share is None else f"; others used {machine.foreign_share:.0%} of a core"
     return [
-        ("generator", f"useful share {generator.useful_share:.2f} ({spin}, {generator.processes} process(es))"),
+        ("generator", f"useful share {generator.useful_share:.2f} ({spin}, {processes})"),
         (
             "machine",
             f"{machine.cpu}, {machine.cores} cores, {machine.kernel}; steal {machine.steal_share:.1%}{foreign}",
