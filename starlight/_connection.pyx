@@ -28,7 +28,7 @@ from picows.picows import WSProtocol
 from starlight import close_codes
 from starlight._fanout import FRAMES, LINES
 from starlight._gate import Gate
-from starlight._handover import DISARMED, Answering, Discard, ParserLog, reset_on_close, set_send_buffer
+from starlight._handover import DISARMED, Answering, Discard, ParserLog, reset_on_close, resume_reading, set_send_buffer
 from starlight._pinned import check_versions
 from starlight.errors import CloseConnection
 from starlight.protocol.lines import LINES as LINES_SUBPROTOCOL
@@ -438,7 +438,7 @@ cdef class Connection(WSListener):
         elif self.is_paused and not self.is_throttled and (
                 self.queue is None or len(self.queue) <= HOLD_MESSAGES // 2 and self.queued_bytes <= HOLD_BYTES // 2):
             self.is_paused = False
-            self.transport.resume_reading()
+            resume_reading(self.transport)
             if self.awaits_pong:                         # it may be behind all that we didn't read
                 self.set_deadline(self.acceptor.pong_timeout_ms)
 
@@ -502,7 +502,7 @@ cdef class Connection(WSListener):
         if self.transport.can_write_eof() or self.parser_error:
             self.discard()
         else:
-            self.transport.resume_reading()              # TLS has no EOF to wait for: the peer's close frame is its last
+            resume_reading(self.transport)              # TLS has no EOF to wait for: the peer's close frame is its last
         return 0
 
     cdef int discard(self) except -1:
@@ -511,7 +511,7 @@ cdef class Connection(WSListener):
             self.is_discarding = True
             self.is_paused = False
             self.transport.set_protocol(Discard(self, self.transport.get_protocol()))
-        self.transport.resume_reading()
+        resume_reading(self.transport)
         return 0
 
     cdef int leave_hub(self) except -1:

@@ -2,7 +2,7 @@
 
 In the handshake picows has `Answering` for a transport; from then on `DISARMED`, and the core writes. Its logger is a
 `ParserLog`, which hears of errors first. A connection that closes is read by `Discard`, no longer by picows.
-Two socket options are set here as well.
+How reading goes on after a pause, and two socket options, are here as well.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import asyncio
 import socket
 import struct
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from starlight import close_codes
 
-__all__ = ["DISARMED", "Answering", "Discard", "ParserLog", "reset_on_close", "set_send_buffer"]
+__all__ = ["DISARMED", "Answering", "Discard", "ParserLog", "reset_on_close", "resume_reading", "set_send_buffer"]
 
 BAD_REQUEST: Final = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 """For what picows can't parse."""
@@ -135,6 +135,28 @@ class Discard(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """As before."""
         self.protocol.connection_lost(exc)
+
+
+def resume_reading(transport: asyncio.Transport) -> None:
+    """Read on, if reading was paused.
+
+    aiofastnet 1.2.0 then asks the socket only. What its TLS engine had taken from there already would wait for more of
+    the peer's bytes, and a peer that waits for an answer sends none.
+    """
+    if transport.is_reading():
+        return
+    transport.resume_reading()
+    if hasattr(transport, "_do_read"):
+        asyncio.get_running_loop().call_soon(_read_what_is_held, transport)
+
+
+def _read_what_is_held(transport: Any) -> None:
+    if transport.is_closing():
+        return
+    try:
+        transport._do_read()
+    except Exception:  # as aiofastnet itself: whatever TLS finds wrong ends the connection
+        transport.abort()
 
 
 def set_send_buffer(transport: asyncio.BaseTransport, size_bytes: int) -> None:

@@ -397,6 +397,20 @@ async def test_while_an_async_handler_runs_later_messages_wait_in_order(protocol
         assert gates[0].steps == list(range(40))
 
 
+async def test_what_was_received_before_a_pause_is_handled_after_it_without_another_byte_of_the_peer():
+    gates.clear()
+    async with stage(node=gated) as on_stage:
+        client = await on_stage.login()
+        total = 300  # more than may wait, and than a read takes: TLS holds the rest
+        await client.send(b"".join(message("slow" if i == 0 else "fast", data=i) for i in range(total)))
+        await client.send(frame(PING, b"seen"))
+        await eventually(lambda: any(one.is_paused for one in gates[0].node.core.owners()))
+        gates[0].open.set()
+        await eventually(lambda: len(gates[0].steps) == total)
+        assert gates[0].steps == list(range(total))
+        assert await client.next_frame() == (PONG, b"seen")
+
+
 @on_uvloop
 async def test_reading_pauses_when_too_much_waits_and_the_pong_deadline_with_it():
     gates.clear()
