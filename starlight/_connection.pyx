@@ -502,7 +502,7 @@ cdef class Connection(WSListener):
         if self.transport.can_write_eof() or self.parser_error:
             self.discard()
         else:
-            resume_reading(self.transport)              # TLS has no EOF to wait for: the peer's close frame is its last
+            resume_reading(self.transport)               # TLS has no EOF to wait for: the peer's close frame is its last
         return 0
 
     cdef int discard(self) except -1:
@@ -519,7 +519,7 @@ cdef class Connection(WSListener):
         if client is not None:
             try:
                 self.acceptor.hub.disconnect(client)
-            except BaseException:                    # a handler that calls sys.exit() must not keep a connection half
+            except BaseException:                        # a handler that calls sys.exit() must not keep a connection half
                 log.exception("the hub failed to disconnect a client")
         return 0
 

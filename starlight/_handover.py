@@ -155,8 +155,10 @@ def _read_what_is_held(transport: Any) -> None:
         return
     try:
         transport._do_read()
-    except Exception:  # as aiofastnet itself: whatever TLS finds wrong ends the connection
+    except Exception as error:
         transport.abort()
+        if not isinstance(error, OSError):  # which TLS errors are; of all others the loop tells
+            raise
 
 
 def set_send_buffer(transport: asyncio.BaseTransport, size_bytes: int) -> None:
