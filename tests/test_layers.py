@@ -1,4 +1,4 @@
-"""The order of the layers, for `import` and for `cimport`; public names; the size of the sources."""
+"""The order of the layers, for `import` and for `cimport`, and the public names."""
 
 import ast
 import re
@@ -15,9 +15,6 @@ import starlight
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "starlight"
-LINES_LIMIT = 700
-"""A file that is longer does more than one thing."""
-
 COMPILED_MAY_IMPORT = {"_connection": {"picows", "aiofastnet", "asyncio"}}
 """What a compiled module may import besides the compiler's and the standard library's plain modules."""
 
@@ -125,11 +122,6 @@ def test_the_scan_sees_a_wrong_cimport(
     planted.write_text(text)
     complaints = list(wrong_imports(planted))
     assert [complaint in line for line in complaints] == [True] if complaint else complaints == []
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_source_file_is_too_long(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= LINES_LIMIT
 
 
 def test_public_names() -> None:
