@@ -36,7 +36,7 @@ class Owner:
         self.core = core
         self.subscriber: Subscriber | None = None
 
-    def on_evicted(self, code: int) -> None:
+    def on_evicted(self, code: int, messages: int, n_bytes: int, oldest_ms: int) -> None:
         self.leave()
 
     def on_broken(self) -> None:

@@ -20,7 +20,7 @@ from starlight._arena cimport (CHUNK_BYTES, arena_t, checked_realloc, chunk_new,
 from starlight._flush cimport flush_one, flusher_t, raise_event
 from starlight._histogram cimport clock_us, histogram_add, histogram_t
 from starlight._outbox cimport (CACHE_LINE_BYTES, EVENT_BROKEN, EVENT_EVICT_SLOW, FORM_FRAMES, FORM_LINES, N_FORMS,
-                                STATE_CLOSING, STATE_DEAD, STATE_OPEN, membership_t, outbox_append, releases_apply, span_bytes, span_t,
+                                STATE_CLOSING, STATE_DEAD, STATE_OPEN, membership_t, outbox_age_ms, outbox_append, releases_apply, span_bytes, span_t,
                                 subscriber_t)
 from starlight._wire cimport wire_header_size, wire_write_header
 
@@ -228,12 +228,16 @@ cdef inline void deliver(core_t* c, subscriber_t* sub, chunk_t* chunk, uint32_t 
 
 # ---- the run ---------------------------------------------------------------------------------------------------------
 
+cdef inline uint32_t unsettled_from(run_t* run, subscriber_t* sub) noexcept nogil:
+    """The first frame of the run that a member of its channel hasn't in its outbox."""
+    cdef uint32_t first = run.first[sub.form]
+    return sub.run_seen if sub.run_id == run.id and sub.run_seen > first else first
+
+
 cdef inline void settle_member(core_t* c, subscriber_t* sub) noexcept nogil:
     """Deliver what the run holds for one member and remember how far that was."""
     cdef run_t* run = &c.run
-    cdef uint32_t first = run.first[sub.form], end = run.end[sub.form]
-    if sub.run_id == run.id and sub.run_seen > first:
-        first = sub.run_seen
+    cdef uint32_t first = unsettled_from(run, sub), end = run.end[sub.form]
     sub.run_id = run.id
     sub.run_seen = end
     if first < end and sub.state == STATE_OPEN:
@@ -355,6 +359,13 @@ cdef inline int send_one(core_t* c, subscriber_t* sub, message_t* m) noexcept no
     c.totals.messages += 1
     c.totals.deliveries += 1
     return 0
+
+
+cdef inline void note_end(core_t* c, subscriber_t* sub) noexcept nogil:
+    """Its outbox is about to be dropped: remember for its owner what it held."""
+    sub.end_messages = sub.out_messages
+    sub.end_bytes = sub.out_bytes
+    sub.end_oldest_ms = outbox_age_ms(sub, c.flusher.now_ms)
 
 
 # ---- membership ------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from starlight._core cimport core_t
 from starlight._flush cimport flusher_t
-from starlight._outbox cimport span_t, subscriber_t
+from starlight._outbox cimport outbox_age_ms, subscriber_t
 
 
 cdef inline dict core_counters(core_t* c):
@@ -12,7 +12,6 @@ cdef inline dict core_counters(core_t* c):
     cdef uint64_t n_bytes = 0, n_messages = 0, n_spans = 0
     cdef uint32_t i, age_ms, oldest_ms = 0
     cdef subscriber_t* sub
-    cdef span_t* span
     for i in range(c.all.n):
         sub = <subscriber_t*>c.all.items[i]
         if sub.n_spans == 0:
@@ -20,8 +19,7 @@ cdef inline dict core_counters(core_t* c):
         n_bytes += sub.out_bytes
         n_messages += sub.out_messages
         n_spans += sub.n_spans
-        span = &sub.spans[sub.first_span]
-        age_ms = f.now_ms - span.chunk.frames[span.first].appended_ms
+        age_ms = outbox_age_ms(sub, f.now_ms)
         if age_ms > oldest_ms:
             oldest_ms = age_ms
     return {

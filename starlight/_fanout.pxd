@@ -39,6 +39,7 @@ cdef class Core:
     cpdef send(self, Subscriber subscriber, bytes head, object data=*, bytes tail=*, bint is_text=*)
     cpdef send_many(self, object subscribers, bytes head, object data=*, bytes tail=*)
     cpdef close(self, Subscriber subscriber, int code, bytes reason=*)
+    cpdef tuple outbox(self, Subscriber subscriber)
     cpdef evict(self, Subscriber subscriber, int code, bytes reason=*)
     cpdef ping(self, Subscriber subscriber)
     cpdef writable(self, Subscriber subscriber)

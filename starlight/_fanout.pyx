@@ -15,18 +15,19 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from starlight._arena cimport CHUNK_BYTES, arena_trim, lane_close, vector_free, vector_push, vector_t
+from starlight._arena cimport CHUNK_BYTES, arena_trim, chunk_t, frame_start, lane_close, vector_free, vector_push, vector_t
 from starlight._core cimport (EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYTES, apply_flush, budget_bytes,
                               channel_add, channel_remove, channel_t, check_core, compact, core_t, count_transport,
                               epoll_create1, epoll_ctl, epoll_event, epoll_wait, flush_slice, full_add, full_remove,
                               is_member, is_over, largest_full, limits_t, mark, mark_first, measure, message_t,
-                              payload_bytes, run_append, send_one, settle, settle_member, takes_nothing, unpin)
+                              note_end, payload_bytes, run_append, run_t, send_one, settle, settle_member, takes_nothing,
+                              unpin, unsettled_from)
 from starlight._counters cimport core_counters
 from starlight._flush cimport STAGE_BYTES, flush_one, flusher_t, raise_event
 from starlight._histogram cimport clock_us
 from starlight._outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, EVENT_EVICT_BUDGET, EVENT_EVICT_SLOW, EVENT_EVICT_TIMEOUT,
                                 FORM_FRAMES, FORM_LINES, N_FORMS, STATE_CLOSED, STATE_CLOSING, STATE_DEAD,
-                                STATE_EVICTED, STATE_OPEN, clear_frames, free_parts, outbox_truncate, queue_close,
+                                STATE_EVICTED, STATE_OPEN, clear_frames, free_parts, outbox_age_ms, outbox_truncate, queue_close,
                                 queue_ping, queue_pong, releases_apply, span_t, subscriber_new, subscriber_t,
                                 torn_bytes)
 from starlight._wire cimport WIRE_BINARY, WIRE_MAX_CONTROL, WIRE_TEXT
@@ -261,7 +262,8 @@ cdef class Core:
         return channel
 
     cpdef Subscriber subscriber(self, object owner, int fd, object transport, int form):
-        """Attach a connection. `owner` is told of events by `on_evicted(code)`, `on_close_sent()` and `on_broken()`.
+        """Attach a connection. `owner` is told of events by `on_close_sent()`, `on_broken()` and
+        `on_evicted(code, messages, n_bytes, oldest_ms)`: what its outbox held then, and the age of the oldest of it.
 
         fd: a connected non-blocking socket, borrowed until `detach()`; -1: write through `transport` (TLS).
         transport: its asyncio transport. Nothing is sent while it holds unsent bytes; call `writable()` on resume_writing.
@@ -424,12 +426,43 @@ cdef class Core:
         mark_first(&self.c, sub)
         self.schedule()
 
+    cpdef tuple outbox(self, Subscriber subscriber):
+        """(messages, bytes, oldest_ms): what a subscriber has not got yet, and for how long the oldest of it has waited.
+
+        Of one that was evicted, or whose socket broke: what its outbox held then. (0, 0, 0) once it is detached. O(1)
+        but for one look through its memberships while a run is open; nothing is settled.
+        """
+        self.check_thread()
+        cdef subscriber_t* sub = subscriber.s
+        cdef run_t* run = &self.c.run
+        cdef uint32_t first, n_messages, oldest_ms
+        cdef uint64_t n_bytes
+        cdef chunk_t* chunk
+        if sub == NULL:
+            return 0, 0, 0
+        if sub.end_messages:
+            return sub.end_messages, sub.end_bytes, sub.end_oldest_ms
+        self.now_ms()
+        n_messages, n_bytes, oldest_ms = sub.out_messages, sub.out_bytes, outbox_age_ms(sub, self.c.flusher.now_ms)
+        chunk = run.chunk[sub.form]
+        if sub.state == STATE_OPEN and run.channel != NULL and chunk != NULL and is_member(sub, run.channel):
+            first = unsettled_from(run, sub)
+            if first < run.end[sub.form]:
+                n_messages += run.end[sub.form] - first
+                n_bytes += chunk.frames[run.end[sub.form] - 1].end - frame_start(chunk, first)
+                if sub.out_messages == 0:
+                    oldest_ms = self.c.flusher.now_ms - chunk.frames[first].appended_ms
+        return n_messages, n_bytes, oldest_ms
+
     cpdef evict(self, Subscriber subscriber, int code, bytes reason=b""):
         """Close at once: out of every channel, whole frames dropped; the torn frame's rest and the close frame stay."""
         self.check_thread()
         cdef subscriber_t* sub = subscriber.s
         if sub == NULL or sub.state >= STATE_EVICTED:
             return
+        if self.c.run.channel != NULL and is_member(sub, self.c.run.channel):
+            settle_member(&self.c, sub)
+        note_end(&self.c, sub)
         if sub.state == STATE_OPEN:
             queue_close(sub, code, PyBytes_AS_STRING(reason), PyBytes_GET_SIZE(reason))
         sub.state = STATE_EVICTED
@@ -600,12 +633,14 @@ cdef class Core:
             code = 4008
         if code:
             self.evict(subscriber, code, close_reason(code).encode())
-            owner.on_evicted(code)
+            owner.on_evicted(code, sub.end_messages, sub.end_bytes, sub.end_oldest_ms)
         return 0
 
     cdef int drop(self, subscriber_t* sub) except -1:
         """Nothing can be written any more: out of every channel, the outbox and all control frames gone."""
         self.leave_all(sub)
+        if sub.state < STATE_EVICTED:
+            note_end(&self.c, sub)
         full_remove(&self.c, sub)
         outbox_truncate(sub, 0, &self.c.flusher.releases)
         releases_apply(&self.c.flusher.releases, &self.c.arena)

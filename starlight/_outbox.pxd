@@ -100,6 +100,9 @@ ctypedef struct subscriber_t:    # aligned to cache lines; a turn touches the fi
     uint32_t membership_capacity
     membership_t* memberships    # owned
     int32_t index                # place in the core's list of all subscribers
+    uint32_t end_messages        # what its outbox held when the core dropped it: evicted, or its socket broken
+    uint32_t end_oldest_ms       # the age of the oldest of them
+    uint64_t end_bytes
     void* handle                 # PyObject* of the Subscriber; the core holds one reference until detach
 
 
@@ -179,6 +182,15 @@ cdef inline void outbox_append(subscriber_t* sub, chunk_t* chunk, uint32_t first
     chunk.refs += 1
     sub.out_messages += end - first
     sub.out_bytes += n_bytes
+
+
+cdef inline uint32_t outbox_age_ms(subscriber_t* sub, uint32_t now_ms) noexcept nogil:
+    """How long the oldest message has waited; 0 with an empty outbox."""
+    cdef span_t* span
+    if sub.n_spans == 0:
+        return 0
+    span = &sub.spans[sub.first_span]
+    return now_ms - span.chunk.frames[span.first].appended_ms
 
 
 cdef inline uint64_t span_bytes(span_t* span) noexcept nogil:

@@ -34,7 +34,7 @@ class Peer:
         self.subscriber: Subscriber = core.subscriber(self, self.ours.fileno(), None, form)
         core.everyone.join(self.subscriber)
 
-    def on_evicted(self, code: int) -> None:
+    def on_evicted(self, code: int, messages: int, n_bytes: int, oldest_ms: int) -> None:
         self.events.append(code)
 
     def on_close_sent(self) -> None:
@@ -509,11 +509,36 @@ def test_other_threads_are_refused(stage: Stage) -> None:
     assert len(raised) == 13
 
 
+def test_an_owner_is_told_what_was_in_the_outbox_when_its_connection_ended(stage: Stage) -> None:
+    core = stage.core(outbox_bytes=1_000)
+    slow, broken = stage.peer(), stage.peer()
+    told: list[tuple[int, ...]] = []
+    slow.on_evicted = lambda *figures: told.append(figures)  # type: ignore[method-assign]
+    assert core.outbox(slow.subscriber) == (0, 0, 0)
+    for peer, code in ((slow, 4503), (broken, 0)):
+        stage.script(EAGAIN)
+        core.send(peer.subscriber, b"x" * 100)
+        core.flush()
+        core.publish(core.everyone, b"", b"y" * 200, b"")  # in the run still, for both
+        messages, n_bytes, oldest_ms = core.outbox(peer.subscriber)
+        assert (messages, n_bytes) == (2, 102 + 204) and oldest_ms >= 0
+        assert peer.subscriber.outbox_messages == 1, "looking settles nothing"
+        if code:
+            core.evict(peer.subscriber, code)
+        else:
+            stage.script(-errno.EPIPE)
+        stage.turn(3)
+        messages, n_bytes, oldest_ms = core.outbox(peer.subscriber)
+        assert (messages, n_bytes) == (2, 102 + 204) and oldest_ms >= 0, "kept for the owner"
+        core.detach(peer.subscriber)
+        assert core.outbox(peer.subscriber) == (0, 0, 0)
+
+
 def test_an_owner_may_publish_detach_and_evict_others_in_its_callback(stage: Stage) -> None:
     core = stage.core(outbox_bytes=1_000)
     first, second, third = stage.peer(), stage.peer(), stage.peer()
 
-    def on_evicted(code: int) -> None:
+    def on_evicted(code: int, messages: int, n_bytes: int, oldest_ms: int) -> None:
         first.events.append(code)
         core.publish(core.everyone, b"", b"left", b"")
         core.evict(second.subscriber, 4503)

@@ -43,7 +43,7 @@ class ModelSubscriber:
     # the stream is only compared as a prefix.
     is_prefix: bool = False
 
-    def on_evicted(self, code: int) -> None:
+    def on_evicted(self, code: int, messages: int, n_bytes: int, oldest_ms: int) -> None:
         assert self.end in ("open", "closed")
         if self.end == "open":  # else the close that waits is the one it gets
             self.close_code = code
