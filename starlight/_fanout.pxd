@@ -62,3 +62,5 @@ cdef class Core:
     cdef int drop(self, subscriber_t* sub) except -1
     cdef int report(self, str message, error) except -1
     cdef int keep_budget(self) except -1
+    cdef int forgive_transports(self, uint32_t held_ms) except -1
+    cdef bint offer(self, subscriber_t* sub) except -1
