@@ -258,10 +258,8 @@ class CoreMachine(RuleBasedStateMachine):
                 assert opcode in (PING, PONG)
         assert messages == model.expected[: len(messages)]
         if is_final and model.n_owed >= 0 and model.form == FRAMES:
-            assert len(model.expected) - len(messages) in (
-                model.n_owed,
-                model.n_owed - 1,
-            )  # the torn one gets out, or not
+            n_missing = len(model.expected) - len(messages)
+            assert n_missing in (model.n_owed, model.n_owed - 1), "the torn one gets out, or not"
         if is_final and model.end in ("open", "closed"):
             assert not torn and len(messages) == len(model.expected)
             assert (frames[-1:] and frames[-1][0] == CLOSE) == (model.end == "closed") or not frames
