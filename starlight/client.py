@@ -35,8 +35,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any, Literal, NamedTuple, Self
 
-import msgspec
-
 from starlight import close_codes
 from starlight._client_backoff import Backoff
 from starlight._client_channel import JoinedChannel
@@ -597,12 +595,10 @@ class Client:
     # Receiving; called by the link, must not raise.
 
     def _receive(self, raw: bytes) -> None:
-        try:
-            message = wire.decode(raw)
-        except msgspec.DecodeError as error:
-            log.warning("the server sent a message that cannot be read: %s", error)
-            return
+        message = wire.decode(raw)
         match message:
+            case wire.Unreadable():
+                log.warning("the server sent a message that cannot be read: %s", message.why)
             case Publication():
                 joined = self._channels.get(message.channel)
                 if joined is not None:
@@ -610,7 +606,7 @@ class Client:
             case wire.Ok() | wire.Pong() | wire.Welcome() | wire.Error():
                 self._receive_reply(message)
             case wire.Bye():
-                self._backoff.asked_s = (message.retry_ms or 0) / 1000
+                self._backoff.ask(message.retry_ms)
             case Expiring() if self._credentials.can_renew:
                 if self._renewal is None or self._renewal.done():
                     self._renewal = asyncio.create_task(self._renew(message.seconds))
