@@ -17,7 +17,7 @@ STABLE_AFTER_S: Final = 10.0
 """Only a connection that lasted longer resets the doubling, so that an evict-reconnect loop slows down."""
 
 ASKED_LIMIT_S: Final = 60.0
-"""The longest wait that a server may ask for: a drain asks for 5.5 s at most, and no server may lock its clients out."""
+"""The longest wait that a server may ask for. A drain asks for 5.5 s at most; no server may lock its clients out."""
 
 HEAD_START: Final = 2
 """Doublings ahead for close codes with the policy ``backoff``: everybody was sent away, so everybody spreads."""

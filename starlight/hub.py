@@ -384,7 +384,7 @@ class Hub:
         self._enter(client, name)
 
     def _join_several(self, client: Client, id: int | str | None, items: Sequence[commands.JoinItem]) -> None:
-        """Each channel is judged as if it came alone, behind those before it, and its publications follow the one reply.
+        """Each channel is judged as if it came alone, behind those before it. Their publications follow the one reply.
 
         However many of them are refused, that is one fault of the message: a client that comes back and may no longer
         join what it had would be ended for good (4509) otherwise.
