@@ -508,8 +508,8 @@ class Client:
             await rejoin.rounds()
         except ConnectionClosed:
             pass  # the next connection begins anew
-        except TimeoutError:
-            log.warning("the server does not answer a join: reconnecting")
+        except (ClientError, TimeoutError) as error:
+            log.warning("joining again failed, so the connection is given up: %s", error or "no reply")
             link.abort()
 
     async def _supervise(self) -> None:
