@@ -31,11 +31,22 @@ class ScriptedServer:
         self.refuse_tokens: set[str] = set()  # with 4500
         self.is_silent = False
         self._server: Server | None = None
-        self._channels: dict[ServerConnection, set[str]] = {}
+        self._open: set[ServerConnection] = set()
+        self._channels: dict[ServerConnection, set[str]] = {}  # of those that have logged in
 
     @property
     def url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/ws"
+
+    @property
+    def connections(self) -> list[ServerConnection]:
+        """Those that are open, logged in or not."""
+        return list(self._open)
+
+    @property
+    def joined(self) -> set[str]:
+        """The channels of all clients."""
+        return set().union(*self._channels.values())
 
     def seen(self, type: str) -> list[dict[str, Any]]:
         """The received commands of one type."""
@@ -68,11 +79,12 @@ class ScriptedServer:
 
     def drop_all(self) -> None:
         """Cut the TCP connections: no close frame."""
-        for connection in list(self._channels):
+        for connection in self.connections:
             connection.transport.abort()
 
     async def _talk(self, connection: ServerConnection) -> None:
         self.opened += 1
+        self._open.add(connection)
         try:
             async for frame in connection:
                 for line in str(frame).split("\n"):
@@ -81,6 +93,7 @@ class ScriptedServer:
             pass
         finally:
             self._channels.pop(connection, None)
+            self._open.discard(connection)
 
     async def _handle(self, connection: ServerConnection, command: dict[str, Any]) -> None:
         self.commands.append(command)
