@@ -76,6 +76,7 @@ class Link(WSListener):
         self.welcome: Welcome | None = None
         """What the server answered the login with; set by the client."""
         self._transport: WSTransport | None = None
+        self._parting: asyncio.Task[None] | None = None  # held, so that it isn't collected before its end
         self._is_writable = True
         self._heard_s = 0.0
         self._watch: Watch | None = None
@@ -140,6 +141,7 @@ class Link(WSListener):
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
+        self._parting = asyncio.create_task(_part(transport))
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         if self.closed.done():
@@ -235,6 +237,12 @@ class Link(WSListener):
                 self._next_look.cancel()
             self.closed.set_result(closed)
             self._on_closed(self, closed)
+
+
+async def _part(transport: WSTransport) -> None:
+    """Take note of what picows found wrong with the server's frames; it has logged it, and the link ends with 1006."""
+    with contextlib.suppress(WSError, OSError):
+        await transport.wait_disconnected()
 
 
 def _silent_s(transport: WSTransport) -> float:

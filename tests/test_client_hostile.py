@@ -1,7 +1,13 @@
 """Both clients against servers that say anything, and networks and token functions that take their time."""
 
 import asyncio
+import base64
+import contextlib
+import gc
+import hashlib
+import json
 import logging
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -190,6 +196,66 @@ async def test_a_welcome_that_is_none_is_no_login(server: ScriptedServer) -> Non
     server.welcome = {"user": 5}
     with pytest.raises(ReplyUnreadable):
         await connect(server.url, user="ada")
+
+
+# --- what a server sends below the messages ----------------------------------------------------------------------
+
+
+FRAMES = {
+    "close with a torn reason": b"\x88\x04\x00\x00\xff\xfe",
+    "close of one byte": b"\x88\x01\x03",
+    "large ping": b"\x89\x7e\x13\x88" + b"x" * 5_000,
+    "masked": b"\x81\x85\0\0\0\0hello",
+    "reserved bits": b"\xf3\x01x",
+    "a length of 63 bits": b"\x81\x7f\x7f" + b"\xff" * 7,
+    "a length of 64 bits": b"\x81\x7f" + b"\xff" * 8,
+    "binary": b"\x82\x01x",
+    "a continuation of nothing": b"\x80\x01x",
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+async def test_frames_against_the_rules_raise_nothing(name: str) -> None:
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
+    opened = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            key = re.search(r"(?i)sec-websocket-key: *(\S+)", head)
+            assert key is not None
+            accept = base64.b64encode(hashlib.sha1(f"{key[1]}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest())
+            writer.write(
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Accept: %b\r\nSec-WebSocket-Protocol: starlight.v1\r\n\r\n" % accept
+            )
+            await reader.read(4096)
+            for id in (1, 2):  # whichever login it is of this client
+                welcome = json.dumps({"type": "welcome", "id": id, "user": "ada"}).encode()
+                writer.write(b"\x81" + bytes([len(welcome)]) + welcome)
+            if opened == 1:
+                writer.write(FRAMES[name])
+            await reader.read()
+        writer.close()
+
+    listener = await asyncio.start_server(talk, "127.0.0.1", 0)
+    states = States()
+    async with listener:
+        url = f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}/ws"
+        try:
+            client = await connect(url, user="ada", on_state=states, **FAST)
+        except ConnectFailed:
+            states = States()
+            client = await connect(url, user="ada", on_state=states, **FAST)
+        else:
+            await eventually(lambda: opened == 2 or states[-1][0] == "closed")
+        await client.close()
+    gc.collect()
+    await asyncio.sleep(0)
+    assert errors == []
 
 
 # --- what the application says ---------------------------------------------------------------------------------------
