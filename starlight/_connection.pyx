@@ -30,6 +30,8 @@ from starlight._fanout import FRAMES, LINES
 from starlight._gate import Gate
 from starlight._handover import DISARMED, Answering, Discard, ParserLog, reset_on_close, resume_reading, set_send_buffer
 from starlight._pinned import check_versions
+from starlight.dry_run import DryRun
+from starlight.ends import Cause, Ends, cause_of
 from starlight.errors import CloseConnection
 from starlight.protocol.lines import LINES as LINES_SUBPROTOCOL
 from starlight.protocol.lines import split
@@ -57,6 +59,11 @@ cdef enum:
 
 cdef object PING_WHEN_IDLE = 1
 cdef MemoryBuffer NO_WRITE_BUFFER = MemoryBuffer(16)     # for all connections: picows writes nothing after the handshake
+
+cdef object BY_CLIENT = Cause("client")
+cdef object OVER_BUDGET = Cause("budget")
+cdef object CUT_OFF = Cause("drain", "cut off at the end of the drain time")
+cdef object LATE_LOGIN = Cause("login", "no login came within login_timeout")
 
 # Closes without a `bye`: the peer does not read, or does not speak the protocol.
 cdef frozenset NO_BYE = frozenset((1002, 1003, 1007, 1008, 1009, 4008, 4009))
@@ -217,6 +224,7 @@ cdef class Connection(WSListener):
             self.acceptor.gate.n_failures += 1
         elif self.phase in (PHASE_LOGIN, PHASE_OPEN):
             self.acceptor.counts["peer_1006"] += 1
+            self.tell_end(close_codes.ABNORMAL, None, CUT_OFF if self.acceptor.is_stopped else None, self.client)
         self.phase = PHASE_GONE
         deadline_clear(&self.deadline)
         self.queue = None
@@ -262,7 +270,7 @@ cdef class Connection(WSListener):
         try:
             self.receive(frame)
         except CloseConnection as close:
-            self.close(close.code, close.reason)
+            self.close_for(close)
         except Exception:
             log.exception("a message could not be handled")
             self.close(1011)
@@ -341,6 +349,8 @@ cdef class Connection(WSListener):
         elif frame.payload_size == 1:
             return self.fail(1002)
         self.peer_code = code
+        if frame.payload_size > 2:
+            self.peer_reason = payload[2:frame.payload_size].decode()
         if self.task is None:
             return self.answer_close()
         self.is_paused = True                            # what it sent before the close is handled first
@@ -349,6 +359,7 @@ cdef class Connection(WSListener):
 
     cdef int answer_close(self) except -1:
         self.acceptor.counts[f"peer_{self.peer_code if self.peer_code in close_codes.CLOSE_CODES else 'other'}"] += 1
+        self.tell_end(self.peer_code, self.peer_reason or "", BY_CLIENT, self.client)
         self.acceptor.core.close(self.subscriber, self.peer_code)
         return self.begin_close(self.acceptor.write_timeout_ms)
 
@@ -405,7 +416,7 @@ cdef class Connection(WSListener):
             if is_login:
                 self.on_login(result)
         except CloseConnection as close:
-            self.close(close.code, close.reason)
+            self.close_for(close)
         except asyncio.CancelledError:                   # by a stranger: what waits behind it has lost its order
             self.close(1011)
             raise
@@ -423,7 +434,7 @@ cdef class Connection(WSListener):
                 self.queued_bytes -= len(message)
                 self.dispatch(message)
         except CloseConnection as close:
-            self.close(close.code, close.reason)
+            self.close_for(close)
         except Exception:
             log.exception("a message could not be handled")
             self.close(1011)
@@ -472,20 +483,50 @@ cdef class Connection(WSListener):
 
     # ---- the ways to end
 
-    def close(self, int code, str reason=None, retry_ms=None):
+    cdef int tell_end(self, int code, str reason, cause, client) except -1:
+        """Have the end recorded, once: when it is decided, before anything is taken apart.
+
+        reason: what goes with the code; None: its constant one. cause: a `starlight.ends.Cause`; None: by the code.
+        client: whose; None before the login.
+        """
+        cdef Acceptor acceptor = self.acceptor
+        try:
+            if cause is None:
+                cause = cause_of(code, is_login=self.phase == PHASE_LOGIN)
+            messages, n_bytes, oldest_ms = acceptor.core.outbox(self.subscriber)
+            acceptor.ends.add(
+                code, close_codes.reason(code) if reason is None else reason, cause, client=client,
+                connection=self.number, peername=self.peername, messages_in=self.messages_in,
+                connected_s=(acceptor.core.now_ms() - self.connected_ms) / 1000.0,
+                outbox=(messages, n_bytes, oldest_ms if messages else None))
+        except Exception:                                # the connection ends all the same
+            log.exception("an end could not be recorded")
+        return 0
+
+    cdef int close_for(self, exception) except -1:
+        """End it as a `CloseConnection` says."""
+        cause = cause_of(exception.code, exception.cause, exception.detail, is_login=self.phase == PHASE_LOGIN)
+        return self.close_as(exception.code, exception.reason, None, cause, self.client or exception.client)
+
+    def close(self, int code, str reason=None, retry_ms=None, cause=None):
         """End in good order: what is in the outbox, a `bye`, the close frame, then up to 1 s for the peer.
 
         code: a close code of the protocol. reason: ASCII of at most 123 bytes; None: the code's constant one.
-        retry_ms: when the client may come back, told in the `bye`. Does nothing on a connection that is closing.
+        retry_ms: when the client may come back, told in the `bye`. cause: a `starlight.ends.Cause` for the operator;
+        None: by the code. Does nothing on a connection that is closing.
         """
+        self.close_as(code, close_codes.reason(code) if reason is None else reason, retry_ms, cause, self.client)
+
+    cdef int close_as(self, int code, str text, retry_ms, cause, client) except -1:
+        """`close`; client: whose login it was, also where that was refused."""
         if self.phase == PHASE_HANDSHAKE or self.phase >= PHASE_CLOSING:
-            return
-        text = close_codes.reason(code) if reason is None else reason
+            return 0
+        self.tell_end(code, text, cause, client)
         if code not in NO_BYE:
             self.acceptor.core.send(self.subscriber, bye(code, text, retry_ms))
         self.acceptor.core.close(self.subscriber, code, text.encode("ascii", "replace"))
         self.acceptor.counts[f"{'refused' if self.phase == PHASE_LOGIN else 'closed'}_{code}"] += 1
-        self.begin_close(LINGER_MS if code == close_codes.NO_PONG else self.acceptor.write_timeout_ms)
+        return self.begin_close(LINGER_MS if code == close_codes.NO_PONG else self.acceptor.write_timeout_ms)
 
     cdef int fail(self, int code) except -1:
         """The peer broke the protocol."""
@@ -527,9 +568,16 @@ cdef class Connection(WSListener):
         """The core evicted it: out of the hub now; the torn frame's rest and the close frame have 1 s."""
         if self.phase >= PHASE_GONE:
             return
+        if self.phase < PHASE_CLOSING:
+            self.tell_end(code, None, OVER_BUDGET if self.subscriber.is_over_budget else None, self.client)
         self.is_evicted = True
         self.acceptor.counts[f"closed_{code}"] += 1
         self.begin_close(LINGER_MS)
+
+    def on_would_evict(self):
+        """In a dry run: it would have been evicted for the limits of its outbox."""
+        client = self.client
+        self.acceptor.dry_run.note("evict", user=None if client is None else client.user, peername=self.peername)
 
     def on_close_sent(self):
         """The close frame is with the kernel (or the transport): say EOF, and wait for the peer's."""
@@ -584,7 +632,7 @@ cdef class Connection(WSListener):
         cdef Acceptor acceptor = self.acceptor
         if self.phase == PHASE_LOGIN:
             if self.task is None:
-                self.close(close_codes.LOGIN_TIMEOUT)
+                self.close(close_codes.LOGIN_TIMEOUT, None, None, LATE_LOGIN)
             else:
                 self.set_deadline(acceptor.login_timeout_ms)     # the application is checking it
         elif self.phase == PHASE_HANDSHAKE:
@@ -618,12 +666,14 @@ cdef class Acceptor:
     """What the connections of one node share: core, hub, limits, the wheel of deadlines.
 
     core: bound to the running loop. hub: see `starlight.hub.Hub`. settings: see `starlight.config.Settings`.
-    gate: who may connect; by default made of the settings.
+    gate: who may connect; by default made of the settings. ends: where ends are recorded; by default its own.
+    dry_run: limits that are not enforced; by default none.
     echoes: send every message back to its sender instead (the conformance server; no login, no hub).
     fragments_limit: frames of one message.
     """
 
-    def __init__(self, Core core not None, hub, settings, *, gate=None, echoes=False, fragments_limit=FRAGMENTS_LIMIT):
+    def __init__(self, Core core not None, hub, settings, *, gate=None, ends=None, dry_run=None,
+                 echoes=False, fragments_limit=FRAGMENTS_LIMIT):
         self.core = core
         self.hub = hub
         self.hub_login = getattr(hub, "login", None)
@@ -641,6 +691,8 @@ cdef class Acceptor:
         self.ping_interval_ms = <uint64_t>(settings.ping_interval_s * 1000)
         self.pong_timeout_ms = <uint64_t>(settings.pong_timeout_s * 1000)
         self.counts = Counter()
+        self.ends = Ends() if ends is None else ends
+        self.dry_run = DryRun() if dry_run is None else dry_run
         wheel_init(&self.wheel, core.now_ms())
         list_init(&self.due)
 
@@ -662,6 +714,7 @@ cdef class Acceptor:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        self.is_stopped = True
         self.abort_all(PHASE_CLOSING)
 
     cdef int abort_all(self, phase_t last_phase) except -1:

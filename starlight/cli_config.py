@@ -271,6 +271,10 @@ def _required(entry: Entry) -> dict[str, Any]:
         return described | {"anyOf": [number, {"type": "string", "pattern": pattern}]}
     if entry.type in (int, float):
         return described | number
+    if entry.among:
+        word = "|".join(entry.among)
+        text = {"type": "string", "pattern": rf"^[\s,]*({word})?([\s,]+({word}))*[\s,]*$"}
+        return described | {"anyOf": [text, {"type": "array", "items": {"enum": list(entry.among)}}]}
     if entry.is_list:
         return described | {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
     return described | {"type": "string"}

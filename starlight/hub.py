@@ -17,6 +17,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +26,8 @@ from orjson import JSONDecodeError, loads
 from starlight import close_codes
 from starlight.auth import Action, Authenticator, Identity, NoAuth, Permissions
 from starlight.close_codes import ErrorCode
+from starlight.dry_run import DryRun
+from starlight.ends import Cause, Ends
 from starlight.errors import CloseConnection, RequestError
 from starlight.handlers import FAILURES, Handlers, is_awaitable
 from starlight.hub_records import ChannelRecord, Client, Connection
@@ -46,6 +49,10 @@ CHANNELS_LIMIT: Final = 1_000
 """Channels one client may have joined. A membership takes about 250 bytes here and in the core together, so one client
 can make the node hold 250 KB and not more; people use tens of channels, programs that want all messages rarely
 hundreds."""
+
+BY_APPLICATION: Final = "by the application"
+EXPIRED: Final = Cause("expired")
+RELOADED: Final = Cause("permissions", "the configuration was read again")
 
 _FAULTS: Final = frozenset(
     (ErrorCode.UNAUTHORIZED, ErrorCode.PERMISSION_DENIED, ErrorCode.UNKNOWN_TYPE, ErrorCode.BAD_REQUEST)
@@ -76,6 +83,8 @@ class Hub:
         message_limit_bytes: the largest message that the connections let through, told in `welcome`; None: no limit.
         announces: which channels (by name) publish `joined` and `left` of their users; none by default, as each
             costs a message to everyone in the channel.
+        ends: how connections ended, for `welcome.previous`; none by default.
+        dry_run: limits that are not enforced; none by default.
         clock: monotonic seconds, for counting errors in a window, for rates and for the end of logins.
         wall_clock: Unix seconds, in which tokens say when they end.
     """
@@ -98,6 +107,8 @@ class Hub:
         name_limit_bytes: int = commands.NAME_LIMIT_BYTES,
         message_limit_bytes: int | None = None,
         announces: Callable[[str], bool] | None = None,
+        ends: Ends | None = None,
+        dry_run: DryRun | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -118,6 +129,8 @@ class Hub:
         self._name_limit_bytes = name_limit_bytes
         self._message_limit_bytes = message_limit_bytes
         self._announces = announces
+        self._ends = ends
+        self._dry_run = dry_run or DryRun()
         self._clock = clock
         self._catch_up = CatchUp(clock)
         self._logins = Logins(
@@ -125,6 +138,7 @@ class Hub:
             limits or Limits(),
             name_limit_bytes=name_limit_bytes,
             check_timeout_s=login_timeout_s,
+            dry_run=self._dry_run,
             clock=clock,
             wall_clock=wall_clock,
         )
@@ -155,18 +169,19 @@ class Hub:
         """
         try:
             login = decode(message)
-        except RequestError:
-            raise CloseConnection(close_codes.BAD_REQUEST) from None
-        if login.__class__ is not commands.Login:
-            raise CloseConnection(close_codes.BAD_REQUEST)
+        except RequestError as error:
+            raise CloseConnection(close_codes.BAD_REQUEST, detail=f"not a login: {error.message}") from None
+        if not isinstance(login, commands.Login):
+            raise CloseConnection(close_codes.BAD_REQUEST, detail="the first message is not a login")
         identity = self._authenticator.authenticate(login)
         if not isinstance(identity, Identity):
             return self._login_later(connection, message, login, identity)
         client = self._new_client(connection, identity)
-        checking = self._check(client, message)
-        if checking is not None:
-            return self._check_later(client, checking, login)
-        return self._admit(client, login)
+        with _naming(client):
+            checking = self._check(client, message)
+            if checking is not None:
+                return self._check_later(client, checking, login)
+            return self._admit(client, login)
 
     def receive(self, client: Client, message: bytes) -> Awaitable[None] | None:
         """Execute one message of a client and send its reply, if it wants one.
@@ -176,7 +191,9 @@ class Hub:
         """
         if client._meter is not None:
             now_s = self._catch_up.look()
-            if not client._meter.take(len(message), now_s, self._catch_up.since_s):
+            if not client._meter.take(len(message), now_s, self._catch_up.since_s) and not self._let_through(
+                client, client._meter, now_s
+            ):
                 self._throttle(client, client._meter, message)
                 return None
         try:
@@ -258,16 +275,18 @@ class Hub:
         self, connection: Connection, message: bytes, login: commands.Login, identity: Awaitable[Identity]
     ) -> Client:
         client = self._new_client(connection, await self._logins.identity(self._authenticator, identity))
-        checking = self._check(client, message)
+        with _naming(client):
+            checking = self._check(client, message)
         return await self._check_later(client, checking, login)
 
     async def _check_later(self, client: Client, checking: Awaitable[None] | None, login: commands.Login) -> Client:
-        if checking is not None:
-            await self._logins.in_time(checking)
-        if not client.connection.is_open:  # it may have gone while the check ran
-            raise CloseConnection(close_codes.ABNORMAL)
-        admitted = self._admit(client, login)
-        return admitted if isinstance(admitted, Client) else await admitted
+        with _naming(client):
+            if checking is not None:
+                await self._logins.in_time(checking)
+            if not client.connection.is_open:  # it may have gone while the check ran
+                raise CloseConnection(close_codes.ABNORMAL)
+            admitted = self._admit(client, login)
+            return admitted if isinstance(admitted, Client) else await admitted
 
     def _admit(self, client: Client, login: commands.Login) -> Client | Awaitable[Client]:
         """Register a client that passed all checks, welcome it and run `on_connect`."""
@@ -285,6 +304,7 @@ class Hub:
                 session=client.session,
                 expires=None if client.expires is None else int(client.expires),
                 limits=self._client_limits(),
+                previous=self._previous(client, login.previous),
             ),
         )
         self._everyone.join(client.subscriber)
@@ -294,6 +314,11 @@ class Hub:
             return client
         client._busy = True
         return self._greet(client, greeting)
+
+    def _previous(self, client: Client, previous: str | None) -> dict[str, object] | None:
+        """How the client's connection before this one ended, as far as it was told itself; None if that isn't known."""
+        end = None if previous is None or self._ends is None else self._ends.previous(previous, client.user)
+        return None if end is None else {"code": end.code, "reason": end.reason, "at": round(end.at_s * 1000)}
 
     def _client_limits(self) -> replies.ClientLimits:
         limits = self._logins.limits
@@ -396,6 +421,7 @@ class Hub:
         errors = [error for _, error in outcomes if error is not None]
         for error in errors:
             self.counts[f"error_{error.code}"] += 1
+            client.last_error = error.code
             if id is None:
                 self._core_send(client.subscriber, replies.error(None, error.code, error.message))
         if id is not None:
@@ -478,7 +504,7 @@ class Hub:
         self._core_send(client.subscriber, replies.pong(command.id))
 
     def _login_again(self, client: Client, command: commands.Login) -> None:
-        raise CloseConnection(close_codes.BAD_REQUEST)
+        raise CloseConnection(close_codes.BAD_REQUEST, cause="protocol", detail="it logged in twice")
 
     def _not_available(self, client: Client, command: commands.History) -> None:
         raise RequestError(ErrorCode.NOT_AVAILABLE, "not available")
@@ -490,25 +516,27 @@ class Hub:
         self._catch_up.look()
         for client, left_s in self._logins.due():
             if left_s <= 0:
-                client.connection.close(close_codes.SESSION_EXPIRED)
+                client.connection.close(close_codes.SESSION_EXPIRED, cause=EXPIRED)
             else:
                 self._core_send(client.subscriber, pushes.expiring(max(1, round(left_s))))
 
-    def revoke_user(self, user: str, seconds: float = REVOKED_S) -> int:
+    def revoke_user(self, user: str, seconds: float = REVOKED_S, *, by: str = BY_APPLICATION) -> int:
         """End all clients of a user with 4503, and refuse the tokens the user has now for so many seconds.
 
         A token made after this lets the user in again. Returns the number of clients; OverflowError if there are too
         many revocations, after the clients were ended.
+
+        by: who asked, for operators.
         """
         clients = list(self._users.get(user, ()))
-        _end_all(clients)
+        _end_all(clients, by)
         self._logins.revocations.add_user(user, seconds, max((client._issued for client in clients), default=0.0))
         return len(clients)
 
-    def revoke_token(self, token_id: str, seconds: float = REVOKED_S) -> int:
+    def revoke_token(self, token_id: str, seconds: float = REVOKED_S, *, by: str = BY_APPLICATION) -> int:
         """End all clients that came with a token (its `jti`, or `Client.token_id`), and refuse it. As `revoke_user`."""
         clients = [client for client in self.clients() if client.token_id == token_id]
-        _end_all(clients)
+        _end_all(clients, by)
         self._logins.revocations.add_token(token_id, seconds)
         return len(clients)
 
@@ -537,7 +565,7 @@ class Hub:
             self._core_send(client.subscriber, replies.ok(id, expires=client.expires, session=client.session))
         permissions = self._permissions
         if permissions is not None and not all(permissions.allows(client, "join", name) for name in client._channels):
-            raise CloseConnection(close_codes.RECONNECT)
+            raise CloseConnection(close_codes.RECONNECT, cause="permissions", detail="its new token lacks a channel")
 
     # --- other limits and permissions ----------------------------------------------------------------------------
 
@@ -574,7 +602,7 @@ class Hub:
             if self._permissions is None or not client.is_connected:
                 return
             if not self._permissions.allows(client, "join", name):
-                client.connection.close(close_codes.RECONNECT, None, retry_ms())
+                client.connection.close(close_codes.RECONNECT, None, retry_ms(), RELOADED)
                 yield True
                 return
             yield False
@@ -629,6 +657,7 @@ class Hub:
     def _refuse(self, client: Client, id: int | str | None, error: RequestError) -> None:
         """Send an error reply. Raises `CloseConnection` (4509) after one fault too many."""
         self.counts[f"error_{error.code}"] += 1
+        client.last_error = error.code
         self._core_send(client.subscriber, replies.error(id, error.code, error.message))
         if error.code in _FAULTS:
             self._count_fault(client)
@@ -638,10 +667,18 @@ class Hub:
         if client._faults is None:
             client._faults = Faults()
         if not client._faults.admit(self._clock()):
-            raise CloseConnection(close_codes.TOO_MANY_ERRORS)
+            raise CloseConnection(close_codes.TOO_MANY_ERRORS, cause="faults")
 
     def _too_long(self) -> RequestError:
         return RequestError(ErrorCode.BAD_REQUEST, f"channel: longer than {self._name_limit_bytes} bytes")
+
+    def _let_through(self, client: Client, meter: Meter, now_s: float) -> bool:
+        """In a dry run of rates, note what would have been refused; True: it is handled as ever."""
+        if not self._dry_run.rates:
+            return False
+        if meter.would_refuse(now_s):
+            self._dry_run.note("rates", user=client.user, peername=client.connection.peername)
+        return True
 
     def _throttle(self, client: Client, meter: Meter, message: bytes) -> None:
         """Refuse a message that comes too soon; then read nothing for a moment; then end it (4013)."""
@@ -651,16 +688,28 @@ class Hub:
             id = error.id
         pause_s = meter.refuse(self._clock())
         if pause_s < 0:
-            raise CloseConnection(close_codes.TOO_MANY_REQUESTS)
+            raise CloseConnection(close_codes.TOO_MANY_REQUESTS, cause="rate")
         self.counts[f"error_{ErrorCode.TOO_MANY_REQUESTS}"] += 1
+        client.last_error = ErrorCode.TOO_MANY_REQUESTS.value
         self._core_send(client.subscriber, replies.error(id, ErrorCode.TOO_MANY_REQUESTS, "too many requests"))
         if pause_s > 0:
             client.connection.pause_reading(pause_s)
 
 
-def _end_all(clients: list[Client]) -> None:
+def _end_all(clients: list[Client], by: str) -> None:
+    cause = Cause("revoked", by)
     for client in clients:
-        client.connection.close(close_codes.DISCONNECTED)
+        client.connection.close(close_codes.DISCONNECTED, cause=cause)
+
+
+@contextmanager
+def _naming(client: Client) -> Iterator[None]:
+    """Puts the client into the refusal of its login, for operators."""
+    try:
+        yield
+    except CloseConnection as close:
+        close.client = client
+        raise
 
 
 def _parse(data: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from orjson import dumps
 
 from starlight.auth import Identity
+from starlight.ends import Cause
 from starlight.limits import Faults, Meter
 from starlight.presence import Presence
 
@@ -40,8 +41,13 @@ class Connection(Protocol):
     @property
     def is_open(self) -> bool: ...
 
-    def close(self, code: int, reason: str | None = None, retry_ms: int | None = None) -> None:
-        """End it in good order: what its outbox holds, a `bye`, the close frame. No reason: the code's own."""
+    def close(
+        self, code: int, reason: str | None = None, retry_ms: int | None = None, cause: Cause | None = None
+    ) -> None:
+        """End it in good order: what its outbox holds, a `bye`, the close frame.
+
+        No reason: the code's own. cause: why, for operators; None: by the code.
+        """
 
     def pause_reading(self, seconds: float) -> None:
         """Read nothing for so long; what was read already is still handled."""
@@ -61,6 +67,7 @@ class Client:
         connection: the connection behind it; `connection.close(code)` ends it, `connection.peername` is its address.
         subscriber: the core's record of it.
         is_connected: True from the welcome until it is gone.
+        last_error: the code of the last error reply it got; None if it got none.
     """
 
     __slots__ = (
@@ -82,6 +89,7 @@ class Client:
         "id",
         "is_connected",
         "is_resumed",
+        "last_error",
         "session",
         "subscriber",
         "token_id",
@@ -107,6 +115,7 @@ class Client:
         self.connection = connection
         self.subscriber: Subscriber = connection.subscriber
         self.is_connected = False
+        self.last_error: int | None = None
         self._busy = False  # an async handler (or on_connect) of this client is under way
         self._channels: dict[str, ChannelRecord] = {}
         self._data: dict[str, Any] | None = None

@@ -6,8 +6,8 @@ when it accepts clients already (see `internal`), and only where a port is wante
 
 Who may do what:
 
-- Whatever changes something (``POST /api/...``, and what reads with POST) needs the bearer key. Without a key file
-  nobody has it.
+- Whatever changes something (``POST /api/...``, and what reads with POST) needs the bearer key, and so does ``/endz``.
+  Without a key file nobody has it.
 - Reading needs no key on a loopback address. On any other all but ``/healthz``, ``/readyz``, the console's page and
   ``/openapi.json`` need it; they tell nothing.
 - No page of another origin can use it from a browser: there are no CORS headers, a foreign `Origin` is refused, and so
@@ -20,6 +20,7 @@ import asyncio
 import hmac
 import ipaddress
 import logging
+import os
 import re
 import socket
 from collections.abc import Awaitable, Callable
@@ -30,7 +31,8 @@ from aiohttp import web
 from orjson import dumps
 
 from starlight import console, metrics
-from starlight.internal_api import Api, ApiError, Node
+from starlight.ends import ENDS_LIMIT, address_text
+from starlight.internal_api import Api, ApiError, Caller, Node
 from starlight.origins import is_loopback
 from starlight.stats import CHANNEL_ORDERS, CONNECTION_ORDERS, Stats
 
@@ -47,12 +49,20 @@ PAGE_LIMIT: Final = 1_000
 
 OFFSET_LIMIT: Final = 1_000_000
 
+SINCE_LIMIT: Final = 10**10
+"""Unix seconds of the year 2286."""
+
 STOP_S: Final = 1.0
 """What requests under way have to end when the node has drained."""
 
 _OPEN_PATHS: Final = frozenset(("/", "/healthz", "/readyz", "/openapi.json"))
 _CHANGING: Final = "POST"
-_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,6}")
+_KEYED_PATHS: Final = frozenset(("/endz",))
+"""What is read with the key only, on any address: it says who came from where, and why they went."""
+
+OPERATOR_HEADER: Final = "X-Starlight-Operator"
+_OPERATOR: Final = re.compile(r"[\x20-\x7e]{1,64}")
+_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,10}")
 _HEADERS: Final = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -125,6 +135,7 @@ class InternalPort:
             ("/varz", self._varz),
             ("/connz", self._connz),
             ("/channelz", self._channelz),
+            ("/endz", self._endz),
             ("/openapi.json", self._openapi),
         ):
             app.router.add_get(path, handler, allow_head=False)
@@ -164,11 +175,13 @@ class InternalPort:
             raise ApiError(429, "too many requests at a time")
         if request.match_info.http_exception is not None:
             return  # there is no such route, which nobody needs a key to be told
-        is_changing = request.method == _CHANGING
-        if is_changing and self._key is None:
-            raise ApiError(403, "nothing can be changed here without an --internal-key-file")
-        if not has_key and (is_changing or not (self._is_loopback or request.path in _OPEN_PATHS)):
-            raise ApiError(401, "expected Authorization: Bearer and the key")
+        needs_key = request.method == _CHANGING or request.path in _KEYED_PATHS
+        if needs_key and self._key is None:
+            raise ApiError(403, "this can't be asked without an --internal-key-file")
+        if not has_key and (needs_key or not (self._is_loopback or request.path in _OPEN_PATHS)):
+            if "Authorization" in request.headers:
+                raise ApiError(401, "the key is wrong: it is not the one in this node's --internal-key-file")
+            raise ApiError(401, "the key is missing: expected Authorization: Bearer and the key")
 
     def _has_key(self, request: web.Request) -> bool:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
@@ -232,6 +245,19 @@ class InternalPort:
         order = _choice(request, "sort", CHANNEL_ORDERS)
         return _json(await self.stats.channelz(order, _whole(request, "limit", 100, 1, PAGE_LIMIT)))
 
+    async def _endz(self, request: web.Request) -> web.Response:
+        user = request.query.get("user")
+        if user is not None and not 1 <= len(user) <= 255:
+            raise ApiError(400, "user: expected 1 to 255 characters")
+        page = await self.stats.endz(
+            user,
+            _whole(request, "code", 0, 1_000, 4_999) or None,
+            _whole(request, "since", 0, 0, SINCE_LIMIT),
+            _whole(request, "limit", 100, 1, PAGE_LIMIT),
+            _whole(request, "offset", 0, 0, ENDS_LIMIT),
+        )
+        return _json(page)
+
     async def _openapi(self, request: web.Request) -> web.Response:
         return web.Response(body=(files("starlight") / "openapi.json").read_bytes(), content_type="application/json")
 
@@ -241,12 +267,22 @@ class InternalPort:
 
     # --- changing ------------------------------------------------------------------------------------------------
 
-    def _api_handler(self, function: Callable[[bytes], Awaitable[tuple[int, dict[str, Any]]]]) -> Handler:
+    def _api_handler(self, function: Callable[[bytes, Caller], Awaitable[tuple[int, dict[str, Any]]]]) -> Handler:
         async def handle(request: web.Request) -> web.Response:
-            status, answer = await function(await request.read())
+            status, answer = await function(await request.read(), self._caller(request))
             return _json(answer, status)
 
         return handle
+
+    def _caller(self, request: web.Request) -> Caller:
+        """Who asks, with the key that `_check` has seen."""
+        peername = None if request.transport is None else request.transport.get_extra_info("peername")
+        operator = request.headers.get(OPERATOR_HEADER, "")
+        return Caller(
+            address_text(peername),
+            os.path.basename(self._node.settings.internal_key_file),
+            operator if _OPERATOR.fullmatch(operator) else "",
+        )
 
 
 def _quiet_log() -> logging.Logger:

@@ -23,12 +23,14 @@ from starlight._gate import Gate
 from starlight._tls import Certificate
 from starlight.auth import Permissions, TokenAuth, make_authenticator, make_internal_key
 from starlight.config import Settings, entries
+from starlight.dry_run import DryRun
 from starlight.errors import ConfigError
 from starlight.limits import Limits
 from starlight.origins import Origins, Proxies
 from starlight.permissions import make_permissions
 
 if TYPE_CHECKING:
+    from starlight._fanout import Core
     from starlight.hub import Hub
 
 __all__ = ["Parts", "Reloader", "problems"]
@@ -73,6 +75,8 @@ class Reloader:
         reread: makes settings anew of the same flags and code, and of the file as it is then.
         hub: gets limits and permissions.
         gate: gets limits of addresses, origins and proxies.
+        dry_run: is told which limits are not enforced.
+        core: is told whether it evicts.
         authenticator: gets keys; None if it is not the node's own.
         permit: makes permissions of settings; None if they are the application's own.
         certificate: None without TLS.
@@ -86,6 +90,8 @@ class Reloader:
         *,
         hub: Hub,
         gate: Gate,
+        dry_run: DryRun,
+        core: Core,
         authenticator: TokenAuth | None,
         permit: Callable[[Settings], Permissions | None] | None,
         certificate: Certificate | None,
@@ -95,6 +101,8 @@ class Reloader:
         self._reread = reread
         self._hub = hub
         self._gate = gate
+        self._dry_run = dry_run
+        self._core = core
         self._authenticator = authenticator
         self._permit = permit
         self._certificate = certificate
@@ -158,6 +166,8 @@ class Reloader:
         if self._certificate is not None and parts.certificate is not None:
             self._certificate.take_over(parts.certificate)
         self._rekey(parts.internal_key)
+        self._dry_run.change(settings.dry_run)
+        self._core.is_dry_run = self._dry_run.evict
         self._gate.change(limits, parts.origins, parts.proxies)
         self._hub.change(
             limits,
