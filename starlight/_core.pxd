@@ -329,7 +329,7 @@ cdef inline int send_one(core_t* c, subscriber_t* sub, message_t* m) noexcept no
 cdef inline void channel_add(core_t* c, channel_t* channel, subscriber_t* sub) noexcept nogil:
     cdef membership_t* membership
     if channel.n_members == channel.capacity:
-        channel.capacity = channel.capacity * 2 if channel.capacity else 4
+        channel.capacity = channel.capacity * 2 if channel.capacity else 1   # very many channels have one member
         channel.members = <member_t*>checked_realloc(channel.members, channel.capacity * sizeof(member_t))
     if sub.n_memberships == sub.membership_capacity:
         sub.membership_capacity = sub.membership_capacity * 2 if sub.membership_capacity else 2
