@@ -139,7 +139,8 @@ class Watch {
 
   /** The page was frozen or hidden, or the network has changed: is the line still alive? */
   checkNow() {
-    this.#ask(Math.min(this.#answerMs, WAKE_ANSWER_MS));
+    const isAsked = this.#askedAt !== null && this.#line.heardAt < this.#askedAt;
+    if (!isAsked) this.#ask(Math.min(this.#answerMs, WAKE_ANSWER_MS));
   }
 
   #lookIn(ms) {
@@ -245,8 +246,8 @@ export class Client {
     while (!this.#error) {
       const { code, error, isSessionRefused } = await this.#connect();
       if (this.#error) return;
-      this.#lastCode = code;
       if (isSessionRefused) continue; // nothing was wrong but the session: the token is next
+      this.#lastCode = code;
       const next = policy(code);
       if (!this.#readyAt || !reconnect || next === "never") return this.#finish(error);
       const delayMs = this.#delayMs(next);

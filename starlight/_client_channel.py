@@ -27,7 +27,8 @@ class JoinedChannel:
     """A channel as this client joined it; made by `Client.join`. Iterate over it for its publications.
 
     After a reconnect it is joined again and the iteration goes on; what was published in between is not seen (a channel
-    without history). If joining again is refused, the iteration raises that `RequestFailed`.
+    without history). What refuses it then for a rate is asked again until it agrees, for a limit or by a fault of its own
+    for a minute; any other refusal ends the iteration with that `RequestFailed`.
 
     Attributes:
         channel: its name.

@@ -545,8 +545,9 @@ class Client:
             log.info("reconnecting failed: %s", error)
         except Exception:  # a token function that raised: the application's fault, and it may recover
             log.exception("reconnecting failed")
-        if self._link is not None and self._link.closed.done():  # after the login, say while joining again
-            return self._link.closed.result()
+        link = self._link
+        if link is not None and link.welcome is not None and link.closed.done():  # while it joined again, say
+            return link.closed.result()
         return closed
 
     def _lost(self, link: Link, closed: Closed) -> None:

@@ -190,6 +190,24 @@ async def test_a_token_that_fails_is_asked_for_again(tmp_path: Path, server: Scr
     assert [command["token"] for command in server.seen("login")] == ["first", "second"]
 
 
+async def test_a_token_that_fails_behind_a_session_that_is_refused(tmp_path: Path, server: ScriptedServer) -> None:
+    script = """
+    const answers = ["first", null, null, "second"];
+    const client = await connect(url, { token: () => answers.shift(), ...fast });
+    tellReady(client);
+    await until(() => !answers.length && states.at(-1)[0] === "connected");
+    say("back");
+    client.close();
+    """
+    server.session = "a session"
+    running = asyncio.create_task(play(tmp_path, server.url, script))
+    await eventually(lambda: server.seen("ready"), 20)
+    server.refuse_tokens.add("a session")
+    server.drop_all()
+    assert await running == [["back"]]
+    assert [command["token"] for command in server.seen("login")] == ["first", "a session", "second"]
+
+
 async def test_close_is_final_while_a_token_is_fetched(tmp_path: Path, server: ScriptedServer) -> None:
     script = """
     let release, asked = 0;
