@@ -422,7 +422,8 @@ export class Client {
       for (const item of Array.isArray(reply.channels) ? reply.channels : [])
         if (isObject(item) && isObject(item.error)) refusals.set(item.channel, item.error);
     } catch (error) {
-      if (typeof error.code !== "number" || error.name === "ConnectionLost" || error.name === "Timeout") throw error;
+      const isAnswer = typeof error.code === "number" && error.name !== "ConnectionLost";
+      if (!isAnswer && !(error.name === "MessageTooBig" && names.length === 1)) throw error;
       if (names.length > 1 && ![100, 106, 111].includes(error.code)) {
         rejoin.isOneByOne = true; // whatever is wrong with the message, it is not wrong with all channels
         return false;

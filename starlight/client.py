@@ -489,7 +489,7 @@ class Client:
             if not self._is_ready:  # otherwise `leave` has told the server itself
                 link.send(wire.encode("leave", channel=channel))
 
-        def refuse(channel: str, error: RequestFailed) -> None:
+        def refuse(channel: str, error: ClientError) -> None:
             self._channels.pop(channel).inbox.end(error)
 
         return Rejoin(
