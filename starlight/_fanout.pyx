@@ -20,8 +20,9 @@ from starlight._core cimport (HELD_UP_MS, EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARIN
                               channel_add, channel_remove, channel_t, check_core, compact, core_t, count_transport, doom,
                               drop_outbox,
                               epoll_create1, epoll_ctl, epoll_event, epoll_wait, flush_slice, full_add, full_remove,
-                              carry_out, is_held_up, is_member, is_noted, judge_new, largest_full, limits_t, mark, mark_first, measure,
-                              message_t, note_end, payload_bytes, run_append, run_t, send_one, settle, settle_member,
+                              carry_out, is_held_up, is_member, is_noted, judge_new, largest_full, limits_t, mark, mark_first,
+                              measure, message_t, note_end, payload_bytes, run_append, run_t, send_one, settle, settle_member,
+                              sweep_begins,
                               unlist, unsettled_from, verdict, write_once)
 from starlight._counters cimport core_counters
 from starlight._flush cimport STAGE_BYTES, flush_one, flusher_t, raise_event
@@ -717,6 +718,7 @@ cdef class Core:
         settle(c)
         if is_held_up(c):
             self.forgive_transports(c.flusher.now_ms - c.swept_ms - HELD_UP_MS)
+        sweep_begins(c)
         for i in range(c.full.n, 0, -1):                 # from the end: who takes more now leaves the list
             sub = <subscriber_t*>c.full.items[i - 1]
             reason = verdict(c, sub)
@@ -724,7 +726,6 @@ cdef class Core:
                 reason = verdict(c, sub)
             if reason:
                 carry_out(c, sub, reason)
-        c.swept_ms = c.flusher.now_ms
         apply_flush(c)
         if c.full.n and c.arena.held_bytes > COMPACT_ABOVE_BYTES:
             compact(c)
