@@ -192,8 +192,15 @@ cdef inline void log_delivery(Eng *e, Connection *c, uint32_t stream, uint32_t n
     e.log_size += 1
 
 
-cdef inline void take_stamped(Eng *e, Connection *c, const uint8_t *p, const uint8_t *mark, int64_t now) noexcept nogil:
-    """A delivery. `p` is where the message begins, `mark` where its stamp does."""
+cdef inline void damaged(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n) noexcept nogil:
+    """What looked like a delivery and is none; now its text is looked at too."""
+    e.counters[DAMAGED] += 1
+    if e.is_text and not sl_is_utf8(p, n):
+        connection_broken(e, c, TEXT_ENCODING)
+
+
+cdef inline void take_stamped(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n, const uint8_t *mark, int64_t now) noexcept nogil:
+    """A delivery. `p` is where the message begins, `mark` where its stamp does; there is a byte behind the stamp."""
     cdef uint32_t stream, number, checksum, size
     cdef Stream *s
     cdef Entry *entry
@@ -205,7 +212,7 @@ cdef inline void take_stamped(Eng *e, Connection *c, const uint8_t *p, const uin
     if not c.checked and e.window == 0:
         return
     if sl_get(mark + 1, &stream, &number, &checksum) or stream >= e.shared.n_streams:
-        e.counters[DAMAGED] += 1
+        damaged(e, c, p, n)
         return
     s = &e.shared.streams[stream]
     entry = &e.shared.entries[s.ring + (number & s.mask)]
@@ -221,7 +228,7 @@ cdef inline void take_stamped(Eng *e, Connection *c, const uint8_t *p, const uin
         size = <uint32_t>(mark - start) + 15
     start = mark + 15 - size
     if start < p or start[0] != 34 or mark[14] not in (34, 92) or sl_checksum(start, size - 6) != checksum:
-        e.counters[DAMAGED] += 1
+        damaged(e, c, p, n)
         return
     e.counters[CHECKED] += 1
     deliver(&e.shared, &c.receiver, stream, number, e.counters)
@@ -241,14 +248,14 @@ cdef inline void take_stamped(Eng *e, Connection *c, const uint8_t *p, const uin
 cdef inline void take_message(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n, int64_t now) noexcept nogil:
     cdef const uint8_t *mark
     if sl_likely(n >= <Py_ssize_t>e.stamp_back and p[n - e.stamp_back] == 0x7E and c.state >= LOGIN):
-        take_stamped(e, c, p, p + n - e.stamp_back, now)
+        take_stamped(e, c, p, n, p + n - e.stamp_back, now)
         return
     mark = stamp_find(p, n)
     if mark == NULL:
         take_reply(e, c, p, n)
         return
     e.stamp_back = <uint32_t>(p + n - mark)
-    take_stamped(e, c, p, mark, now)
+    take_stamped(e, c, p, n, mark, now)
 
 
 cdef inline void take_lines(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n, int64_t now) noexcept nogil:
