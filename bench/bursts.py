@@ -16,10 +16,10 @@ reader has joined. The reader's line carries 20 Mbit/s, so a burst is read in 2 
 - `chromium`: a WebSocket of a page in a tab, behind the same forwarder.
 - With `--netns` all of them read as fast as they can, in a network namespace whose line the kernel shapes.
 
-The second table is about readers that take nothing, ever: publications of 16 KiB (limit of bytes) or of 100 bytes (limit
-of messages) come at a steady pace, and the node is asked every 20 ms what the reader's outbox holds. `at the limit` is
-when it was first seen there after the first publication, `evicted` how much later the reader was gone. An outbox that is
-evicted as it reaches the limit is never seen at it; then both are the same moment.
+The second table is about readers that take nothing, ever: publications of 16 KiB (limit of bytes) or of 100 bytes
+(limit of messages) come at a steady pace, and the node is asked every 20 ms what the reader's outbox holds. `at the
+limit` is when it was first seen there after the first publication, `evicted` how much later the reader was gone. An
+outbox that is evicted as it reaches the limit is never seen at it; then both are the same moment.
 """
 
 from __future__ import annotations
@@ -362,7 +362,8 @@ def named(evictions: dict[str, int]) -> str:
 
 
 BURST_COLUMNS = (
-    "reader", "bursts", "publications arrived", "MB", "ever evicted", "closed with", "evictions", "peak memory", "budget",
+    "reader", "bursts", "publications arrived", "MB", "ever evicted", "closed with", "evictions", "peak memory",
+    "budget",
 )  # fmt: skip
 STUCK_COLUMNS = ("limit", "most seen", "at the limit after s", "evicted s later", "evictions", "peak memory")
 
