@@ -243,7 +243,7 @@ def _as_client(
     import asyncio
 
     from starlight.client import connect
-    from starlight.errors import ConnectFailed, ConnectionClosed, LoginRefused, RequestFailed
+    from starlight.errors import ClientError, ConnectFailed, LoginRefused
 
     if user is not None and token is not None:
         fail("--user and --token: expected one of them")
@@ -259,7 +259,7 @@ def _as_client(
         fail(str(error))
     except LoginRefused as error:
         fail(f"{error}{_login_hint(error.code, token)}", code=EXIT_REFUSED)
-    except (RequestFailed, ConnectionClosed) as error:
+    except ClientError as error:  # a request refused, a connection closed, a reply that nobody can read
         fail(str(error), code=EXIT_REFUSED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing is left to flush at exit

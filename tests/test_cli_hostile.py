@@ -102,3 +102,15 @@ def test_deep_data_ends_no_command(depth: int) -> None:
 
     run = command(script, "sub", "news", "--count", "1")
     assert "Traceback" not in run.stderr, run.stderr[-2_000:]
+
+
+def test_a_reply_that_nobody_can_read_is_one_line() -> None:
+    def script(guest: Guest) -> None:
+        guest.shake_hands()
+        guest.log_in()
+        guest.send(b"".join(text(type="ok", id=number, subscribers=TRICKS) for number in range(1, 10)))
+        guest.drain()
+
+    run = command(script, "pub", "news", "hi")
+    assert run.returncode == 1 and run.stderr.splitlines()[-1].startswith("starlight: ")
+    assert "Traceback" not in run.stderr and is_harmless(run.stderr)
