@@ -27,6 +27,7 @@ from picows.url import WSInvalidURL
 from starlight import close_codes
 from starlight.errors import ConnectFailed
 from starlight.protocol import lines
+from starlight.protocol._lines import Lines
 
 __all__ = ["Closed", "Link"]
 
@@ -165,7 +166,7 @@ class Link(WSListener):
 
     def _deliver(self, whole: bytes) -> None:
         if self.is_lines:
-            for message in lines.split(whole):
+            for message in Lines(whole):
                 self._on_message(message)
         else:
             self._on_message(whole)

@@ -24,6 +24,7 @@ TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection:
 """For a head of more than 16 KiB or 128 lines, picows' limits."""
 
 DISCARD_BYTES: Final = 64 * 1024
+"""What a closing connection may bring in one turn."""
 
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """struct linger: close(2) drops what the kernel holds, and resets."""
@@ -35,6 +36,7 @@ class Connection(Protocol):
     def on_refused(self) -> None: ...
     def on_parser_error(self, code: int) -> None: ...
     def on_eof(self) -> bool: ...
+    def on_discarded(self) -> None: ...
     def resume_writing(self) -> None: ...
 
 
@@ -110,19 +112,24 @@ class ParserLog:
 class Discard(asyncio.BufferedProtocol):
     """What reads a closing connection: picows' parser would keep, and grow its buffer for, what is behind an error."""
 
-    __slots__ = ("connection", "protocol")
+    __slots__ = ("connection", "discarded_bytes", "protocol")
     buffer = bytearray(DISCARD_BYTES)  # shared by all: nobody looks at what is in it
 
     def __init__(self, connection: Connection, protocol: asyncio.BaseProtocol) -> None:
         self.connection = connection
         self.protocol = protocol
+        self.discarded_bytes = 0
 
     def get_buffer(self, sizehint: int) -> bytearray:
         """Where to put what nobody reads."""
         return self.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Ignored."""
+        """Ignored; of a flood so much in each turn."""
+        self.discarded_bytes += nbytes
+        if self.discarded_bytes >= DISCARD_BYTES:
+            self.discarded_bytes = 0
+            self.connection.on_discarded()
 
     def eof_received(self) -> bool:
         """Whether to keep the transport open nevertheless."""
