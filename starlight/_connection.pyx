@@ -33,7 +33,8 @@ from picows.picows import WSProtocol
 from starlight import close_codes
 from starlight._fanout import FRAMES, LINES
 from starlight._gate import Gate
-from starlight._handover import DISARMED, Answering, Discard, ParserLog, reset_on_close, resume_reading, set_send_buffer
+from starlight._handover import (DISARMED, Answering, Discard, ParserLog, reset_on_close, resume_reading,
+                                 resume_reading_now, set_send_buffer)
 from starlight._pinned import check_versions
 from starlight.errors import CloseConnection
 from starlight.protocol.lines import LINES as LINES_SUBPROTOCOL
@@ -557,10 +558,15 @@ cdef class Connection(WSListener):
             return not self.is_paused
         return self.queue is None or (len(self.queue) <= HOLD_MESSAGES // 2 and self.queued_bytes <= HOLD_BYTES // 2)
 
+    def may_read(self):
+        """Whether the socket may be read: nothing has to wait for something else, or it closes."""
+        return self.phase == PHASE_CLOSING or not (
+            self.is_paused or self.is_waiting or self.parser_error or self.peer_code or self.fault)
+
     cdef int read_on(self) except -1:
         cdef bint was_paused = self.is_paused
         self.is_paused = False
-        resume_reading(self.transport)
+        resume_reading(self.transport, self.may_read)
         if was_paused and self.awaits_pong:              # it may be behind all that we didn't read
             return self.set_deadline(self.acceptor.pong_timeout_ms)
         return 0
@@ -629,7 +635,7 @@ cdef class Connection(WSListener):
         if self.transport.can_write_eof() or self.parser_error:
             self.discard()
         else:
-            resume_reading(self.transport)               # TLS has no EOF to wait for: the peer's close frame is its last
+            resume_reading(self.transport, self.may_read)               # TLS has no EOF to wait for: the peer's close frame is its last
         return 0
 
     cdef int discard(self) except -1:
@@ -638,19 +644,19 @@ cdef class Connection(WSListener):
             self.is_discarding = True
             self.is_paused = False
             self.transport.set_protocol(Discard(self, self.transport.get_protocol()))
-        resume_reading(self.transport)
+        resume_reading(self.transport, self.may_read)
         return 0
 
     def on_discarded(self):
-        """A closing peer floods: it is read on in the next turn, when others have had theirs."""
-        if self.transport is not None:
+        """A closing peer floods: it is read on in the next turn, when others have had theirs. (TLS sees to that itself.)"""
+        if self.transport is not None and self.fd >= 0:
             self.transport.pause_reading()
             self.acceptor.loop.call_soon(self.discard_on)
 
     def discard_on(self):
         """The next turn."""
         if self.transport is not None:
-            resume_reading(self.transport)
+            resume_reading(self.transport, self.may_read)
 
     cdef int leave_hub(self) except -1:
         client, self.client = self.client, None
@@ -696,7 +702,7 @@ cdef class Connection(WSListener):
 
     cdef int close_transport(self) except -1:
         """Close it in order. TLS must be reading then: a transport that is closing can't be told to go on."""
-        resume_reading(self.transport)
+        resume_reading_now(self.transport)
         self.transport.close()
         return 0
 

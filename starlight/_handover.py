@@ -10,12 +10,22 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from starlight import close_codes
 
-__all__ = ["DISARMED", "Answering", "Discard", "ParserLog", "reset_on_close", "resume_reading", "set_send_buffer"]
+__all__ = [
+    "DISARMED",
+    "Answering",
+    "Discard",
+    "ParserLog",
+    "reset_on_close",
+    "resume_reading",
+    "resume_reading_now",
+    "set_send_buffer",
+]
 
 BAD_REQUEST: Final = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 """For what picows can't parse."""
@@ -144,21 +154,38 @@ class Discard(asyncio.BufferedProtocol):
         self.protocol.connection_lost(exc)
 
 
-def resume_reading(transport: asyncio.Transport) -> None:
+def resume_reading(transport: asyncio.Transport, may_read: Callable[[], bool]) -> None:
     """Read on, if reading was paused.
 
-    aiofastnet 1.2.0 then asks the socket only. What its TLS engine had taken from there already would wait for more of
-    the peer's bytes, and a peer that waits for an answer sends none.
+    With TLS that comes a moment later, as this may be called while a read is being handled.
+
+    Args:
+        transport: TCP's or TLS's.
+        may_read: whether that is still wanted.
     """
     if transport.is_reading():
         return
-    transport.resume_reading()
     if hasattr(transport, "_do_read"):
-        asyncio.get_running_loop().call_soon(_read_what_is_held, transport)
+        asyncio.get_running_loop().call_soon(_resume_if, transport, may_read)
+    else:
+        transport.resume_reading()
 
 
-def _read_what_is_held(transport: Any) -> None:
-    if transport.is_closing():
+def _resume_if(transport: asyncio.Transport, may_read: Callable[[], bool]) -> None:
+    if may_read():
+        resume_reading_now(transport)
+
+
+def resume_reading_now(transport: Any) -> None:
+    """As `resume_reading`, at once; never while a read is being handled.
+
+    aiofastnet 1.2.0 would ask the socket only. What its TLS engine had taken from there already would wait for more of
+    the peer's bytes, and a peer that waits for an answer sends none; and there would be no room for more of them.
+    """
+    if transport.is_closing() or transport.is_reading():
+        return
+    transport.resume_reading()
+    if not hasattr(transport, "_do_read"):
         return
     try:
         transport._do_read()
