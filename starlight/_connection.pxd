@@ -40,6 +40,7 @@ cdef class Acceptor:
     cdef object hub_count_bytes
     cdef object hub_count_frames
     cdef list waiting                    # connections that have had their share of this turn
+    cdef uint64_t turn_work              # what clients that want more than they get are given in a turn, all together
     cdef uint64_t share_work             # what each client may make us do in a turn, see `spend`
     cdef double ticked_s                 # when the latest tick was, on the loop's clock
     cdef wheel_t wheel

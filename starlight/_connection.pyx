@@ -61,7 +61,7 @@ cdef enum:
     BURST_BYTES = 16 * 1024      # up to here by any burst, beyond only by a frame that is larger
     FRAME_WORK = 256             # work is counted in bytes, about a nanosecond each: parsing a frame is as much as so many,
     MESSAGE_WORK = 2048          # and handling a message
-    TURN_WORK = 2 * 1024 * 1024  # of all clients that want more than they get in a turn, shared evenly; of one, about 2 ms
+    TURN_WORK = 2 * 1024 * 1024  # about 2 ms: what clients that want more than they get are given in a turn, all together
     SHARE_WORK = 32 * 1024       # what a client gets at least: about 15 messages
     READS_OF_SHARE = 64          # a read may bring this part of a share: its frames, which can't wait, take 40 times their bytes
     LATE_MS = 3 * WHEEL_TICK_MS  # a tick that comes so late was held up: sockets are read before deadlines are judged
@@ -96,7 +96,7 @@ class Protocol(WSProtocol):
         cdef Py_ssize_t n_bytes = len(view)
         connection.read_at = <const uint8_t*>PyMemoryView_GET_BUFFER(view).buf
         cdef Py_ssize_t limit_bytes = n_bytes if n_bytes <= BURST_BYTES else n_bytes - n_bytes // 4
-        if connection.acceptor.share_work < TURN_WORK:
+        if connection.acceptor.share_work < connection.acceptor.turn_work:
             limit_bytes = min(limit_bytes, max(READ_BUFFER_BYTES, <Py_ssize_t>connection.acceptor.share_work // READS_OF_SHARE))
         return view if n_bytes <= limit_bytes else view[:limit_bytes]
 
@@ -635,7 +635,7 @@ cdef class Connection(WSListener):
         if self.transport.can_write_eof() or self.parser_error:
             self.discard()
         else:
-            resume_reading(self.transport, self.may_read)               # TLS has no EOF to wait for: the peer's close frame is its last
+            resume_reading(self.transport, self.may_read)  # TLS has no EOF to wait for: the peer's close frame is its last
         return 0
 
     cdef int discard(self) except -1:
@@ -771,9 +771,11 @@ cdef class Acceptor:
     gate: who may connect; by default made of the settings.
     echoes: send every message back to its sender instead (the conformance server; no login, no hub).
     fragments_limit: frames of one message.
+    turn_work: what clients that want more than they get are given in a turn, all together; in bytes, see `FRAME_WORK`.
     """
 
-    def __init__(self, Core core not None, hub, settings, *, gate=None, echoes=False, fragments_limit=FRAGMENTS_LIMIT):
+    def __init__(self, Core core not None, hub, settings, *, gate=None, echoes=False, fragments_limit=FRAGMENTS_LIMIT,
+                 turn_work=TURN_WORK):
         self.core = core
         self.hub = hub
         self.hub_login = getattr(hub, "login", None)
@@ -781,7 +783,8 @@ cdef class Acceptor:
         self.hub_count_bytes = getattr(hub, "count_bytes", None)
         self.hub_count_frames = getattr(hub, "count_frames", None)
         self.waiting = []
-        self.share_work = TURN_WORK
+        self.turn_work = turn_work
+        self.share_work = turn_work
         self.echoes = echoes
         self.fragments_limit = fragments_limit
         self.gate = Gate(settings) if gate is None else gate
@@ -844,7 +847,7 @@ cdef class Acceptor:
     def next_turn(self):
         """Whoever wanted more than its share goes on. Runs once all that was readable in this turn has been read."""
         waiting, self.waiting = self.waiting, []
-        self.share_work = max(SHARE_WORK, TURN_WORK // len(waiting))
+        self.share_work = max(min(SHARE_WORK, self.turn_work), self.turn_work // len(waiting))
         for connection in waiting:
             (<Connection>connection).on_turn()
 
