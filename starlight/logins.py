@@ -112,7 +112,7 @@ class Logins:
             detail = f"the user's name is longer than name_limit_bytes={self._name_limit_bytes}"
             raise CloseConnection(close_codes.BAD_REQUEST, cause="login", detail=detail)
         self._limit(client, present, self.limits.connections_per_user)
-        client._meter = self.limits.meter()
+        client.meter = self.limits.meter()
         if client.expires is not None:
             self._start(client, client.expires)
 

@@ -16,7 +16,7 @@ from starlight.dry_run import KINDS, DryRun
 from starlight.errors import ConfigError
 from starlight.limits import BURST_S, FORGIVE_S, Addresses, Limits, Meter
 from starlight.node import Node
-from tests.raw_client import RawClient
+from tests.raw_client import RawClient, frame
 from tests.support import Stage, eventually
 from tests.support_inside import Inside, inside
 from tests.wire_client import WireClient
@@ -121,6 +121,17 @@ async def test_rates_let_messages_through_and_are_told_once(tmp_path: Path, capl
         for _ in range(50):
             await bob.ask("ping")
         assert await counts(on) == {"rates": 2}
+
+
+async def test_a_flood_of_bytes_and_of_pings_is_let_through_and_is_one_episode(tmp_path: Path):
+    async with inside(tmp_path, dry_run="rates", message_rate=5, byte_rate_bytes=1_000) as on:
+        raw = await on.stalled("flood")
+        for number in range(60):
+            await raw.send(frame(9, b"%d" % number))
+        for _ in range(60):
+            assert (await raw.ask("publish", channel="c", data="x" * 5_000))["type"] == "ok"
+        assert await counts(on) == {"rates": 1}
+        assert on.node.ends.find()[0] == 0
 
 
 async def test_without_the_word_a_limit_holds(tmp_path: Path):
