@@ -409,6 +409,8 @@ class Hub:
         try:
             answer = self._announces(name)
             if is_awaitable(answer):
+                if hasattr(answer, "close"):
+                    answer.close()  # a coroutine: it won't be awaited
                 raise TypeError("announces is asked at each first join, so it can't be async")
             return bool(answer)
         except FAILURES:

@@ -84,16 +84,16 @@ async def test_who_waits_goes_on_in_turn(calls: Calls):
     assert await asyncio.gather(*late) == ["e", "e", "e", "f", "g"]
 
 
-async def test_the_only_thread_serves_all():
-    calls = Calls(threads=1)
+async def test_the_only_thread_serves_all(calls: Calls):
+    calls.threads = FairThreads(1)
     for user in ("a", "a", "b"):
         calls.call(user)
     await begun(calls, a=1)
     calls.let_go("a")
-    await begun(calls, a=1, b=1)
-    calls.let_go("b")
+    await begun(calls, a=2)
+    calls.let_go("a")
     await begun(calls, a=2, b=1)
-    calls.end()
+    calls.let_go("b")
 
 
 async def test_what_waits_is_bounded_per_user_and_in_all(calls: Calls):
