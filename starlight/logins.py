@@ -80,8 +80,8 @@ class Logins:
     async def in_time(self, checking: Awaitable[T], what: str = "a login was refused: its check") -> T:
         """What a check of a login comes to. Cancels it and raises `CloseConnection` 1013 if it takes too long.
 
-        Not the login timeout's code: it is the check that is late, not the client. It is cancelled too when the caller
-        is, and not waited for, as it may ignore that.
+        Not 4015 (login timeout): it is the check that is late, not the client. It is cancelled too when the caller is,
+        and not waited for, as it may ignore that.
 
         Args:
             checking: the check.

@@ -79,7 +79,7 @@ class PairConnection:
     def give_way(self) -> None:
         self.close(4012)
 
-    def on_evicted(self, code: int) -> None:
+    def on_evicted(self, code: int, messages: int, n_bytes: int, oldest_ms: int) -> None:
         self.is_open = False
         self.closed_with = code
 
