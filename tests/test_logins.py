@@ -280,6 +280,19 @@ def test_51_a_token_of_an_issuer_whose_clock_is_ahead_is_revoked():
     stage.close()
 
 
+@pytest.mark.parametrize("wrong_s", [3_600, -3_600, 10 * 365 * 86_400])
+def test_51_a_clock_that_was_wrong_at_a_revocation_is_forgiven(stage: TokenStage, wrong_s: float):
+    true_s = stage.wall_s
+    old = token(iat=int(true_s) - 60)
+    assert stage.come(old).client.is_connected
+    stage.wall_s = true_s - 50 + wrong_s
+    assert stage.hub.revoke_user("ann") == 1
+    stage.now_s += 50
+    stage.wall_s = true_s  # it was set right
+    assert stage.refused(old) == close_codes.DISCONNECTED
+    assert stage.come(token(iat=int(true_s) - 40)).client.is_connected
+
+
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
