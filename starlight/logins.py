@@ -124,7 +124,7 @@ class Logins:
         self.check(client)
         if self.limits.connections_per_user and present >= self.limits.connections_per_user:
             raise CloseConnection(close_codes.CONNECTION_LIMIT)
-        client._meter = self.limits.meter()
+        client.meter = self.limits.meter()
         if client.expires is not None:
             self._start(client, client.expires)
 
