@@ -202,8 +202,8 @@ class Settings(BaseSettings):
         20,
         ge=0,
         le=1_000_000,
-        description="Connections of one user at once. 4016 beyond. A person has some devices and tabs, and dead ones "
-        "count until their ping fails. 0: no limit, as is the default with auth none.",
+        description="Connections of one user at once. 4016 beyond. A person has some devices and tabs; at the limit, "
+        "those that don't answer a ping within 3 s make room. 0: no limit, as is the default with auth none.",
     )
     connections_per_address: Annotated[int, Shown("{} with tokens"), RELOADS] = Field(
         500,
@@ -324,8 +324,8 @@ class Settings(BaseSettings):
         5.0,
         ge=0.01,
         le=300,
-        description="From the handshake to the login message; 4015 after it. Then for an application's check of it: "
-        "1013.",
+        description="From the handshake to the login message; 4015 after it. Then for an application's check of it, "
+        "and for its on_connect: 1013.",
     )
     ping_interval_s: Duration = Field(
         25.0,

@@ -4,9 +4,10 @@ The law: a failing handler costs its caller an error reply and the log a traceba
 handler ends a connection, except one that says so (`CloseConnection`) and except at login, where a check that
 failed must not let anybody in.
 
-A handler is a function, a coroutine function, or (`thread=True`) a function that runs in a pool of threads. A call
-returns either the result or an awaitable of it; the hub hands awaitables on to the connection, which holds back later
-messages until they are done. Nothing here does I/O; asyncio is used for the pool and for tasks that nobody awaits.
+A handler is a function, a coroutine function, or (`thread=True`) a function that runs in a pool of threads, which
+users share fairly (`fair_threads`). A call returns either the result or an awaitable of it; the hub hands awaitables on
+to the connection, which holds back later messages until they are done. Nothing here does I/O; asyncio is used for tasks
+that nobody awaits.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 from starlight import close_codes
 from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, LoginRefused, RequestError
-from starlight.protocol import commands
+from starlight.fair_threads import THREADS, FairThreads
+from starlight.protocol import commands, replies
 
 if TYPE_CHECKING:
     from starlight.hub import Client
@@ -36,9 +37,9 @@ SLOW_HANDLER_MS: Final = 50
 """A function that holds the loop longer than this is logged by name: every client of the node waited that long, and at
 50 ms a person begins to notice."""
 
-THREADS: Final = 16
-"""Threads for `thread=True` handlers, started as they are needed. Such handlers wait (a database, a file, another
-service); more of them at once mostly move the queue elsewhere."""
+DISCONNECT_TIMEOUT_S: Final = 30.0
+"""How long an async `on_disconnect` may take: nothing else ends it, and clients that come and go would leave any number
+of them behind. Time enough for a few tries to reach a backend."""
 
 BUILT_IN_TYPES: Final = frozenset(
     str(command.__struct_config__.tag) for command in get_args(commands.Command) if command is not commands.Custom
@@ -56,7 +57,9 @@ class Handler:
 
     __slots__ = ("_clock_ns", "_pool", "function", "name")
 
-    def __init__(self, function: Callable[..., Any], clock_ns: Callable[[], int], pool: _Pool | None = None) -> None:
+    def __init__(
+        self, function: Callable[..., Any], clock_ns: Callable[[], int], pool: FairThreads | None = None
+    ) -> None:
         self.function = function
         self.name = f"{function.__module__}.{getattr(function, '__qualname__', repr(function))}"
         self._clock_ns = clock_ns
@@ -65,7 +68,8 @@ class Handler:
     def call(self, *args: object) -> Any:
         """The function's result, or an awaitable of it. Raises what the function raises."""
         if self._pool is not None:
-            return self._pool.run(self.function, args)
+            client: Client = args[0]  # type: ignore[assignment]  # only handlers of messages have a pool
+            return self._pool.run(client.user, self.function, args, lambda: client.is_connected)
         started_ns = self._clock_ns()
         try:
             return self.function(*args)
@@ -94,7 +98,7 @@ class Handler:
         """What an exception of this handler means for its caller: itself if it says so, else a logged `internal`."""
         if isinstance(error, CloseConnection):
             return self._close(error)
-        if isinstance(error, RequestError):
+        if isinstance(error, RequestError) and _is_sendable(error):
             return error
         self.log_failure(error)
         return RequestError(ErrorCode.INTERNAL, "internal error")
@@ -126,11 +130,19 @@ class Handlers:
     Args:
         clock_ns: monotonic clock in nanoseconds, for finding handlers that hold the loop.
         threads: most threads for `thread=True` handlers.
+        disconnect_timeout_s: how long an async `on_disconnect` may take.
     """
 
-    def __init__(self, *, clock_ns: Callable[[], int] = time.perf_counter_ns, threads: int = THREADS) -> None:
+    def __init__(
+        self,
+        *,
+        clock_ns: Callable[[], int] = time.perf_counter_ns,
+        threads: int = THREADS,
+        disconnect_timeout_s: float = DISCONNECT_TIMEOUT_S,
+    ) -> None:
         self._clock_ns = clock_ns
-        self._pool = _Pool(threads)
+        self._disconnect_timeout_s = disconnect_timeout_s
+        self._pool = FairThreads(threads)
         self._by_type: dict[str, Handler] = {}
         self._login: list[Handler] = []
         self._connect: list[Handler] = []
@@ -171,14 +183,20 @@ class Handlers:
         return function
 
     def on_connect(self, function: Function) -> Function:
-        """Decorator: `function(client)` runs when a client has been welcomed, before its first message is handled."""
+        """Decorator: `function(client)` runs when a client has been welcomed, before its first message is handled.
+
+        An exception is logged, and the client stays; `CloseConnection` ends it. An async one may take as long as a
+        login (`--login-timeout`); then it is cancelled and the client closed with 1013, after which it tries again. If
+        the client goes meanwhile, the function goes on within that time, and `on_disconnect` comes after it.
+        """
         self._connect.append(self._handler(function))
         return function
 
     def on_disconnect(self, function: Function) -> Function:
         """Decorator: `function(client)` runs once for each client that was welcomed, after it has left its channels.
 
-        It runs after whatever handler of that client is still under way. Nothing can be sent to the client any more.
+        It runs after whatever handler of that client is still under way, which has no time limit; the client is out of
+        its channels and counts before. Nothing can be sent to it any more. An async one is cancelled after 30 s.
         """
         self._disconnect.append(self._handler(function))
         return function
@@ -189,7 +207,9 @@ class Handlers:
         Args:
             type: a type that the protocol doesn't use itself.
             thread: run it in a pool of threads, for functions that wait without asyncio. Such a function must not
-                touch the hub; `publish_threadsafe` exists for it.
+                touch the hub; `publish_threadsafe` exists for it. There are 16 threads. One user gets half of those
+                that are free at most, and what waits for one is started user by user; 256 calls of a user and 4,096
+                in all may wait, one more is error 111. A call that still waits when its client goes is not started.
 
         `data` is the message's `data` as Python objects, None if it has none. An exception becomes the error reply 100
         `internal` and a logged traceback; a `RequestError` becomes the reply it describes. Raises ValueError for a
@@ -223,7 +243,7 @@ class Handlers:
 
         return register
 
-    def _handler(self, function: Callable[..., Any], pool: _Pool | None = None) -> Handler:
+    def _handler(self, function: Callable[..., Any], pool: FairThreads | None = None) -> Handler:
         return Handler(function, self._clock_ns, pool)
 
     # --- calls: by the hub ---------------------------------------------------------------------------------------
@@ -242,16 +262,23 @@ class Handlers:
         return _in_order(iter(self._login), _check_login, (client, login))
 
     def connect(self, client: Client) -> Awaitable[None] | None:
-        """Run the `on_connect` handlers; exceptions are logged."""
-        return _in_order(iter(self._connect), call_logged, (client,))
+        """Run the `on_connect` handlers; exceptions are logged. Raises `CloseConnection` of one that says so."""
+        return _in_order(iter(self._connect), _call_connect, (client,))
 
     def disconnect(self, client: Client) -> None:
         """Run the `on_disconnect` handlers; async ones go on in a task of their own, which `settle` waits for."""
         pending = _in_order(iter(self._disconnect), call_logged, (client,))
         if pending is not None:
-            task = asyncio.get_running_loop().create_task(pending)
+            task = asyncio.get_running_loop().create_task(self._in_time(pending, client))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def _in_time(self, pending: Awaitable[None], client: Client) -> None:
+        try:
+            async with asyncio.timeout(self._disconnect_timeout_s):
+                await pending
+        except TimeoutError:
+            log.error("on_disconnect of %r took more than %g s and was cancelled", client, self._disconnect_timeout_s)
 
     async def settle(self, timeout_s: float) -> None:
         """Wait for what `disconnect` left running, `timeout_s` at most; what is late is cancelled."""
@@ -263,29 +290,6 @@ class Handlers:
     def close(self) -> bool:
         """Let go of the threads: calls that wait for one are cancelled. True if some are still under way."""
         return self._pool.close()
-
-
-class _Pool:
-    """Threads for handlers that wait without asyncio, started at the first call."""
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._executor: ThreadPoolExecutor | None = None
-        self._under_way: set[Future[Any]] = set()
-
-    def run(self, function: Callable[..., Any], args: tuple[object, ...]) -> Awaitable[Any]:
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="starlight-handler")
-        future = self._executor.submit(function, *args)
-        self._under_way.add(future)
-        future.add_done_callback(self._under_way.discard)
-        return asyncio.wrap_future(future)
-
-    def close(self) -> bool:
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
-            self._executor = None
-        return any(future.running() for future in tuple(self._under_way))
 
 
 def is_awaitable(result: object) -> bool:
@@ -340,6 +344,40 @@ async def _await_logged(handler: Handler, result: Awaitable[object]) -> None:
         handler.log_failure(error)
     except Exception as error:
         handler.log_failure(error)
+
+
+def _call_connect(handler: Handler, args: Sequence[object]) -> Coroutine[Any, Any, None] | None:
+    """As `call_logged`, but a `CloseConnection` is meant."""
+    try:
+        result = handler.call(*args)
+    except CloseConnection:
+        raise
+    except FAILURES as error:
+        handler.log_failure(error)
+        return None
+    return _await_connect(handler, result) if is_awaitable(result) else None
+
+
+async def _await_connect(handler: Handler, result: Awaitable[object]) -> None:
+    try:
+        await result
+    except CloseConnection:
+        raise
+    except asyncio.CancelledError as error:
+        if cancelled_by_others():
+            raise
+        handler.log_failure(error)
+    except Exception as error:
+        handler.log_failure(error)
+
+
+def _is_sendable(error: RequestError) -> bool:
+    """Whether an application's error can be told: JSON may not express its code or message."""
+    try:
+        replies.error(error.id, error.code, error.message)
+    except (TypeError, ValueError):
+        return False
+    return isinstance(error.message, str)
 
 
 def _check_login(handler: Handler, args: Sequence[object]) -> Coroutine[Any, Any, None] | None:

@@ -24,7 +24,6 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from starlight import close_codes
 from starlight._fanout import Subscriber
 from starlight._gauges import members, split
-from starlight.close_codes import CLOSE_CODES
 from starlight.ends import ENDS_LIMIT, Cause, log_word
 from starlight.errors import RequestError
 from starlight.logins import REVOKED_S
@@ -89,7 +88,7 @@ class _Disconnect(Struct, forbid_unknown_fields=True):
     user: str | UnsetType = UNSET
     id: Annotated[int, Meta(ge=1, le=2**53)] | UnsetType = UNSET
     code: int = close_codes.DISCONNECTED
-    reason: Annotated[str, Meta(min_length=1, max_length=close_codes.REASON_LIMIT_BYTES)] | None = None
+    reason: str | None = None
 
 
 class _Revoke(Struct, forbid_unknown_fields=True):
@@ -420,12 +419,12 @@ class Api:
     async def disconnect(self, body: bytes, caller: Caller = NOT_KNOWN) -> tuple[int, dict[str, Any]]:
         """Close all connections of a user, or the one with an id of `connz`; the reason goes with the code."""
         wanted = _decode(body, _Disconnect)
-        if wanted.code not in CLOSE_CODES or not close_codes.valid_on_wire(wanted.code):
-            raise ApiError(400, "code: expected a close code of the protocol")
+        try:
+            close_codes.check_close(wanted.code, wanted.reason)
+        except ValueError as error:
+            raise ApiError(400, str(error)) from None
         if (wanted.user is UNSET) == (wanted.id is UNSET):
             raise ApiError(400, "expected user or id, one of them")
-        if wanted.reason is not None and not (wanted.reason.isascii() and wanted.reason.isprintable()):
-            raise ApiError(400, "reason: expected printable ASCII, as it goes into the close frame")
         if isinstance(wanted.user, str):
             _check_user("user", wanted.user)
             connections = [client.connection for client in self._node.hub._users.get(wanted.user, ())]

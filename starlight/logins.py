@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from orjson import JSONDecodeError, loads
 
@@ -47,7 +47,8 @@ class Logins:
         sessions: makes session tokens; None for none.
         limits: of users and clients.
         name_limit_bytes: the longest user name.
-        check_timeout_s: how long an application's check of one login may take; the client is a stranger meanwhile.
+        check_timeout_s: how long an application's check of one login may take, the client being a stranger meanwhile;
+            and its `on_connect`.
         dry_run: limits that are not enforced; none by default.
         clock: monotonic seconds.
         wall_clock: Unix seconds.
@@ -64,12 +65,13 @@ class Logins:
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
     ) -> None:
-        self.revocations = Revocations(clock=wall_clock)
+        self.revocations = Revocations(clock=clock, wall_clock=wall_clock)
         self._sessions = sessions
         self.limits = limits
         self._name_limit_bytes = name_limit_bytes
         self._check_timeout_s = check_timeout_s
         self._dry_run = dry_run or DryRun()
+        self._late: set[asyncio.Future[Any]] = set()  # checks that were cancelled and haven't ended so far
         self._clock = clock
         self._wall_clock = wall_clock
         self._expiries = Expiries()
@@ -78,19 +80,33 @@ class Logins:
         """What an authenticator finds out; as `in_time`, but for ours, which waits for keys and gives up by itself."""
         return await (identity if isinstance(authenticator, TokenAuth) else self.in_time(identity))
 
-    async def in_time(self, checking: Awaitable[T]) -> T:
+    async def in_time(self, checking: Awaitable[T], what: str = "its check") -> T:
         """What a check of a login comes to. Cancels it and raises `CloseConnection` 1013 if it takes too long.
 
-        Not 4015 (login timeout): it is the check that is late, not the client.
+        Not 4015 (login timeout): it is the check that is late, not the client. It is cancelled too when the caller is,
+        and not waited for, as it may ignore that.
+
+        Args:
+            checking: the check.
+            what: what took too long, for operators.
         """
+        task = asyncio.ensure_future(checking)
         try:
-            async with asyncio.timeout(self._check_timeout_s) as limit:
-                return await checking
-        except TimeoutError:
-            if not limit.expired():
-                raise  # the check's own
-            detail = f"its check took more than {self._check_timeout_s:g} s: login_timeout"
-            raise CloseConnection(close_codes.OVERLOADED, cause="login", detail=detail) from None
+            await asyncio.wait((task,), timeout=self._check_timeout_s)
+        finally:
+            if not task.done():
+                task.cancel()
+                self._late.add(task)
+                task.add_done_callback(self._forget_late)
+        if task not in self._late:
+            return task.result()
+        detail = f"{what} took more than {self._check_timeout_s:g} s: login_timeout"
+        raise CloseConnection(close_codes.OVERLOADED, detail=detail)
+
+    def _forget_late(self, task: asyncio.Future[Any]) -> None:
+        self._late.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody wants to know
 
     def change(self, limits: Limits, name_limit_bytes: int) -> None:
         """Other limits for logins to come."""
@@ -104,17 +120,21 @@ class Logins:
             client: who logs in.
             present: how many clients the user has already.
 
-        Raises `CloseConnection` for a user or token that was revoked, and for one client too many.
+        Raises `CloseConnection` as `check` does, and for one client too many.
         """
+        self.check(client)
+        self._limit(client, present, self.limits.connections_per_user)
+        client.meter = self.limits.meter()
+        if client.expires is not None:
+            self._start(client, client.expires)
+
+    def check(self, client: Client) -> None:
+        """Raise `CloseConnection` for a user or token that was revoked, and for a name that is too long."""
         if self.revocations.holds(client.user, client.token_id, client._issued):
             raise CloseConnection(close_codes.DISCONNECTED, cause="login", detail=REVOKED)
         if len(client.user.encode()) > self._name_limit_bytes:
             detail = f"the user's name is longer than name_limit_bytes={self._name_limit_bytes}"
             raise CloseConnection(close_codes.BAD_REQUEST, cause="login", detail=detail)
-        self._limit(client, present, self.limits.connections_per_user)
-        client.meter = self.limits.meter()
-        if client.expires is not None:
-            self._start(client, client.expires)
 
     def _limit(self, client: Client, present: int, limit: int) -> None:
         """Refuse one client too many of a user; in a dry run only say so, where the limit is passed."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import re
+from asyncio import CancelledError
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
@@ -175,10 +176,13 @@ class GroupPermissions:
     def _ask(self, authorize: Authorize, client: Client, action: Action, name: str, verdict: bool) -> bool:
         try:
             answer = authorize(client, action, name)
-        except Exception:
+        except (Exception, CancelledError):
             log.exception("the authorize hook failed; that is a no")
             return False
-        return verdict if answer is None else answer is True
+        if answer is None or isinstance(answer, bool):
+            return verdict if answer is None else answer
+        log.error("the authorize hook returned a %s instead of a bool or None; that is a no", type(answer).__name__)
+        return False
 
 
 def make_permissions(
