@@ -172,7 +172,9 @@ class Starlight:
         Raises `ConfigError` and `ListenFailed`.
         """
         settings = self.settings(**overrides)
-        logs.set_up(settings.log_level, settings.log_format)  # before the node, whose making may warn
+        logs.set_up(
+            settings.log_level, settings.log_format, file=settings.log_file
+        )  # before the node, whose making may warn
         self._make_node(overrides).run()
 
     def serve(self, **overrides: Any) -> Serving:

@@ -36,8 +36,10 @@ def serve(
     written 64KiB or 1MB, durations 250ms or 10s. `starlight config env` lists the variables, `config show --origin`
     says where each value comes from.
     """
+    from starlight._process import take_early_signals
     from starlight.app import Starlight
 
+    take_early_signals()
     words = words_of(flags)
     found = load(application) if application else Starlight()
     return run_node(found.settings, lambda _: found.run(**words), words, found.given)

@@ -28,6 +28,7 @@ from starlight.config_types import (
     Entry,
     FileName,
     Flag,
+    Host,
     Panel,
     Shown,
     Size,
@@ -68,11 +69,12 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, validate_default=False)
 
-    host: Annotated[str, Panel("Address")] = Field(
+    host: Annotated[Host, Panel("Address")] = Field(
         "127.0.0.1",
         min_length=1,
         max_length=255,
-        description="Address to listen on. Loopback, so that nothing is open to a network before somebody says so.",
+        description="Address to listen on. Loopback, so that nothing is open to a network before somebody says so. "
+        "0.0.0.0 is every address of IPv4, :: those of IPv6 as well.",
     )
     port: int = Field(
         8765,
@@ -351,7 +353,7 @@ class Settings(BaseSettings):
         description="Connections a draining node closes a second at most. 1,500 logins a second are a third of a core "
         "where the clients go; a full node of 10,000 is empty in 7 s of its drain_timeout.",
     )
-    internal_host: Annotated[str, Panel("Internal port")] = Field(
+    internal_host: Annotated[Host, Panel("Internal port")] = Field(
         "127.0.0.1",
         min_length=1,
         max_length=255,
@@ -373,6 +375,12 @@ class Settings(BaseSettings):
     )
     log_format: Annotated[Literal["auto", "console", "json"], Panel("Log")] = Field(
         "auto", description="How log lines are written. With auto: console on a terminal, json everywhere else."
+    )
+    log_file: Annotated[FileName, Shown("stderr")] = Field(
+        "",
+        max_length=4096,
+        description="File that the log is appended to, instead of stderr. Opened again at SIGUSR1 and SIGHUP, and "
+        "within a second of being renamed, so that it can be rotated.",
     )
     log_level: Annotated[
         Literal["critical", "error", "warning", "info", "debug"],
