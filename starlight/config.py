@@ -47,6 +47,7 @@ __all__ = [
     "hidden_errors",
     "origins",
     "unknown_variables",
+    "written",
 ]
 
 OTHER_VARIABLES: Final = {
@@ -389,12 +390,19 @@ class Settings(BaseSettings):
     ] = Field("info", description="The least severe line to log.")
 
     def __init__(self, **values: Any) -> None:
-        sources = Sources.of(values)
-        errors = sources.misplaced()
+        errors: list[ConfigError] = []
+        try:
+            sources = Sources.of(values)
+            errors += sources.misplaced()
+        except ConfigError as error:  # of the file; what else is wrong is told with it
+            errors.append(error)
+            sources = Sources.of({**values, "config_file": ""})
         try:
             super().__init__(**values, **sources.file_values())
         except ValidationError as failure:
-            errors += [_config_error(detail, sources) for detail in failure.errors(include_url=False)]
+            told = {error.field for error in errors} & {"config_file"}
+            found = [_config_error(detail, sources) for detail in failure.errors(include_url=False)]
+            errors += [error for error in found if error.field not in told]
         if errors:
             raise ConfigError.all_of(errors)
 
@@ -516,6 +524,21 @@ def hidden_errors(arguments: Mapping[str, Any]) -> list[ConfigError]:
     return []
 
 
+def written(arguments: Mapping[str, Any], without: Iterable[str]) -> Settings:
+    """The settings of some arguments, the environment and the file, but for some fields, which have their defaults.
+
+    Raises `ConfigError` if one of the others is wrong, too.
+    """
+    left_out = {*without, "config_file"}
+    try:
+        sources = Sources.of(arguments)
+    except ConfigError:
+        sources = Sources.of({**arguments, "config_file": ""})
+    found = {name: sources.origin(name) for name in Settings.model_fields if name not in left_out}
+    values = {name: origin.value for name, origin in found.items() if origin.kind != "default"}
+    return Settings(_env_prefix="\0", config_file="", **values)
+
+
 def _config_error(detail: Any, sources: Sources) -> ConfigError:
     """One of pydantic's complaints, in terms of what the user wrote."""
     field = str(detail["loc"][0])
@@ -525,6 +548,9 @@ def _config_error(detail: Any, sources: Sources) -> ConfigError:
         return ConfigError(origin.key, origin.value, rule + nearest(field, [*Settings.model_fields, GROUPS]), field)
     value = HIDDEN if field in _secrets() else origin.value
     rule = allowed(field)
+    choices = next(entry.choices for entry in entries() if entry.name == field)
+    if choices:
+        rule += nearest(str(value), choices)
     if origin.kind == "variable" and str(value).startswith(("tcp://", "udp://")):
         rule += "; Kubernetes sets this variable for a Service named starlight unless enableServiceLinks is false"
     return ConfigError(origin.key, value, rule, field)

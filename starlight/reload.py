@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from starlight._drain import retry_ms
 from starlight._gate import Gate
 from starlight._tls import Certificate
-from starlight.auth import Permissions, TokenAuth, make_authenticator, make_internal_key
+from starlight.auth import Permissions, TokenAuth, make_authenticator, make_internal_key, make_sessions, make_verifier
 from starlight.config import Settings, entries
 from starlight.errors import ConfigError
 from starlight.limits import Limits
+from starlight.logs import check_file
 from starlight.origins import Origins, Proxies
 from starlight.permissions import make_permissions
 
@@ -111,7 +112,7 @@ class Reloader:
                 parts = await asyncio.to_thread(self.prepare)
             except ConfigError as error:
                 for one in (error, *error.others):
-                    log.error("the configuration stays as it was: %s", one)
+                    log.error("the configuration stays as it was: %s", one.line)
                 return None
             except Exception:
                 log.exception("the configuration stays as it was")
@@ -187,19 +188,35 @@ class Reloader:
         return ", ".join(f"{entry.name}={entry.text(getattr(parts.settings, entry.name))}" for entry in shown)
 
 
-def problems(settings: Settings) -> list[ConfigError]:
-    """Why a node would not start with these settings: keys, certificates, lists and groups that are none."""
+def problems(
+    settings: Settings, *, has_authenticator: bool = False, has_permissions: bool = False
+) -> list[ConfigError]:
+    """Why a node would not start with these settings: keys, certificates, lists and groups that are none.
+
+    Args:
+        settings: each right by itself.
+        has_authenticator: whether the application has its own, so that none is made.
+        has_permissions: the same of permissions.
+    """
     found: list[ConfigError] = []
-    for make in (
-        make_authenticator,
+    makers = [] if has_authenticator else _login_makers(settings)
+    makers += [
         make_internal_key,
         Certificate.of,
         lambda settings: Origins(settings.allowed_origins),
         lambda settings: Proxies(settings.trusted_proxies),
-        lambda settings: make_permissions(settings, {}),
-    ):
+        lambda settings: check_file(settings.log_file) if settings.log_file else None,
+    ]
+    if not has_permissions:
+        makers.append(lambda settings: make_permissions(settings, {}))
+    for make in makers:
         try:
             make(settings)
         except ConfigError as error:
             found += [error, *error.others]
     return found
+
+
+def _login_makers(settings: Settings) -> list[Callable[[Settings], object]]:
+    """What `make_authenticator` does, each step by itself: the first that fails would hide the next."""
+    return [make_verifier, make_sessions] if settings.auth == "jwt" else [make_authenticator]
