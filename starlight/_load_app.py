@@ -1,7 +1,8 @@
 """The application that a command line names as ``module:app``, and what is said when it can't be had.
 
 The law: a mistake is told in one line that names the application, the cause and its place. Only where the application's
-own code raised is its traceback shown before that line, without the frames of whoever imported it.
+own code raised is its traceback shown before that line, without the frames of whoever imported it. A wrong word is
+exit code 2, an application that fails is 1.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import traceback
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
-from starlight._cli import EXIT_USAGE, fail
+from starlight._cli import EXIT_REFUSED, fail
 from starlight.config_file import nearest
 
 if TYPE_CHECKING:
@@ -60,19 +61,22 @@ def _import(application: str, module_name: str) -> ModuleType:
         if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
             hint = _nearest_module(error.name)
             fail(f"APP {application!r}: there is no module {error.name!r} here or in the environment{hint}")
-        fail(f"APP {application!r}: {error}{_place(error)}")
+        fail(f"APP {application!r}: {error}{_place(error)}", code=EXIT_REFUSED)
     except SyntaxError as error:
         where = f"{_shown(error.filename or module_name)}:{error.lineno or 0}"
-        fail(f"APP {application!r}: {type(error).__name__}: {error.msg} ({where})")
+        fail(f"APP {application!r}: {type(error).__name__}: {error.msg} ({where})", code=EXIT_REFUSED)
     except SystemExit as error:
-        fail(f"APP {application!r}: importing it ends the program (exit code {error.code!r}){_place(error)}")
+        fail(
+            f"APP {application!r}: importing it ends the program (exit code {error.code!r}){_place(error)}",
+            code=EXIT_REFUSED,
+        )
     except Exception as error:
         frames = _own_frames(error)
         if frames:
             print("Traceback (most recent call last):", file=sys.stderr)
             print("".join(traceback.format_list(frames)), end="", file=sys.stderr)
         summary = " ".join("".join(traceback.format_exception_only(error)).split())
-        fail(f"APP {application!r}: importing it failed: {summary}{_place(error)}", code=EXIT_USAGE)
+        fail(f"APP {application!r}: importing it failed: {summary}{_place(error)}", code=EXIT_REFUSED)
 
 
 def _own_frames(error: BaseException) -> list[traceback.FrameSummary]:

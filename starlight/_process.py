@@ -27,7 +27,8 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any, Final, NoReturn, Protocol
 
-from starlight import _exit_guard, activation, logs
+import starlight._exit_guard as guard  # this way its absence is a ModuleNotFoundError, which has a hint
+from starlight import activation, logs
 from starlight.config import Settings, unknown_variables
 
 __all__ = ["Node", "run", "take_early_signals"]
@@ -114,7 +115,7 @@ async def _serve(node: Node, listening: Sequence[socket.socket], handler: logs.H
         await _first_of(signalled, node)
         end_s = time.monotonic() + node.settings.drain_timeout_s
         if _is_main_thread():
-            _exit_guard.leave_within(node.settings.drain_timeout_s + GRACE_S)
+            guard.leave_within(node.settings.drain_timeout_s + GRACE_S)
         activation.stopping(node.settings.drain_timeout_s)
     finally:
         await node.drain()
@@ -122,7 +123,7 @@ async def _serve(node: Node, listening: Sequence[socket.socket], handler: logs.H
         if handler is not None:
             handler.tell(at_end=True)
     if _is_main_thread():
-        _exit_guard.change_late(_last_line(handler, _LEFT), 0)
+        guard.change_late(_last_line(handler, _LEFT), 0)
     left = await _end_the_rest(end_s)
     if left:
         log.warning("leaving without what did not end: %s", ", ".join(left))
@@ -203,7 +204,7 @@ def _take_signals(node: Node, signalled: asyncio.Event, handler: logs.Handler | 
         loop.add_signal_handler(number, _on_signal, number, signalled)
     loop.add_signal_handler(signal.SIGHUP, _on_reload, node, handler)
     loop.add_signal_handler(signal.SIGUSR1, _on_reopen, handler)
-    _exit_guard.arm(
+    guard.arm(
         ENDING,
         node.settings.drain_timeout_s + GRACE_S,
         handler.fd if handler is not None else _stderr_fd(),
@@ -215,14 +216,14 @@ def _take_signals(node: Node, signalled: asyncio.Event, handler: logs.Handler | 
 
 def _give_signals_back(handler: logs.Handler | None) -> None:
     """After the loop: the guard stays if a signal has come, as the process has to end; else the program goes on."""
-    if _exit_guard.is_signalled():
+    if guard.is_signalled():
         names = [thread.name for thread in threading.enumerate() if not thread.daemon and not _is_main(thread)]
         what = f"threads {', '.join(names)}" if names else "its own end, such as an atexit handler"
-        _exit_guard.change_late(_last_line(handler, f"{_LEFT}: {what}"), 0)
-        _exit_guard.take(ENDING)
+        guard.change_late(_last_line(handler, f"{_LEFT}: {what}"), 0)
+        guard.take(ENDING)
         _ignore_others()
     else:
-        _exit_guard.disarm()
+        guard.disarm()
 
 
 def _last_line(handler: logs.Handler | None, text: str) -> bytes:
@@ -293,7 +294,7 @@ async def _reload(node: Node) -> None:
     try:
         if await node.reload():
             logs.set_level(node.settings.log_level)
-            _exit_guard.change_leave_after(node.settings.drain_timeout_s + GRACE_S)
+            guard.change_leave_after(node.settings.drain_timeout_s + GRACE_S)
     except Exception:
         log.exception("reading the configuration again failed")
     finally:

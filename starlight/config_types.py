@@ -182,6 +182,11 @@ class Entry:
         return BeforeValidator(_join) in self._metadata
 
     @property
+    def is_file(self) -> bool:
+        """It is the name of a file."""
+        return self._words.metavar == "FILE"
+
+    @property
     def reloads(self) -> bool:
         """SIGHUP applies a change of it."""
         return self._marker(Reloads) is not None

@@ -26,6 +26,7 @@ from starlight.config import Settings, entries
 from starlight.errors import ConfigError
 from starlight.limits import Limits
 from starlight.logs import check_file
+from starlight.named_files import Contents, changes, contents
 from starlight.origins import Origins, Proxies
 from starlight.permissions import make_permissions
 
@@ -53,6 +54,7 @@ class Parts(NamedTuple):
         proxies: whose X-Forwarded-For is believed.
         certificate: None without TLS.
         internal_key: None for none.
+        contents: what was in the files.
     """
 
     settings: Settings
@@ -64,6 +66,7 @@ class Parts(NamedTuple):
     proxies: Proxies
     certificate: Certificate | None
     internal_key: bytes | None
+    contents: Contents
 
 
 class Reloader:
@@ -93,6 +96,7 @@ class Reloader:
         rekey: Callable[[bytes | None], None],
     ) -> None:
         self.settings = settings
+        self._contents = contents(settings)
         self._reread = reread
         self._hub = hub
         self._gate = gate
@@ -118,8 +122,9 @@ class Reloader:
                 log.exception("the configuration stays as it was")
                 return None
             rates = Limits.of(self.settings).rates
+            told = self._describe(parts)
             self.commit(parts)
-            log.info("the configuration was read again; changed: %s", self._describe(parts) or "no setting")
+            log.info("the configuration was read again; %s", told)
             if parts.restart:
                 log.warning("not changed before a restart: %s", ", ".join(parts.restart))
             await self._review(rates=Limits.of(self.settings).rates != rates)
@@ -148,11 +153,13 @@ class Reloader:
             Proxies(settings.trusted_proxies),
             Certificate.of(settings),
             make_internal_key(settings),
+            contents(settings),
         )
 
     def commit(self, parts: Parts) -> None:
         """Put new parts in place. On the loop's thread; it can't fail."""
         self.settings = settings = parts.settings
+        self._contents = parts.contents
         limits = Limits.of(settings)
         if self._authenticator is not None and parts.authenticator is not None:
             self._authenticator.take_over(parts.authenticator)
@@ -182,10 +189,13 @@ class Reloader:
         if sent_away:
             log.info("%d clients lost a channel that they had joined, and come back", sent_away)
 
-    @staticmethod
-    def _describe(parts: Parts) -> str:
+    def _describe(self, parts: Parts) -> str:
+        """What has changed and which files have not, for the log."""
         shown = [entry for entry in entries() if entry.name in parts.changed]
-        return ", ".join(f"{entry.name}={entry.text(getattr(parts.settings, entry.name))}" for entry in shown)
+        settings = [f"{entry.name}={entry.text(getattr(parts.settings, entry.name))}" for entry in shown]
+        changed, same = changes(self._contents, parts.contents)
+        text = f"changed: {', '.join([*settings, *changed]) or 'no setting and no file'}"
+        return f"{text}; read again and as before: {', '.join(same)}" if same else text
 
 
 def problems(
