@@ -31,7 +31,7 @@ def load(application: str) -> Starlight:
     from starlight.app import Starlight
 
     module_name, colon, name = application.partition(":")
-    if not (colon and name.isidentifier() and _MODULE.fullmatch(module_name)):
+    if not (colon and name.isidentifier() and _MODULE.fullmatch(module_name)) or os.path.isfile(module_name):
         fail(f"APP {application!r}: expected module:app, such as auction:app{_meant(module_name, name)}")
     sys.path.insert(0, "")
     module = _import(application, module_name)

@@ -212,7 +212,8 @@ def test_all_that_is_wrong_in_code_file_and_environment_is_told_at_once(tmp_path
     (tmp_path / "wrong.toml").write_text('message_rate = "x"\n[groups.a]\npublsh = ["x"]\ndirect = 3\n')
     (tmp_path / "mine.py").write_text(
         "from starlight import Starlight\n"
-        "app = Starlight(prot=1, auth='jvt', tls_cert='/nope', groups={'b': {'subscrib': ['x']}}, config_file='wrong.toml')\n"
+        "groups = {'b': {'subscrib': ['x']}}\n"
+        "app = Starlight(prot=1, auth='jvt', tls_cert='/nope', groups=groups, config_file='wrong.toml')\n"
         "if __name__ == '__main__':\n    app.run()\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "STARLIGHT_PING_INTERVAL_S": "soon"}
