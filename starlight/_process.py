@@ -172,11 +172,14 @@ def _what_it_runs(task: asyncio.Task[object]) -> str:
     awaited: Any = task.get_coro()
     place = str(getattr(awaited, "__qualname__", awaited))
     for _ in range(AWAITS_LIMIT):
+        if awaited is not None and not hasattr(awaited, "cr_await"):  # a wrapper, by which a compiled one awaits others
+            awaited = next((inner for inner in gc.get_referents(awaited) if hasattr(inner, "cr_await")), None)
         frame = getattr(awaited, "cr_frame", None)
-        if frame is None or os.path.dirname(frame.f_code.co_filename) == _ASYNCIO:
+        if frame is not None and os.path.dirname(frame.f_code.co_filename) == _ASYNCIO:
             break  # the last one before it is the application's, or ours
-        place = f"{awaited.__qualname__}, {frame.f_code.co_filename}:{frame.f_lineno}"
-        awaited = awaited.cr_await
+        if frame is not None:
+            place = f"{awaited.__qualname__}, {frame.f_code.co_filename}:{frame.f_lineno}"
+        awaited = getattr(awaited, "cr_await", None)
     return place
 
 
