@@ -186,7 +186,7 @@ async def test_a_start_that_is_cancelled_at_any_step_leaves_nothing():
     assert cancelled > 3
     assert asyncio.all_tasks() == {asyncio.current_task()}
     del starting, app, node
-    assert open_files() == before
+    await eventually(lambda: open_files() == before)
 
 
 async def test_a_start_whose_last_step_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch):
@@ -206,7 +206,7 @@ async def test_a_start_whose_last_step_fails_leaves_nothing(monkeypatch: pytest.
         _ = node.port
     await node.drain()
     del node
-    assert open_files() == before
+    await eventually(lambda: open_files() == before)
 
 
 async def test_the_internal_port_in_use_leaves_nothing():
@@ -217,7 +217,7 @@ async def test_the_internal_port_in_use_leaves_nothing():
             await node.start()
         assert not node.is_serving
         del node
-        assert open_files() == before
+        await eventually(lambda: open_files() == before)
 
 
 def test_the_soft_limit_of_open_files_is_raised_and_bounds_the_connections(caplog: pytest.LogCaptureFixture):
