@@ -29,6 +29,7 @@ from typing import Any, Final, NoReturn, Protocol
 
 import starlight._exit_guard as guard  # this way its absence is a ModuleNotFoundError, which has a hint
 from starlight import activation, logs
+from starlight._stall import Watch
 from starlight.config import Settings, unknown_variables
 
 __all__ = ["Node", "run", "take_early_signals"]
@@ -108,7 +109,9 @@ async def _serve(node: Node, listening: Sequence[socket.socket], handler: logs.H
         _take_signals(node, signalled, handler)
     if not await _started(node, listening, signalled):
         return
-    beating = asyncio.create_task(_beat(handler))
+    watch = Watch()
+    watch.start()
+    beating = asyncio.create_task(_beat(handler, watch))
     try:
         _tune_gc()
         activation.notify("READY=1", f"STATUS=serving, process {os.getpid()}")
@@ -119,6 +122,7 @@ async def _serve(node: Node, listening: Sequence[socket.socket], handler: logs.H
         activation.stopping(node.settings.drain_timeout_s)
     finally:
         await node.drain()
+        watch.stop()
         beating.cancel()
         if handler is not None:
             handler.tell(at_end=True)
@@ -251,11 +255,12 @@ async def _first_of(signalled: asyncio.Event, node: Node) -> None:
             task.cancel()
 
 
-async def _beat(handler: logs.Handler | None) -> None:
+async def _beat(handler: logs.Handler | None, watch: Watch) -> None:
     """Tell the watchdog that the loop turns, and the log's reader what was left out, until it is cancelled."""
     watchdog_s = activation.watchdog_interval_s()
     while True:
         await asyncio.sleep(min(BEAT_S, watchdog_s or BEAT_S))
+        watch.beat()
         if watchdog_s is not None:
             activation.notify("WATCHDOG=1")
         if handler is not None:

@@ -267,6 +267,19 @@ async def test_an_async_handler_that_blocks_the_loop_is_named_in_the_log():
         assert "handler __main__.nap held the loop for" in node.errors and "asyncio.to_thread" in node.errors
 
 
+async def test_what_holds_the_loop_is_named_while_it_holds_it():
+    async with process(drain_timeout_s=600) as node:
+        await node.hold("python_loop")
+        assert node.process.stderr is not None
+        async with asyncio.timeout(30):
+            while b"the loop has been held" not in (line := await node.process.stderr.readline()):
+                assert line
+        assert "python_loop (<string>:" in json.loads(line)["event"]
+        for number in (signal.SIGTERM, signal.SIGINT):
+            node.process.send_signal(number)
+        assert (await node.end())[0] > 128
+
+
 # --- as process 1 ----------------------------------------------------------------------------------------------------
 
 NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child")
