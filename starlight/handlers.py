@@ -19,7 +19,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from inspect import iscoroutine, iscoroutinefunction
+from inspect import iscoroutinefunction
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 from starlight import close_codes
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 SLOW_HANDLER_MS: Final = 50
 """A function that holds the loop longer than this is logged by name: every client of the node waited that long, and at
 50 ms a person begins to notice."""
+
+SLOW_HANDLER_NS: Final = SLOW_HANDLER_MS * 1_000_000
 
 THREADS: Final = 16
 """Threads for `thread=True` handlers, started as they are needed. Such handlers wait (a database, a file, another
@@ -91,19 +94,16 @@ class Handler:
         try:
             result = self.function(*args)
         finally:
-            self.judge(self._clock_ns() - started_ns, self._advice)
-        return Steps(result, self, self._clock_ns) if iscoroutine(result) else result
+            elapsed_ns = self._clock_ns() - started_ns
+            if elapsed_ns > SLOW_HANDLER_NS:
+                self.log_slow(elapsed_ns, self._advice)
+        return Steps(result, self, self._clock_ns) if type(result) is CoroutineType else result
 
-    def judge(self, elapsed_ns: int, advice: str) -> None:
-        """Log that it has held the loop, if it did so for too long."""
-        if elapsed_ns > SLOW_HANDLER_MS * 1_000_000:
-            log.warning(
-                "handler %s held the loop for %.0f ms (limit %d): %s",
-                self.name,
-                elapsed_ns / 1e6,
-                SLOW_HANDLER_MS,
-                advice,
-            )
+    def log_slow(self, elapsed_ns: int, advice: str) -> None:
+        """Log that it has held the loop for too long, and what helps."""
+        log.warning(
+            "handler %s held the loop for %.0f ms (limit %d): %s", self.name, elapsed_ns / 1e6, SLOW_HANDLER_MS, advice
+        )
 
     async def outcome(self, result: Awaitable[Any]) -> Any:
         """What an awaitable from `call` comes to. Raises `RequestError` or `CloseConnection`, see `failure`."""
@@ -161,7 +161,9 @@ class Steps(Coroutine[Any, Any, Any]):
         try:
             return self._coroutine.send(value)
         finally:
-            self._handler.judge(self._clock_ns() - started_ns, _COROUTINE_ADVICE)
+            elapsed_ns = self._clock_ns() - started_ns
+            if elapsed_ns > SLOW_HANDLER_NS:
+                self._handler.log_slow(elapsed_ns, _COROUTINE_ADVICE)
 
     def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any:
         """Raise in the coroutine where it waits, such as CancelledError, and run it to its next await."""
@@ -171,7 +173,9 @@ class Steps(Coroutine[Any, Any, Any]):
                 return self._coroutine.throw(kind)
             return self._coroutine.throw(kind, value, traceback)
         finally:
-            self._handler.judge(self._clock_ns() - started_ns, _COROUTINE_ADVICE)
+            elapsed_ns = self._clock_ns() - started_ns
+            if elapsed_ns > SLOW_HANDLER_NS:
+                self._handler.log_slow(elapsed_ns, _COROUTINE_ADVICE)
 
     def close(self) -> None:
         """End the coroutine where it waits."""
