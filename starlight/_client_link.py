@@ -184,7 +184,7 @@ class Link(WSListener):
             self._heard_s = max(self._heard_s, now_s - _silent_s(self._transport))  # a large message is under way
         decision = watch.look(now_s, self._heard_s)
         if decision == "drop":
-            log.warning("nothing came from the server for %.1f s: the connection is given up", watch.silence_s)
+            log.info("nothing came from the server for %.1f s: the connection is given up", watch.silence_s)
             self._finish(Closed(close_codes.ABNORMAL, close_codes.reason(close_codes.ABNORMAL)))
             return self.abort()
         if decision == "ask":

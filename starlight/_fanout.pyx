@@ -21,7 +21,7 @@ from starlight._core cimport (HELD_UP_MS, EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARIN
                               drop_outbox,
                               epoll_create1, epoll_ctl, epoll_event, epoll_wait, flush_slice, full_add, full_remove,
                               is_held_up, is_member, judge_new, largest_full, limits_t, mark, mark_first, measure,
-                              message_t, note_end, payload_bytes, run_append, run_t, send_one, settle, settle_member,
+                              message_t, note_end, payload_bytes, run_append, run_t, send_one, settle, settle_member, sweep_begins,
                               unlist, unsettled_from, verdict, write_once)
 from starlight._counters cimport core_counters
 from starlight._flush cimport STAGE_BYTES, flush_one, flusher_t, raise_event
@@ -679,6 +679,7 @@ cdef class Core:
         settle(c)
         if is_held_up(c):
             self.forgive_transports(c.flusher.now_ms - c.swept_ms - HELD_UP_MS)
+        sweep_begins(c)
         for i in range(c.full.n, 0, -1):                 # from the end: who takes more now leaves the list
             sub = <subscriber_t*>c.full.items[i - 1]
             reason = verdict(c, sub)
@@ -686,7 +687,6 @@ cdef class Core:
                 reason = verdict(c, sub)
             if reason:
                 doom(c, sub, reason)
-        c.swept_ms = c.flusher.now_ms
         apply_flush(c)
         if c.full.n and c.arena.held_bytes > COMPACT_ABOVE_BYTES:
             compact(c)
