@@ -30,7 +30,7 @@ cdef class Acceptor:
     cdef readonly uint64_t bytes_in      # read from sockets, the handshakes included
     cdef object loop
     cdef object timer
-    cdef object gate                     # who may connect: starlight._gate.Gate
+    cdef readonly object gate            # who may connect: starlight._gate.Gate
     cdef object hub_login
     cdef object hub_receive
     cdef wheel_t wheel
@@ -66,12 +66,17 @@ cdef class Connection(WSListener):
     cdef object task                     # the handler under way
     cdef Fragments fragments             # the fragmented message under way; None most of the time
     cdef const uint8_t* read_at          # borrowed: where picows lets the next read begin, from get_buffer to buffer_updated
+    cdef Py_ssize_t request_bytes        # of the request, received so far
     cdef Py_ssize_t queued_bytes
     cdef Py_ssize_t stranger_bytes       # received since the handshake, while nobody has logged in
     cdef int fd
     cdef int parser_error                # close code of an error that picows found, to be acted on behind the frame before it
     cdef int peer_code                   # of the peer's close frame; 0: none has come. Nothing behind it is delivered
     cdef phase_t phase
+    cdef bint is_looked_at               # the request's first bytes
+    cdef bint is_answered                # the request, and if that was a refusal it is counted
+    cdef bint is_healthy                 # the request: one for a health route, which is no failed handshake
+    cdef bint is_late                    # the handshake: it has had its time
     cdef bint is_lines
     cdef bint awaits_pong
     cdef readonly bint is_paused         # reading, because too much waits for an async handler
@@ -83,6 +88,8 @@ cdef class Connection(WSListener):
     cdef bint is_throttled               # it sends too much and is not read for a moment; paused as well
     cdef deadline_t deadline
 
+    cdef bint look_at_request(self, Py_ssize_t n_bytes) except -1
+    cdef bint is_secure(self) except -1
     cdef int receive(self, WSFrame frame) except -1
     cdef int receive_data(self, WSFrame frame) except -1
     cdef Py_ssize_t message_limit(self) noexcept
