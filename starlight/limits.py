@@ -19,6 +19,7 @@ from starlight.config import Settings
 __all__ = [
     "FAULTS_LIMIT",
     "FAULTS_WINDOW_S",
+    "INTERNAL_CONNECTIONS",
     "Addresses",
     "CatchUp",
     "Faults",
