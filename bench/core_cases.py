@@ -36,7 +36,7 @@ class Owner:
         self.core = core
         self.subscriber: Subscriber | None = None
 
-    def on_evicted(self, code: int) -> None:
+    def on_evicted(self, code: int, messages: int, n_bytes: int, oldest_ms: int) -> None:
         self.leave()
 
     def on_broken(self) -> None:
@@ -201,7 +201,7 @@ def mixed(world: World) -> None:
 
 def full_world() -> World:
     """900 sinks that take everything, and 100 socket pairs that are full."""
-    world = World(outbox_bytes=16384, outbox_messages=64)
+    world = World(outbox_bytes=16384, outbox_messages=64, evict_after_ms=0)
     stalled = world.add_pairs(100, send_buffer_bytes=4096)
     for _ in range(1000):
         if all(subscriber.is_full for subscriber in stalled):

@@ -11,10 +11,13 @@ from typing import Final
 
 from starlight.close_codes import Policy
 
-__all__ = ["HEAD_START", "STABLE_AFTER_S", "Backoff"]
+__all__ = ["ASKED_LIMIT_S", "HEAD_START", "STABLE_AFTER_S", "Backoff"]
 
 STABLE_AFTER_S: Final = 10.0
 """Only a connection that lasted longer resets the doubling, so that an evict-reconnect loop slows down."""
+
+ASKED_LIMIT_S: Final = 60.0
+"""The longest wait that a server may ask for. A drain asks for 5.5 s at most; no server may lock its clients out."""
 
 HEAD_START: Final = 2
 """Doublings ahead for close codes with the policy ``backoff``: everybody was sent away, so everybody spreads."""
@@ -40,6 +43,12 @@ class Backoff:
         self._clock = clock
         self._attempts = 0
         self._opened_s = 0.0
+
+    def ask(self, retry_ms: object) -> None:
+        """The server says when to come back. It is held to 0 to `ASKED_LIMIT_S`; what is no number asks for nothing."""
+        self.asked_s = 0.0
+        if isinstance(retry_ms, (int, float)) and retry_ms > 0:  # NaN is not
+            self.asked_s = min(retry_ms, ASKED_LIMIT_S * 1000) / 1000
 
     def opened(self) -> None:
         """A connection was opened and logged in."""

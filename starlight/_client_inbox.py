@@ -59,6 +59,10 @@ class Inbox(Generic[T]):
             self._missed += 1
         self._changed.set()
 
+    def skip(self) -> None:
+        """A message came that can't be handed out: the next one says that it missed one."""
+        self._missed += 1
+
     def end(self, error: Exception | None = None) -> None:
         """Nothing more will come: readers get what is left, then `error`, or the end of the iteration."""
         if not self._is_ended:

@@ -1,13 +1,16 @@
 """One WebSocket connection of the client: picows below, whole messages above.
 
 A link is opened once and ends once: `closed` then has the close code and reason. It never reconnects; that is the
-client's part. picows answers the server's pings, and sends its own when nothing has come for a while.
+client's part. It answers the server's pings, and once it is watched it ends when nothing has come for too long, without
+waiting for what the kernel or the server say about it.
 """
 
 import asyncio
 import contextlib
 import logging
+import socket
 import ssl
+import sys
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, NamedTuple
@@ -25,13 +28,15 @@ from picows import (
 from picows.url import WSInvalidURL
 
 from starlight import close_codes
+from starlight._client_watch import PONG_TIMEOUT_S, Watch
 from starlight.errors import ConnectFailed
 from starlight.protocol import lines
+from starlight.protocol.client import Welcome
 
 __all__ = ["Closed", "Link"]
 
-PONG_TIMEOUT_S: Final = 10.0
-"""How long to wait for the pong to our own ping, as long as the server waits for ours."""
+_TCP_INFO_RECEIVED: Final = slice(52, 56)
+"""``tcpi_last_data_recv`` of Linux's ``struct tcp_info``: milliseconds since the last data came."""
 
 log = logging.getLogger("starlight.client")
 
@@ -68,9 +73,16 @@ class Link(WSListener):
         self._max_message_bytes = max_message_bytes
         self._fragments = bytearray()
         self._in_fragments = False
+        self.welcome: Welcome | None = None
+        """What the server answered the login with; set by the client."""
         self._transport: WSTransport | None = None
+        self._parting: asyncio.Task[None] | None = None  # held, so that it isn't collected before its end
+        self._is_writable = True
+        self._heard_s = 0.0
+        self._watch: Watch | None = None
+        self._next_look: asyncio.TimerHandle | None = None
 
-    async def open(self, url: str, subprotocol: str, keepalive_s: float, tls: ssl.SSLContext | None) -> None:
+    async def open(self, url: str, subprotocol: str, tls: ssl.SSLContext | None) -> None:
         """Connect and shake hands; the caller bounds the time.
 
         Raises:
@@ -82,10 +94,8 @@ class Link(WSListener):
                 url,
                 ssl_context=tls,
                 websocket_handshake_timeout=None,
-                enable_auto_pong=True,
-                enable_auto_ping=True,
-                auto_ping_idle_timeout=keepalive_s,
-                auto_ping_reply_timeout=min(PONG_TIMEOUT_S, keepalive_s),
+                enable_auto_pong=False,  # ours, so that each frame is a sign of life
+                enable_auto_ping=False,
                 max_frame_size=self._max_message_bytes,
                 use_aiofastnet=not url.startswith("wss:"),  # its TLS logs a traceback for a server that goes at once
                 max_redirects=0,  # as in a browser: a redirect would hand the token to another host
@@ -102,6 +112,12 @@ class Link(WSListener):
             self.abort()
             raise ConnectFailed(f"{url}: the server answered with another subprotocol than {subprotocol}")
         self.is_lines = agreed == lines.LINES
+
+    def watch(self, ping_s: float, pong_s: float, keepalive_s: float) -> None:
+        """From now on, end with 1006 when nothing comes for too long; see `Watch`."""
+        self._heard_s = asyncio.get_running_loop().time()
+        self._watch = Watch(ping_s, pong_s, keepalive_s, self._heard_s)
+        self._look_later(self._watch)
 
     def send(self, message: bytes) -> None:
         """Send one message as one text frame. Ignored once the link is closing."""
@@ -125,15 +141,20 @@ class Link(WSListener):
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
+        self._parting = asyncio.create_task(_part(transport))
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         if self.closed.done():
             return  # nothing counts after the close
+        self._heard_s = asyncio.get_running_loop().time()
         kind = frame.msg_type
         if kind == WSMsgType.TEXT or kind == WSMsgType.CONTINUATION:
             self._receive_text(frame, is_first=kind == WSMsgType.TEXT)
         elif kind == WSMsgType.CLOSE:
             self._receive_close(transport, frame.get_payload_as_bytes())
+        elif kind == WSMsgType.PING:
+            if self._is_writable:  # a server that pings and reads nothing would fill our memory with pongs
+                transport.send_pong(frame.get_payload_as_bytes())
         elif kind == WSMsgType.BINARY:
             self._fail(WSCloseCode.UNSUPPORTED_DATA)
 
@@ -141,12 +162,33 @@ class Link(WSListener):
         self._finish(Closed(close_codes.ABNORMAL, close_codes.reason(close_codes.ABNORMAL)))
 
     def pause_writing(self) -> None:
+        self._is_writable = False
         self._on_writable(False)
 
     def resume_writing(self) -> None:
+        self._is_writable = True
         self._on_writable(True)
 
     # The rest is private.
+
+    def _look_later(self, watch: Watch) -> None:
+        loop = asyncio.get_running_loop()
+        self._next_look = loop.call_later(max(0.0, watch.next_s - loop.time()), self._look, watch)
+
+    def _look(self, watch: Watch) -> None:
+        if self._transport is None or self.closed.done():
+            return None
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._heard_s >= watch.ask_s:
+            self._heard_s = max(self._heard_s, now_s - _silent_s(self._transport))  # a large message is under way
+        decision = watch.look(now_s, self._heard_s)
+        if decision == "drop":
+            log.warning("nothing came from the server for %.1f s: the connection is given up", watch.silence_s)
+            self._finish(Closed(close_codes.ABNORMAL, close_codes.reason(close_codes.ABNORMAL)))
+            return self.abort()
+        if decision == "ask":
+            self._transport.send_ping()
+        return self._look_later(watch)
 
     def _receive_text(self, frame: WSFrame, is_first: bool) -> None:
         if is_first == self._in_fragments:
@@ -191,8 +233,27 @@ class Link(WSListener):
     def _finish(self, closed: Closed) -> None:
         """Nothing is delivered or can be sent from here on; told once, and to the owner before anyone who awaits."""
         if not self.closed.done():
+            if self._next_look is not None:
+                self._next_look.cancel()
             self.closed.set_result(closed)
             self._on_closed(self, closed)
+
+
+async def _part(transport: WSTransport) -> None:
+    """Take note of what picows found wrong with the server's frames; it has logged it, and the link ends with 1006."""
+    with contextlib.suppress(WSError, OSError):
+        await transport.wait_disconnected()
+
+
+def _silent_s(transport: WSTransport) -> float:
+    """How long no data came, as the kernel knows it; infinite where it doesn't tell."""
+    try:
+        info = transport.underlying_transport.get_extra_info("socket").getsockopt(
+            socket.IPPROTO_TCP, socket.TCP_INFO, 104
+        )
+    except (AttributeError, OSError, ValueError):
+        return float("inf")
+    return int.from_bytes(info[_TCP_INFO_RECEIVED], sys.byteorder) / 1000
 
 
 def _why(error: Exception) -> str:

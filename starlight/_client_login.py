@@ -5,6 +5,7 @@ back tries it first. One that is refused, or has ended, is dropped, and the toke
 function is the application's.
 """
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -22,8 +23,12 @@ which has another key, was asked. Not 4503: who was disconnected by the operator
 
 
 RENEWALS_LIMIT: Final = 3
-"""Renewals in a row that put the end of the login off by nothing: the function gives the same token again and again,
-and the server would say that it expires again and again."""
+"""Renewals in a row that failed, or put the end of the login off by nothing: the function gives the same token again
+and again, and the server would say that it expires again and again."""
+
+TOKEN_TIMEOUT_S: Final = 60.0
+"""How long the token function may take. No socket is open meanwhile, so no server minds; but a request that hangs
+must not keep a client away for ever."""
 
 
 class Credentials:
@@ -56,12 +61,25 @@ class Credentials:
         return {"user": self._user, "token": await self.fresh()}
 
     async def fresh(self) -> str | None:
-        """A token, from the function if there is one. Raises what that raises."""
+        """A token, from the function if there is one.
+
+        Raises what that raises, TimeoutError after `TOKEN_TIMEOUT_S`, and TypeError if it gives anything but a string.
+        """
         token = self._token
         if token is None or isinstance(token, str):
             return token
         fresh = token()
-        return await fresh if inspect.isawaitable(fresh) else fresh
+        if inspect.isawaitable(fresh):
+            try:
+                async with asyncio.timeout(TOKEN_TIMEOUT_S) as limit:
+                    fresh = await fresh
+            except TimeoutError:
+                if not limit.expired():
+                    raise  # the function's own
+                raise TimeoutError(f"the token function took more than {TOKEN_TIMEOUT_S:g} s") from None
+        if not isinstance(fresh, str):
+            raise TypeError(f"the token function gave {type(fresh).__name__} instead of a string")
+        return fresh
 
     def welcome(self, session: str | None, expires: int | None) -> None:
         """A login was accepted, with what it says."""
@@ -77,6 +95,10 @@ class Credentials:
         self.expires = expires
         if isinstance(self._token, str):
             self._token = token
+
+    def renewal_failed(self) -> None:
+        """A token was not got, or not accepted: after a few in a row the client stops asking until its next login."""
+        self._vain_renewals += 1
 
     def drop_session(self, code: int) -> bool:
         """A login was refused, or the connection closed, with this code: True if another login may do, without the

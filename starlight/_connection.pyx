@@ -577,7 +577,7 @@ cdef class Connection(WSListener):
                 log.exception("the hub failed to disconnect a client")
         return 0
 
-    def on_evicted(self, int code):
+    def on_evicted(self, int code, messages, n_bytes, oldest_ms):
         """The core evicted it: out of the hub now; the torn frame's rest and the close frame have 1 s."""
         if self.phase >= PHASE_GONE:
             return

@@ -8,7 +8,10 @@
 # once, when something else needs them settled (another channel's publication, the run's own bounds, the end of the turn). A
 # reply or direct to one member, or its leaving, settles that member alone.
 #
-# Lifetime: a subscriber_t is freed once it is detached and no list of the core points to it (`pins`). Its fd is borrowed from
+# Eviction: full subscribers are judged after the flush that ends a turn and in sweeps, never while messages are delivered;
+# delivering writes to no socket. Whoever has to go is doomed: its outbox is dropped at once, the rest follows with its event.
+#
+# Lifetime: a subscriber_t is freed once it is detached and in no list of the core (`lists`). Its fd is borrowed from
 # the transport until Core.detach(), which the connection calls before the transport closes it. A channel_t lives inside its
 # Channel, which every membership keeps alive; a run's channel always has a member.
 
@@ -19,9 +22,11 @@ from starlight._arena cimport (CHUNK_BYTES, arena_t, checked_realloc, chunk_new,
                                lane_commit, lane_reserve, vector_push, vector_t)
 from starlight._flush cimport flush_one, flusher_t, raise_event
 from starlight._histogram cimport clock_us, histogram_add, histogram_t
-from starlight._outbox cimport (CACHE_LINE_BYTES, EVENT_BROKEN, EVENT_EVICT_SLOW, FORM_FRAMES, FORM_LINES, N_FORMS,
-                                STATE_CLOSING, STATE_DEAD, STATE_OPEN, membership_t, outbox_append, releases_apply, span_bytes, span_t,
-                                subscriber_t)
+from starlight._outbox cimport (CACHE_LINE_BYTES, EVENT_BROKEN, EVENT_EVICT, FORM_FRAMES, FORM_LINES, LIST_EVENTFUL,
+                                LIST_FIRST, LIST_MARKED, LIST_NEWLY_FULL, LIST_TRANSPORTS, N_FORMS, N_REASONS,
+                                REASON_NONE, REASON_SLOW, REASON_TIMEOUT, STATE_CLOSING, STATE_DEAD, STATE_OPEN,
+                                membership_t, outbox_age_ms, outbox_append, outbox_truncate,
+                                releases_apply, span_bytes, span_t, subscriber_t, torn_bytes)
 from starlight._wire cimport wire_header_size, wire_write_header
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -49,6 +54,7 @@ cdef extern from *:
 cdef enum:
     SLICE_SENDS = 1000           # ~5 ms of send(2): between slices the loop polls
     TURN_BYTES = 1024 * 1024     # appended in one turn before it is flushed at once
+    HELD_UP_MS = 200             # sweeps come every 50 ms or so: four were missed
     PREFETCH = 6                 # members ahead; a subscriber is a cache miss beyond a few hundred
 
 cdef enum:
@@ -72,8 +78,6 @@ ctypedef struct channel_t:
 ctypedef struct run_t:
     channel_t* channel           # NULL: no run
     uint64_t id
-    uint32_t n_messages
-    uint64_t n_bytes
     chunk_t* chunk[N_FORMS]      # one reference each, or NULL
     uint32_t first[N_FORMS]
     uint32_t end[N_FORMS]
@@ -84,8 +88,6 @@ ctypedef struct limits_t:
     uint32_t evict_after_ms
     uint32_t write_timeout_ms
     uint64_t memory_budget_bytes
-    uint32_t run_messages        # a run is settled at a quarter of the message limit, so that limits are judged in time
-    uint64_t run_bytes
 
 ctypedef struct totals_t:        # only ever grow
     uint64_t messages            # publications and single-receiver messages accepted
@@ -94,9 +96,9 @@ ctypedef struct totals_t:        # only ever grow
     uint64_t settles
     uint64_t turns
     uint64_t slices
-    uint64_t evicted_slow
-    uint64_t evicted_timeout
-    uint64_t evicted_budget
+    uint64_t evicted[N_REASONS]
+    uint64_t dropped_messages[N_REASONS]    # what evicted clients never got
+    uint64_t dropped_bytes[N_REASONS]
     uint64_t broken
     uint64_t compacted_bytes
 
@@ -107,14 +109,15 @@ ctypedef struct core_t:
     limits_t limits
     totals_t totals
     vector_t all
-    vector_t marked              # to be flushed; marked[i].is_marked
+    vector_t marked              # to be flushed
     vector_t flushing            # the round under way, from flush_next on
     uint32_t flush_next
     vector_t first               # single-receiver work, flushed before the round
     vector_t full
     vector_t transports          # popped in this slice, written with the GIL
     uint64_t transport_bytes     # what transports below hold of full subscribers: counts against the budget
-    uint32_t n_private           # lists that `act` and `write_transports` took out and walk now; their pins are still held
+    uint32_t n_private           # lists that `act` and `write_transports` took out and walk now; the bits are still set
+    uint32_t swept_ms            # when the full ones were last swept
     uint64_t turn_bytes          # appended since the last flush
     uint32_t round_start         # where in `flushing` the round began
     uint32_t n_channels
@@ -165,75 +168,42 @@ cdef inline void write_message(char* to, message_t* m, int form) noexcept nogil:
 # ---- marking and delivering ------------------------------------------------------------------------------------------
 
 cdef inline void mark(core_t* c, subscriber_t* sub) noexcept nogil:
-    if not sub.is_marked:
-        sub.is_marked = True
-        sub.pins += 1
+    if not sub.lists & LIST_MARKED:
+        sub.lists |= LIST_MARKED
         vector_push(&c.marked, sub)
 
 
 cdef inline void mark_first(core_t* c, subscriber_t* sub) noexcept nogil:
-    if not sub.is_first:
-        sub.is_first = True
-        sub.pins += 1
+    if not sub.lists & LIST_FIRST:
+        sub.lists |= LIST_FIRST
         vector_push(&c.first, sub)
 
 
-cdef inline bint is_over(core_t* c, subscriber_t* sub) noexcept nogil:
-    """Whether a subscriber is full and over the byte limit, or over the message limit for too long."""
-    if sub.state != STATE_OPEN or not sub.is_full:
-        return False
-    return sub.out_bytes > c.limits.outbox_bytes or (
-        sub.out_messages > c.limits.outbox_messages
-        and c.flusher.now_ms - sub.full_since_ms >= c.limits.evict_after_ms
-    )
-
-
-cdef inline bint takes_nothing(core_t* c, subscriber_t* sub) noexcept nogil:
-    """Write to one that is to go for being full: it may have read since, and the loop been too busy to be told.
-
-    Behind a transport only the loop can find out.
-    """
-    cdef uint64_t out_bytes = sub.out_bytes
-    cdef uint32_t full_since_ms = sub.full_since_ms, n_newly_full = c.flusher.newly_full.n
-    cdef bint is_newly_full = sub.full_index < 0
-    if sub.fd < 0:
-        return True
-    full_remove(c, sub)
-    flush_one(&c.flusher, sub)
-    if is_newly_full and c.flusher.newly_full.n > n_newly_full:      # it is there already
-        c.flusher.newly_full.n -= 1
-        sub.pins -= 1
-    if not sub.is_full or sub.out_bytes < out_bytes:
-        return False
-    sub.full_since_ms = full_since_ms
-    return True
-
-
-cdef inline void judge(core_t* c, subscriber_t* sub) noexcept nogil:
-    """A subscriber is over a limit. If it isn't full it is merely not flushed yet; if it is, it may have to go."""
-    if not sub.is_full and sub.fd >= 0:
-        flush_one(&c.flusher, sub)
-    if is_over(c, sub) and (takes_nothing(c, sub) or is_over(c, sub)):
-        raise_event(&c.flusher.eventful, sub, EVENT_EVICT_SLOW)
+cdef inline void count_dropped(core_t* c, subscriber_t* sub, uint64_t n_messages, uint64_t n_bytes) noexcept nogil:
+    c.totals.dropped_messages[sub.evict_reason] += n_messages
+    c.totals.dropped_bytes[sub.evict_reason] += n_bytes
 
 
 cdef inline void deliver(core_t* c, subscriber_t* sub, chunk_t* chunk, uint32_t first, uint32_t end,
                          uint64_t n_bytes) noexcept nogil:
     if sub.events:                                       # it is as good as gone: what came now would only be held
+        count_dropped(c, sub, end - first, n_bytes)
         return
     outbox_append(sub, chunk, first, end, n_bytes)
-    if sub.out_messages > c.limits.outbox_messages or sub.out_bytes > c.limits.outbox_bytes:
-        judge(c, sub)
 
 
 # ---- the run ---------------------------------------------------------------------------------------------------------
 
+cdef inline uint32_t unsettled_from(run_t* run, subscriber_t* sub) noexcept nogil:
+    """The first frame of the run that a member of its channel hasn't in its outbox."""
+    cdef uint32_t first = run.first[sub.form]
+    return sub.run_seen if sub.run_id == run.id and sub.run_seen > first else first
+
+
 cdef inline void settle_member(core_t* c, subscriber_t* sub) noexcept nogil:
     """Deliver what the run holds for one member and remember how far that was."""
     cdef run_t* run = &c.run
-    cdef uint32_t first = run.first[sub.form], end = run.end[sub.form]
-    if sub.run_id == run.id and sub.run_seen > first:
-        first = sub.run_seen
+    cdef uint32_t first = unsettled_from(run, sub), end = run.end[sub.form]
     sub.run_id = run.id
     sub.run_seen = end
     if first < end and sub.state == STATE_OPEN:
@@ -279,8 +249,6 @@ cdef inline void start_run(core_t* c, channel_t* channel) noexcept nogil:
     cdef int form
     c.run.channel = channel
     c.run.id += 1
-    c.run.n_messages = 0
-    c.run.n_bytes = 0
     for form in range(N_FORMS):
         c.run.chunk[form] = NULL
         c.run.first[form] = c.run.end[form] = 0
@@ -313,16 +281,12 @@ cdef inline int run_append(core_t* c, channel_t* channel, message_t* m) noexcept
             run.first[form] = lane[0].n_frames
         write_message(to, m, form)
         run.end[form] = lane_commit(lane[0], size, c.flusher.now_ms) + 1
-        run.n_bytes += size
         c.turn_bytes += size
-    run.n_messages += 1
     channel.n_publications += 1
     channel.n_deliveries += channel.n_members
     c.totals.messages += 1
     c.totals.publications += 1
     c.totals.deliveries += channel.n_members
-    if run.n_messages >= c.limits.run_messages or run.n_bytes >= c.limits.run_bytes:
-        settle(c)
     return 0
 
 
@@ -339,7 +303,10 @@ cdef inline int send_one(core_t* c, subscriber_t* sub, message_t* m) noexcept no
     cdef chunk_t** lane = &c.lanes[sub.form][SINGLE]
     cdef uint32_t size, index
     cdef char* to
-    if sub.state != STATE_OPEN or sub.events:
+    if sub.state != STATE_OPEN:
+        return 0
+    if sub.events:                                       # as in `deliver`, but not written either
+        count_dropped(c, sub, 1, written_bytes(m, sub.form))
         return 0
     if c.run.channel != NULL and is_member(sub, c.run.channel):
         settle_member(c, sub)
@@ -410,19 +377,21 @@ cdef inline void channel_remove(core_t* c, subscriber_t* sub, uint32_t slot) noe
 
 # ---- flushing --------------------------------------------------------------------------------------------------------
 
-cdef inline void unpin(subscriber_t* sub) noexcept nogil:
+cdef inline void unlist(subscriber_t* sub, uint8_t list_bit) noexcept nogil:
     """A list of the core let go of the subscriber; the last one frees it once it is detached."""
-    sub.pins -= 1
-    if sub.pins == 0 and sub.state == STATE_DEAD:
+    sub.lists &= ~list_bit
+    if sub.lists == 0 and sub.state == STATE_DEAD:
         free(sub)
 
 
-cdef inline void visit(core_t* c, subscriber_t* sub) noexcept nogil:
-    if sub.fd < 0 and sub.state != STATE_DEAD:
-        vector_push(&c.transports, sub)                  # keeps the pin; written with the GIL after the slice
-        return
-    flush_one(&c.flusher, sub)
-    unpin(sub)
+cdef inline void visit(core_t* c, subscriber_t* sub, uint8_t list_bit) noexcept nogil:
+    """Flush one that was taken out of a list; a transport is written to with the GIL after the slice."""
+    if sub.fd >= 0:
+        flush_one(&c.flusher, sub)
+    elif sub.state != STATE_DEAD and not sub.lists & LIST_TRANSPORTS:
+        sub.lists |= LIST_TRANSPORTS
+        vector_push(&c.transports, sub)
+    unlist(sub, list_bit)
 
 
 cdef inline void start_round(core_t* c) noexcept nogil:
@@ -448,9 +417,7 @@ cdef inline bint flush_slice(core_t* c) noexcept nogil:
     c.turn_bytes = 0
     c.totals.slices += 1
     for i in range(c.first.n):
-        sub = <subscriber_t*>c.first.items[i]
-        sub.is_first = False
-        visit(c, sub)
+        visit(c, <subscriber_t*>c.first.items[i], LIST_FIRST)
     c.first.n = 0
     if c.flush_next == c.flushing.n:
         start_round(c)
@@ -460,8 +427,7 @@ cdef inline bint flush_slice(core_t* c) noexcept nogil:
             prefetch_subscriber(in_round(c, c.flush_next + PREFETCH))
         sub = in_round(c, c.flush_next)
         c.flush_next += 1
-        sub.is_marked = False
-        visit(c, sub)
+        visit(c, sub, LIST_MARKED)
     if c.flush_next == c.flushing.n:
         c.flushing.n = c.flush_next = 0
     apply_flush(c)
@@ -485,7 +451,7 @@ cdef inline void apply_flush(core_t* c) noexcept nogil:
         sub = <subscriber_t*>f.newly_full.items[i]
         if sub.state != STATE_DEAD and sub.is_full and sub.full_index < 0:
             full_add(c, sub)
-        unpin(sub)
+        unlist(sub, LIST_NEWLY_FULL)
     f.newly_full.n = 0
 
 
@@ -525,6 +491,76 @@ cdef inline void full_remove(core_t* c, subscriber_t* sub) noexcept nogil:
         c.full.items[sub.full_index] = moved
         moved.full_index = sub.full_index
         sub.full_index = -1
+
+
+# ---- eviction --------------------------------------------------------------------------------------------------------
+
+cdef inline bint is_held_up(core_t* c) noexcept nogil:
+    """Whether the last sweep was so long ago that the loop must have been busy with other things."""
+    return c.flusher.now_ms - c.swept_ms > HELD_UP_MS
+
+
+cdef inline uint8_t verdict(core_t* c, subscriber_t* sub) noexcept nogil:
+    """Why a full subscriber has to go, by what is known of it now.
+
+    After the loop was held up the age of its messages proves nothing: it may not have been written to meanwhile.
+    """
+    cdef limits_t* limits = &c.limits
+    cdef uint32_t now_ms = c.flusher.now_ms
+    cdef uint32_t stalled_ms = now_ms - sub.stalled_since_ms
+    if not sub.is_full or sub.events or sub.state > STATE_CLOSING:
+        return REASON_NONE
+    if sub.state == STATE_OPEN and (sub.out_messages > limits.outbox_messages or sub.out_bytes > limits.outbox_bytes):
+        if stalled_ms >= limits.evict_after_ms:
+            return REASON_SLOW
+        if outbox_age_ms(sub, now_ms) >= limits.write_timeout_ms and not is_held_up(c):
+            return REASON_SLOW
+    elif stalled_ms >= limits.write_timeout_ms:
+        return REASON_TIMEOUT
+    return REASON_NONE
+
+
+cdef inline void write_once(core_t* c, subscriber_t* sub) noexcept nogil:
+    """Offer a full socket more, though no event said that it takes more; `apply_flush` must follow."""
+    full_remove(c, sub)
+    flush_one(&c.flusher, sub)
+
+
+cdef inline void note_end(core_t* c, subscriber_t* sub) noexcept nogil:
+    """Its outbox is about to be dropped: remember for its owner what it held."""
+    sub.end_messages = sub.out_messages
+    sub.end_bytes = sub.out_bytes
+    sub.end_oldest_ms = outbox_age_ms(sub, c.flusher.now_ms)
+
+
+cdef inline void drop_outbox(core_t* c, subscriber_t* sub, uint64_t keep_bytes) noexcept nogil:
+    """Give the outbox back, but for frames of which a byte is among the next `keep_bytes`, and count what went."""
+    cdef uint32_t n_messages = sub.out_messages
+    cdef uint64_t n_bytes = sub.out_bytes
+    outbox_truncate(sub, keep_bytes, &c.flusher.releases)
+    releases_apply(&c.flusher.releases, &c.arena)
+    count_dropped(c, sub, n_messages - sub.out_messages, n_bytes - sub.out_bytes)
+
+
+cdef inline void doom(core_t* c, subscriber_t* sub, uint8_t reason) noexcept nogil:
+    """Decide that it goes: nothing more is delivered to it and its memory is free now; `act` does the rest."""
+    sub.evict_reason = reason
+    note_end(c, sub)
+    drop_outbox(c, sub, torn_bytes(sub))
+    count_transport(c, sub, 0)                           # it has a second to live: nobody pays for it
+    raise_event(&c.flusher.eventful, sub, EVENT_EVICT)
+
+
+cdef inline void judge_new(core_t* c, uint32_t first) noexcept nogil:
+    """Judge those that became full in the flush that has just ended: `full` from `first` on."""
+    cdef subscriber_t* sub
+    cdef uint8_t reason
+    cdef uint32_t i
+    for i in range(first, c.full.n):
+        sub = <subscriber_t*>c.full.items[i]
+        reason = verdict(c, sub)
+        if reason:
+            doom(c, sub, reason)
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
@@ -570,7 +606,7 @@ cdef inline void compact(core_t* c) noexcept nogil:
 
 
 cdef inline subscriber_t* largest_full(core_t* c) noexcept nogil:
-    """Of the full subscribers that are not evicted yet, the one with the largest outbox; NULL if there is none."""
+    """Of the full subscribers that don't go already, the one with the largest outbox; NULL if there is none."""
     cdef subscriber_t* largest = NULL
     cdef uint64_t n_bytes, largest_bytes = 0
     cdef subscriber_t* sub
@@ -578,7 +614,7 @@ cdef inline subscriber_t* largest_full(core_t* c) noexcept nogil:
     for i in range(c.full.n):
         sub = <subscriber_t*>c.full.items[i]
         n_bytes = sub.out_bytes + sub.transport_bytes
-        if sub.state <= STATE_CLOSING and (largest == NULL or n_bytes > largest_bytes):
+        if sub.state <= STATE_CLOSING and not sub.events and (largest == NULL or n_bytes > largest_bytes):
             largest = sub
             largest_bytes = n_bytes
     return largest
@@ -600,6 +636,7 @@ cdef inline int check_subscriber(core_t* c, subscriber_t* sub) except -1:
     assert sub.n_spans or sub.head_offset == 0, "an offset into nothing"
     assert n_messages == sub.out_messages and n_bytes - sub.head_offset == sub.out_bytes, "outbox sums are wrong"
     assert sub.first_span + sub.n_spans <= sub.span_capacity, "spans past their array"
+    assert not sub.is_full or sub.is_stalled, "full since an unknown time"
     assert (sub.full_index < 0) or (<subscriber_t*>c.full.items[sub.full_index] == sub and sub.is_full)
     for i in range(sub.n_memberships):
         membership = &sub.memberships[i]
@@ -615,14 +652,26 @@ cdef inline uint32_t occurrences(vector_t* vector, uint32_t start, void* item) n
     return n
 
 
-cdef inline int check_pins(core_t* c, subscriber_t* sub) except -1:
-    """Each list that may outlive a detach holds a pin on what is in it; so does each private one, on a transport two at most."""
-    cdef uint32_t i, n = occurrences(&c.marked, 0, sub) + occurrences(&c.first, 0, sub)
+cdef inline int check_list(core_t* c, subscriber_t* sub, uint8_t list_bit, uint32_t n, bint may_be_private) except -1:
+    """A subscriber is in a list at most once, and its bit says so; a private list can't be seen from here."""
+    assert n <= 1, "twice in a list"
+    if sub.lists & list_bit:
+        assert n == 1 or (may_be_private and c.n_private), "a bit without its list"
+    else:
+        assert n == 0, "in a list without its bit"
+    return 0
+
+
+cdef inline int check_lists(core_t* c, subscriber_t* sub) except -1:
+    cdef uint32_t i, n_marked = occurrences(&c.marked, 0, sub)
     for i in range(c.flush_next, c.flushing.n):
-        n += in_round(c, i) == sub
-    n += occurrences(&c.transports, 0, sub) + occurrences(&c.flusher.newly_full, 0, sub)
-    n += sub.events != 0
-    assert n <= sub.pins <= n + 2 * c.n_private, "pins don't match the lists"    # 2: first, and in the round
+        n_marked += in_round(c, i) == sub
+    check_list(c, sub, LIST_MARKED, n_marked, False)
+    check_list(c, sub, LIST_FIRST, occurrences(&c.first, 0, sub), False)
+    check_list(c, sub, LIST_TRANSPORTS, occurrences(&c.transports, 0, sub), True)
+    check_list(c, sub, LIST_NEWLY_FULL, occurrences(&c.flusher.newly_full, 0, sub), False)
+    check_list(c, sub, LIST_EVENTFUL, occurrences(&c.flusher.eventful, 0, sub), True)
+    assert sub.events == 0 or sub.lists & LIST_EVENTFUL, "an event that no list knows"
     return 0
 
 
@@ -637,7 +686,7 @@ cdef inline int check_core(core_t* c) except -1:
         check_subscriber(c, sub)
         transport_bytes += sub.transport_bytes
         if c.all.n <= 32:                  # quadratic
-            check_pins(c, sub)
+            check_lists(c, sub)
     assert n_memberships == c.n_memberships, "memberships were lost"
     assert transport_bytes == c.transport_bytes, "the transports' sum is wrong"
     assert c.run.channel == NULL or c.run.channel.n_members > 0, "a run without members"

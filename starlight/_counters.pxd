@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from starlight._core cimport core_t
 from starlight._flush cimport flusher_t
-from starlight._outbox cimport span_t, subscriber_t
+from starlight._outbox cimport REASON_BUDGET, REASON_SLOW, REASON_TIMEOUT, outbox_age_ms, subscriber_t
 
 
 cdef inline dict core_counters(core_t* c):
@@ -12,7 +12,6 @@ cdef inline dict core_counters(core_t* c):
     cdef uint64_t n_bytes = 0, n_messages = 0, n_spans = 0
     cdef uint32_t i, age_ms, oldest_ms = 0
     cdef subscriber_t* sub
-    cdef span_t* span
     for i in range(c.all.n):
         sub = <subscriber_t*>c.all.items[i]
         if sub.n_spans == 0:
@@ -20,8 +19,7 @@ cdef inline dict core_counters(core_t* c):
         n_bytes += sub.out_bytes
         n_messages += sub.out_messages
         n_spans += sub.n_spans
-        span = &sub.spans[sub.first_span]
-        age_ms = f.now_ms - span.chunk.frames[span.first].appended_ms
+        age_ms = outbox_age_ms(sub, f.now_ms)
         if age_ms > oldest_ms:
             oldest_ms = age_ms
     return {
@@ -33,7 +31,15 @@ cdef inline dict core_counters(core_t* c):
         "deliveries_total": c.totals.deliveries, "sends_total": f.sends,
         "short_sends_total": f.short_sends, "sent_bytes_total": f.sent_bytes, "sent_spans_total": f.spans,
         "settles_total": c.totals.settles, "turns_total": c.totals.turns, "slices_total": c.totals.slices,
-        "evicted_slow_total": c.totals.evicted_slow, "evicted_timeout_total": c.totals.evicted_timeout,
-        "evicted_budget_total": c.totals.evicted_budget, "broken_total": c.totals.broken,
+        "evicted_slow_total": c.totals.evicted[REASON_SLOW],
+        "evicted_timeout_total": c.totals.evicted[REASON_TIMEOUT],
+        "evicted_budget_total": c.totals.evicted[REASON_BUDGET],
+        "dropped_slow_messages_total": c.totals.dropped_messages[REASON_SLOW],
+        "dropped_slow_bytes_total": c.totals.dropped_bytes[REASON_SLOW],
+        "dropped_timeout_messages_total": c.totals.dropped_messages[REASON_TIMEOUT],
+        "dropped_timeout_bytes_total": c.totals.dropped_bytes[REASON_TIMEOUT],
+        "dropped_budget_messages_total": c.totals.dropped_messages[REASON_BUDGET],
+        "dropped_budget_bytes_total": c.totals.dropped_bytes[REASON_BUDGET],
+        "broken_total": c.totals.broken,
         "compacted_bytes_total": c.totals.compacted_bytes,
     }

@@ -39,6 +39,7 @@ cdef class Core:
     cpdef send(self, Subscriber subscriber, bytes head, object data=*, bytes tail=*, bint is_text=*)
     cpdef send_many(self, object subscribers, bytes head, object data=*, bytes tail=*)
     cpdef close(self, Subscriber subscriber, int code, bytes reason=*)
+    cpdef tuple outbox(self, Subscriber subscriber)
     cpdef evict(self, Subscriber subscriber, int code, bytes reason=*)
     cpdef ping(self, Subscriber subscriber)
     cpdef writable(self, Subscriber subscriber)
@@ -61,3 +62,5 @@ cdef class Core:
     cdef int drop(self, subscriber_t* sub) except -1
     cdef int report(self, str message, error) except -1
     cdef int keep_budget(self) except -1
+    cdef int forgive_transports(self, uint32_t held_ms) except -1
+    cdef bint offer(self, subscriber_t* sub) except -1

@@ -15,19 +15,22 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from starlight._arena cimport CHUNK_BYTES, arena_trim, lane_close, vector_free, vector_push, vector_t
-from starlight._core cimport (EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYTES, apply_flush, budget_bytes,
-                              channel_add, channel_remove, channel_t, check_core, compact, core_t, count_transport,
+from starlight._arena cimport arena_trim, chunk_t, frame_start, lane_close, vector_free, vector_push, vector_t
+from starlight._core cimport (HELD_UP_MS, EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYTES, apply_flush, budget_bytes,
+                              channel_add, channel_remove, channel_t, check_core, compact, core_t, count_transport, doom,
+                              drop_outbox,
                               epoll_create1, epoll_ctl, epoll_event, epoll_wait, flush_slice, full_add, full_remove,
-                              is_member, is_over, largest_full, limits_t, mark, mark_first, measure, message_t,
-                              payload_bytes, run_append, send_one, settle, settle_member, takes_nothing, unpin)
+                              is_held_up, is_member, judge_new, largest_full, limits_t, mark, mark_first, measure,
+                              message_t, note_end, payload_bytes, run_append, run_t, send_one, settle, settle_member,
+                              unlist, unsettled_from, verdict, write_once)
 from starlight._counters cimport core_counters
 from starlight._flush cimport STAGE_BYTES, flush_one, flusher_t, raise_event
 from starlight._histogram cimport clock_us
-from starlight._outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, EVENT_EVICT_BUDGET, EVENT_EVICT_SLOW, EVENT_EVICT_TIMEOUT,
-                                FORM_FRAMES, FORM_LINES, N_FORMS, STATE_CLOSED, STATE_CLOSING, STATE_DEAD,
-                                STATE_EVICTED, STATE_OPEN, clear_frames, free_parts, outbox_truncate, queue_close,
-                                queue_ping, queue_pong, releases_apply, span_t, subscriber_new, subscriber_t,
+from starlight._outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, EVENT_EVICT, FORM_FRAMES, FORM_LINES, LIST_EVENTFUL,
+                                LIST_NEWLY_FULL, LIST_TRANSPORTS, N_FORMS, REASON_BUDGET, REASON_NONE, REASON_TIMEOUT,
+                                STATE_CLOSED, STATE_CLOSING, STATE_DEAD,
+                                STATE_EVICTED, STATE_OPEN, clear_frames, free_parts, outbox_age_ms, queue_close,
+                                queue_ping, queue_pong, span_t, subscriber_new, subscriber_t,
                                 torn_bytes)
 from starlight._wire cimport WIRE_BINARY, WIRE_MAX_CONTROL, WIRE_TEXT
 
@@ -161,12 +164,14 @@ cdef class Core:
     """One node's fan-out: arena, outboxes, flush. Belongs to the thread that calls `bind()`.
 
     Args:
-        outbox_messages: one that has been full for `evict_after_ms` with more messages than this is evicted.
-        outbox_bytes: a full subscriber with more bytes than this is evicted at once. 1 MiB: 256 messages of 4 KiB.
-        evict_after_ms: how long "full" must last, without a break, before the message limit counts. 250 ms: longer
+        outbox_messages: a subscriber for which more wait than this is over its limits. 256.
+        outbox_bytes: likewise in bytes. 1 MiB: 256 messages of 4 KiB.
+        evict_after_ms: one that is over a limit is evicted when its sink has taken nothing for so long. 250 ms: longer
             than a healthy client's worst pause on a busy machine, short enough to bound what it pins.
-        write_timeout_ms: a subscriber that takes nothing for so long is evicted, whatever waits for it. 10 s.
-        memory_budget_bytes: for all chunks together; when it is passed, the largest outboxes go first. 512 MiB.
+        write_timeout_ms: one that is over a limit is evicted when its oldest message is older than this; one that
+            isn't, when its sink has taken nothing for so long. 10 s.
+        memory_budget_bytes: for all chunks together; when it is passed, the largest outboxes go first. 512 MiB. The
+            limits of one outbox are passed by whoever reads a burst, so it is this one that bounds the process.
     """
 
     def __cinit__(self, *, uint32_t outbox_messages=256, uint64_t outbox_bytes=1 << 20, uint32_t evict_after_ms=250,
@@ -177,8 +182,6 @@ cdef class Core:
         limits.evict_after_ms = evict_after_ms
         limits.write_timeout_ms = write_timeout_ms
         limits.memory_budget_bytes = memory_budget_bytes
-        limits.run_messages = max(1, outbox_messages // 4)
-        limits.run_bytes = max(1, min(outbox_bytes // 4, CHUNK_BYTES))
         self.c.run.id = 1
         self.c.flusher.stage = <char*>malloc(STAGE_BYTES)
         self.c.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
@@ -189,6 +192,7 @@ cdef class Core:
         self.on_turn_end = self._on_turn_end
         self.everyone = self.channel()
         self.now_ms()
+        self.c.swept_ms = self.c.flusher.now_ms
 
     def __dealloc__(self):
         cdef core_t* c = &self.c
@@ -261,7 +265,8 @@ cdef class Core:
         return channel
 
     cpdef Subscriber subscriber(self, object owner, int fd, object transport, int form):
-        """Attach a connection. `owner` is told of events by `on_evicted(code)`, `on_close_sent()` and `on_broken()`.
+        """Attach a connection. `owner` is told of events by `on_close_sent()`, `on_broken()` and
+        `on_evicted(code, messages, n_bytes, oldest_ms)`: what its outbox held then, and the age of the oldest of it.
 
         fd: a connected non-blocking socket, borrowed until `detach()`; -1: write through `transport` (TLS).
         transport: its asyncio transport. Nothing is sent while it holds unsent bytes; call `writable()` on resume_writing.
@@ -306,7 +311,7 @@ cdef class Core:
         subscriber.owner = None
         subscriber.transport = None
         sub.handle = NULL
-        if sub.pins == 0:
+        if sub.lists == 0:
             free(sub)
         Py_DECREF(subscriber)
         if c.all.n == 0:
@@ -424,30 +429,69 @@ cdef class Core:
         mark_first(&self.c, sub)
         self.schedule()
 
+    cpdef tuple outbox(self, Subscriber subscriber):
+        """(messages, bytes, oldest_ms): what a subscriber has not got yet, and for how long the oldest of it has waited.
+
+        Of one that was evicted, or whose socket broke: what its outbox held then. (0, 0, 0) once it is detached. O(1)
+        but for one look through its memberships while a run is open; nothing is settled.
+        """
+        self.check_thread()
+        cdef subscriber_t* sub = subscriber.s
+        cdef run_t* run = &self.c.run
+        cdef uint32_t first, n_messages, oldest_ms
+        cdef uint64_t n_bytes
+        cdef chunk_t* chunk
+        if sub == NULL:
+            return 0, 0, 0
+        if sub.end_messages:
+            return sub.end_messages, sub.end_bytes, sub.end_oldest_ms
+        self.now_ms()
+        n_messages, n_bytes, oldest_ms = sub.out_messages, sub.out_bytes, outbox_age_ms(sub, self.c.flusher.now_ms)
+        chunk = run.chunk[sub.form]
+        if sub.state == STATE_OPEN and run.channel != NULL and chunk != NULL and is_member(sub, run.channel):
+            first = unsettled_from(run, sub)
+            if first < run.end[sub.form]:
+                n_messages += run.end[sub.form] - first
+                n_bytes += chunk.frames[run.end[sub.form] - 1].end - frame_start(chunk, first)
+                if sub.out_messages == 0:
+                    oldest_ms = self.c.flusher.now_ms - chunk.frames[first].appended_ms
+        return n_messages, n_bytes, oldest_ms
+
     cpdef evict(self, Subscriber subscriber, int code, bytes reason=b""):
         """Close at once: out of every channel, whole frames dropped; the torn frame's rest and the close frame stay."""
         self.check_thread()
         cdef subscriber_t* sub = subscriber.s
         if sub == NULL or sub.state >= STATE_EVICTED:
             return
+        if self.c.run.channel != NULL and is_member(sub, self.c.run.channel):
+            settle_member(&self.c, sub)
+        if sub.evict_reason == REASON_NONE:              # else `doom` has done it
+            note_end(&self.c, sub)
         if sub.state == STATE_OPEN:
             queue_close(sub, code, PyBytes_AS_STRING(reason), PyBytes_GET_SIZE(reason))
         sub.state = STATE_EVICTED
         self.leave_all(sub)
         count_transport(&self.c, sub, 0)
-        outbox_truncate(sub, torn_bytes(sub), &self.c.flusher.releases)
-        releases_apply(&self.c.flusher.releases, &self.c.arena)
+        drop_outbox(&self.c, sub, torn_bytes(sub))
         mark_first(&self.c, sub)
         self.schedule()
 
     # ---- the turn
 
     cpdef flush(self):
-        """Flush every marked subscriber now. Called by itself only when more than 1 MiB was appended in a turn."""
+        """Flush every marked subscriber now. Called by itself only when more than 1 MiB was appended in a turn.
+
+        Nobody is judged here; but whoever the memory budget has no room for is doomed, as one turn may append more than that.
+        """
+        cdef bint more = True
         self.check_thread()
         self.now_ms()
-        while self.flush_some():
-            pass
+        while more:
+            more = self.flush_some()
+            if budget_bytes(&self.c) > self.compact_above_bytes:
+                self.keep_budget()
+        if self.c.flusher.eventful.n:
+            self.schedule()
 
     cdef bint flush_some(self) except -1:
         """One slice; whether more waits. Evictions stay marked: they are carried out at the end of the turn."""
@@ -464,10 +508,12 @@ cdef class Core:
         self.is_scheduled = False
         self.now_ms()
         self.c.totals.turns += 1
+        cdef uint32_t n_full = self.c.full.n
         cdef bint more = self.flush_some()
-        self.act()
+        judge_new(&self.c, n_full)
         if budget_bytes(&self.c) > self.compact_above_bytes:
             self.keep_budget()
+        self.act()
         if more:
             self.schedule()
         if STARLIGHT_CHECKS:
@@ -494,6 +540,7 @@ cdef class Core:
         if sub == NULL:
             return
         sub.transport_busy = False
+        sub.is_stalled = False
         if sub.fd < 0:
             full_remove(&self.c, sub)
         mark_first(&self.c, sub)
@@ -516,7 +563,7 @@ cdef class Core:
                     self.report("writing through a transport failed", error)
                     if sub.state != STATE_DEAD:
                         raise_event(&self.c.flusher.eventful, sub, EVENT_BROKEN)
-            unpin(sub)
+            unlist(sub, LIST_TRANSPORTS)
         self.c.n_private -= 1
         apply_flush(&self.c)
         vector_free(&mine)
@@ -524,6 +571,7 @@ cdef class Core:
 
     cdef int write_transport(self, subscriber_t* sub, Subscriber handle) except -1:
         cdef flusher_t* f = &self.c.flusher
+        cdef bint has_written = False
         transport = handle.transport
         if sub.state < STATE_CLOSED and transport.is_closing():      # the peer has gone: it logs what is written now
             raise_event(&f.eventful, sub, EVENT_BROKEN)
@@ -531,7 +579,9 @@ cdef class Core:
         while sub.state != STATE_DEAD and not sub.is_full and not sub.transport_busy:
             if transport.get_write_buffer_size() > 0:
                 sub.is_full = True
-                sub.full_since_ms = f.now_ms
+                if has_written or not sub.is_stalled:
+                    sub.stalled_since_ms = f.now_ms
+                    sub.is_stalled = True
                 full_add(&self.c, sub)
                 if sub.state <= STATE_CLOSING:           # one that is evicted has a second to live: nobody pays for it
                     count_transport(&self.c, sub, transport.get_write_buffer_size())
@@ -541,15 +591,17 @@ cdef class Core:
             if sub.is_full:                              # the stage was, not the transport
                 sub.is_full = False
                 f.newly_full.n -= 1
-                sub.pins -= 1
+                sub.lists &= ~LIST_NEWLY_FULL
             if f.stage_used == 0:
                 return 0
             transport.write(PyBytes_FromStringAndSize(f.stage, f.stage_used))
+            has_written = True
         return 0
 
     cdef int act(self) except -1:
         """Carry out what fan-out and flush marked. Owners may publish, close and detach in here."""
         cdef vector_t mine = self.c.flusher.eventful
+        cdef Subscriber subscriber
         cdef subscriber_t* sub
         cdef uint32_t i
         cdef uint8_t events
@@ -560,9 +612,10 @@ cdef class Core:
             sub = <subscriber_t*>mine.items[i]
             events = sub.events
             sub.events = 0
-            if sub.state != STATE_DEAD:
-                self.act_guarded(<Subscriber>sub.handle, events)
-            unpin(sub)
+            subscriber = None if sub.state == STATE_DEAD else <Subscriber>sub.handle
+            unlist(sub, LIST_EVENTFUL)                   # before its owner is called, which may raise the next event
+            if subscriber is not None:
+                self.act_guarded(subscriber, events)
         self.c.n_private -= 1
         vector_free(&mine)
         return 0
@@ -587,28 +640,21 @@ cdef class Core:
         if events & EVENT_CLOSE_SENT:
             owner.on_close_sent()
             return 0
-        if sub.state > STATE_CLOSING:                    # it went another way since it was marked
+        if sub.state > STATE_CLOSING:                    # it went another way since it was doomed
             return 0
-        if events & EVENT_EVICT_TIMEOUT:
-            self.c.totals.evicted_timeout += 1
-            code = 4009
-        elif events & EVENT_EVICT_BUDGET:
-            self.c.totals.evicted_budget += 1
-            code = 4008
-        elif events & EVENT_EVICT_SLOW:
-            self.c.totals.evicted_slow += 1
-            code = 4008
-        if code:
-            self.evict(subscriber, code, close_reason(code).encode())
-            owner.on_evicted(code)
+        self.c.totals.evicted[sub.evict_reason] += 1
+        code = 4009 if sub.evict_reason == REASON_TIMEOUT else 4008
+        self.evict(subscriber, code, close_reason(code).encode())
+        owner.on_evicted(code, sub.end_messages, sub.end_bytes, sub.end_oldest_ms)
         return 0
 
     cdef int drop(self, subscriber_t* sub) except -1:
         """Nothing can be written any more: out of every channel, the outbox and all control frames gone."""
         self.leave_all(sub)
+        if sub.state < STATE_EVICTED:
+            note_end(&self.c, sub)
         full_remove(&self.c, sub)
-        outbox_truncate(sub, 0, &self.c.flusher.releases)
-        releases_apply(&self.c.flusher.releases, &self.c.arena)
+        drop_outbox(&self.c, sub, 0)
         clear_frames(sub)
         sub.state = STATE_CLOSED
         return 0
@@ -621,20 +667,27 @@ cdef class Core:
     # ---- the sweep: what time alone decides
 
     cpdef sweep(self):
-        """Judge the full subscribers by the clock, and keep memory within bounds. Call it every 50 ms or so."""
+        """Judge the full subscribers by the clock, and keep memory within bounds. Call it every 50 ms or so.
+
+        One that seems to take nothing is offered more before it goes: the loop may have been too busy to be told.
+        """
+        cdef core_t* c = &self.c
+        cdef uint32_t i
+        cdef subscriber_t* sub
+        cdef uint8_t reason
         self.check_thread()
         self.now_ms()
-        cdef core_t* c = &self.c
-        cdef uint32_t i, full_ms
-        cdef subscriber_t* sub
+        settle(c)
+        if is_held_up(c):
+            self.forgive_transports(c.flusher.now_ms - c.swept_ms - HELD_UP_MS)
         for i in range(c.full.n, 0, -1):                 # from the end: who takes more now leaves the list
             sub = <subscriber_t*>c.full.items[i - 1]
-            full_ms = c.flusher.now_ms - sub.full_since_ms
-            if is_over(c, sub):
-                if takes_nothing(c, sub):
-                    raise_event(&c.flusher.eventful, sub, EVENT_EVICT_SLOW)
-            elif sub.state <= STATE_CLOSING and full_ms >= c.limits.write_timeout_ms and takes_nothing(c, sub):
-                raise_event(&c.flusher.eventful, sub, EVENT_EVICT_TIMEOUT)
+            reason = verdict(c, sub)
+            if reason and self.offer(sub):
+                reason = verdict(c, sub)
+            if reason:
+                doom(c, sub, reason)
+        c.swept_ms = c.flusher.now_ms
         apply_flush(c)
         if c.full.n and c.arena.held_bytes > COMPACT_ABOVE_BYTES:
             compact(c)
@@ -644,8 +697,34 @@ cdef class Core:
             self.compact_above_bytes = c.limits.memory_budget_bytes // 2
         self.act()
 
+    cdef int forgive_transports(self, uint32_t held_ms) except -1:
+        """The loop was held up for so long: what transports hold could not go on, as only the loop writes it."""
+        cdef core_t* c = &self.c
+        cdef subscriber_t* sub
+        cdef uint32_t i
+        for i in range(c.full.n):
+            sub = <subscriber_t*>c.full.items[i]
+            if sub.fd < 0:
+                sub.stalled_since_ms += min(held_ms, c.flusher.now_ms - sub.stalled_since_ms)
+        return 0
+
+    cdef bint offer(self, subscriber_t* sub) except -1:
+        """Look whether a full sink takes more after all; True if it took something since it was last seen to."""
+        cdef core_t* c = &self.c
+        cdef uint64_t sent_bytes = c.flusher.sent_bytes
+        cdef uint32_t n_bytes
+        if sub.fd >= 0:
+            write_once(c, sub)
+            return c.flusher.sent_bytes != sent_bytes
+        n_bytes = (<Subscriber>sub.handle).transport.get_write_buffer_size()
+        if n_bytes >= sub.transport_bytes:
+            return False
+        count_transport(c, sub, n_bytes)
+        sub.stalled_since_ms = c.flusher.now_ms
+        return True
+
     cdef int keep_budget(self) except -1:
-        """Over half the budget: copy what pins chunks. Over all of it: evict, the largest outbox first.
+        """Over half the budget: copy what pins chunks. Over all of it: doom, the largest outbox first.
 
         Between two sweeps a turn comes here again only when another 1/32 of the budget is held: a compaction walks the
         spans of all full subscribers.
@@ -660,7 +739,7 @@ cdef class Core:
             sub = largest_full(c)
             if sub == NULL or budget_bytes(c) <= c.limits.memory_budget_bytes:
                 break
-            self.act_guarded(<Subscriber>sub.handle, EVENT_EVICT_BUDGET)
+            doom(c, sub, REASON_BUDGET)
         return 0
 
     # ---- what others may look at

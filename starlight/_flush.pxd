@@ -11,7 +11,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
 from starlight._arena cimport frame_start, vector_push, vector_t
-from starlight._outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, LINES_FRAME_BYTES, STATE_CLOSED, STATE_DEAD, control_t,
+from starlight._outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, LINES_FRAME_BYTES, LIST_EVENTFUL, LIST_NEWLY_FULL, STATE_CLOSED, STATE_DEAD, control_t,
                                 merged_t, releases_t, span_t, subscriber_t, between_frames, outbox_consume, torn_bytes)
 from starlight._wire cimport WIRE_TEXT, wire_write_header
 
@@ -45,8 +45,8 @@ cdef enum written_t:
 ctypedef struct flusher_t:
     uint32_t now_ms
     releases_t releases
-    vector_t newly_full          # borrowed subscribers; each at most once
-    vector_t eventful            # likewise
+    vector_t newly_full          # borrowed subscribers; each at most once (LIST_NEWLY_FULL)
+    vector_t eventful            # likewise (LIST_EVENTFUL)
     char* stage                  # owned, STAGE_BYTES: what the transport sink collects
     uint32_t stage_used
     const int32_t* script        # test seam, borrowed from the core: >0 bytes taken at most, 0 EAGAIN, <0 an errno
@@ -61,8 +61,8 @@ ctypedef struct flusher_t:
 
 
 cdef inline void raise_event(vector_t* eventful, subscriber_t* sub, uint8_t event) noexcept nogil:
-    if sub.events == 0:
-        sub.pins += 1
+    if not sub.lists & LIST_EVENTFUL:
+        sub.lists |= LIST_EVENTFUL
         vector_push(eventful, sub)
     sub.events |= event
 
@@ -293,6 +293,7 @@ cdef inline written_t write_control(flusher_t* f, subscriber_t* sub) noexcept no
 cdef inline void flush_one(flusher_t* f, subscriber_t* sub) noexcept nogil:
     """Write until nothing is left or the sink is full."""
     cdef written_t result = WRITTEN_ALL
+    cdef uint64_t sent_bytes = f.sent_bytes
     cdef bint waits
     if sub.state == STATE_DEAD or sub.is_full or sub.transport_busy:
         return
@@ -301,6 +302,7 @@ cdef inline void flush_one(flusher_t* f, subscriber_t* sub) noexcept nogil:
         if waits and between_frames(sub):
             result = write_control(f, sub)
         elif sub.n_spans == 0:
+            sub.is_stalled = False
             return
         elif sub.merged != NULL:
             result = write_merged(f, sub)
@@ -310,6 +312,9 @@ cdef inline void flush_one(flusher_t* f, subscriber_t* sub) noexcept nogil:
         raise_event(&f.eventful, sub, EVENT_BROKEN)
         return
     sub.is_full = True
-    sub.full_since_ms = f.now_ms
-    sub.pins += 1
-    vector_push(&f.newly_full, sub)
+    if f.sent_bytes != sent_bytes or not sub.is_stalled:
+        sub.stalled_since_ms = f.now_ms
+        sub.is_stalled = True
+    if not sub.lists & LIST_NEWLY_FULL:
+        sub.lists |= LIST_NEWLY_FULL
+        vector_push(&f.newly_full, sub)

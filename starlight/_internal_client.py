@@ -82,6 +82,7 @@ class Totals(msgspec.Struct):
     sends: int = 0
     bytes_out: int = 0
     evictions: dict[str, int] = {}
+    dropped: dict[str, dict[str, int]] = {}
     closes: dict[str, int] = {}
     errors: dict[str, int] = {}
     revocations: int = 0

@@ -29,11 +29,23 @@ cdef enum state_t:
     STATE_DEAD = 4               # detached or broken: never touched again except to be freed
 
 cdef enum event_t:               # what a flush or fan-out saw; carried out after it
-    EVENT_EVICT_SLOW = 1
-    EVENT_EVICT_TIMEOUT = 2
-    EVENT_CLOSE_SENT = 4
-    EVENT_BROKEN = 8             # the socket is gone: EPIPE, ECONNRESET, ...
-    EVENT_EVICT_BUDGET = 16
+    EVENT_EVICT = 1              # `evict_reason` says why
+    EVENT_CLOSE_SENT = 2
+    EVENT_BROKEN = 4             # the socket is gone: EPIPE, ECONNRESET, ...
+
+cdef enum:                       # reasons of the core to evict
+    REASON_NONE = 0              # it doesn't, or its user asked for it
+    REASON_SLOW = 1              # over a limit of the outbox
+    REASON_TIMEOUT = 2           # took nothing for the write timeout
+    REASON_BUDGET = 3            # the largest outbox when memory ran out
+    N_REASONS = 4
+
+cdef enum list_t:                # the lists of the core that may outlive a detach: a bit is set while the subscriber is in one
+    LIST_MARKED = 1              # `marked`, or what is left of the round
+    LIST_FIRST = 2
+    LIST_TRANSPORTS = 4
+    LIST_NEWLY_FULL = 8
+    LIST_EVENTFUL = 16
 
 cdef enum:
     CACHE_LINE_BYTES = 64
@@ -79,18 +91,18 @@ ctypedef struct subscriber_t:    # aligned to cache lines; a turn touches the fi
     uint8_t state
     uint8_t form
     uint8_t is_full              # the last send was short or EAGAIN, and no writable event has come since
-    uint8_t is_marked            # in the core's marked list
-    uint8_t is_first             # in the list that is flushed first (single-receiver frames)
-    uint8_t events               # waiting in the core's events list
+    uint8_t is_stalled           # it has been full since its outbox was last empty: `stalled_since_ms` holds
+    uint8_t lists                # bits of list_t: at most once in each, and freed only when it is in none
+    uint8_t events               # waiting in the core's list of events
+    uint8_t evict_reason         # set when the core decides
     uint8_t transport_busy       # the transport below still holds bytes: nothing is sent directly
-    uint8_t pins                 # lists of the core that still point here
     span_t inline_spans[INLINE_SPANS]    # the first one still in the first line
     # The second: what a flush needs as well.
     int fd                       # borrowed from the transport until detach; -1: write through the transport
     uint32_t head_offset
     control_t* control           # owned; NULL most of the time
     merged_t* merged             # owned; only FORM_LINES
-    uint32_t full_since_ms
+    uint32_t stalled_since_ms    # when the sink last took a byte, or first refused one behind an empty outbox
     int32_t full_index           # place in the core's full list; -1: not in it
     uint32_t span_capacity
     uint32_t transport_bytes     # what the transport below holds, as far as the core counts it
@@ -100,6 +112,9 @@ ctypedef struct subscriber_t:    # aligned to cache lines; a turn touches the fi
     uint32_t membership_capacity
     membership_t* memberships    # owned
     int32_t index                # place in the core's list of all subscribers
+    uint32_t end_messages        # what its outbox held when the core dropped it: evicted, or its socket broken
+    uint32_t end_oldest_ms       # the age of the oldest of them
+    uint64_t end_bytes
     void* handle                 # PyObject* of the Subscriber; the core holds one reference until detach
 
 
@@ -179,6 +194,15 @@ cdef inline void outbox_append(subscriber_t* sub, chunk_t* chunk, uint32_t first
     chunk.refs += 1
     sub.out_messages += end - first
     sub.out_bytes += n_bytes
+
+
+cdef inline uint32_t outbox_age_ms(subscriber_t* sub, uint32_t now_ms) noexcept nogil:
+    """How long the oldest message has waited; 0 with an empty outbox."""
+    cdef span_t* span
+    if sub.n_spans == 0:
+        return 0
+    span = &sub.spans[sub.first_span]
+    return now_ms - span.chunk.frames[span.first].appended_ms
 
 
 cdef inline uint64_t span_bytes(span_t* span) noexcept nogil:

@@ -16,9 +16,9 @@ Tokens: give a function instead of a string, and the connection outlives them::
 
     starlight.connect("wss://example.org/ws", token=ask_my_backend_for_a_token)
 
-It is called for the first login and when the server says that the login ends soon; the new token is then sent on the
-open connection (`Client.refresh`). After a loss the client comes back with the session that the server gave it, and
-with a fresh token where the session is not accepted any more.
+It is called for the first login, before the socket is opened, and when the server says that the login ends soon; the
+new token is then sent on the open connection (`Client.refresh`). After a loss the client comes back with the session
+that the server gave it, and with a fresh token where the session is not accepted any more.
 
 Law: no request is ever sent twice. What was under way when a link ended raises `ConnectionClosed`, and its fate is
 unknown; what is asked while there is no connection waits for the next one, within its own timeout. All is bounded.
@@ -27,15 +27,12 @@ Works on asyncio's own loop and on uvloop. A client belongs to the loop it was o
 """
 
 import asyncio
-import contextlib
 import logging
 import random
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Generator
-from typing import Any, Literal, NamedTuple, Self
-
-import msgspec
+from typing import Any, Final, Literal, NamedTuple, Self
 
 from starlight import close_codes
 from starlight._client_backoff import Backoff
@@ -43,8 +40,17 @@ from starlight._client_channel import JoinedChannel
 from starlight._client_inbox import Inbox
 from starlight._client_link import Closed, Link
 from starlight._client_login import Credentials, Token
+from starlight._client_rejoin import Rejoin
 from starlight._client_requests import Requests
-from starlight.errors import ClientError, ConnectFailed, ConnectionClosed, LoginRefused, RequestFailed
+from starlight.errors import (
+    ClientError,
+    ConnectFailed,
+    ConnectionClosed,
+    LoginRefused,
+    MessageTooBig,
+    ReplyUnreadable,
+    RequestFailed,
+)
 from starlight.protocol import client as wire
 from starlight.protocol.client import (
     NO_DATA,
@@ -80,6 +86,12 @@ __all__ = [
 ]
 
 log = logging.getLogger("starlight.client")
+
+EXPIRING_LIMIT_S: Final = 86_400.0
+"""The longest time that a server's `expiring` is believed to leave: a day."""
+
+CLOSE_TIMEOUT_S: Final = 2.0
+"""How long `close` waits for the server's close frame, and for a token function that won't be cancelled."""
 
 State = Literal["connected", "reconnecting", "closed"]
 """What `on_state` is told."""
@@ -133,17 +145,19 @@ class connect:  # in lower case, as it is used like a function
         user: who to log in as, for a server with ``--auth none``.
         token: what to log in with, for any other. A function (or coroutine function) is called whenever a fresh one is
             needed: for the first login, when the login ends soon (with a third of the time left as jitter, so that not
-            all clients ask at once), and to come back when the session is refused. With a string the client says
-            `Expiring`, and it is up to its owner to call `refresh`; otherwise the login ends with 4014.
+            all clients ask at once), and to come back when the session is refused. It may take 60 s, no socket is open
+            meanwhile, and when it fails it is asked again with backoff, but for the first login. With a string the
+            client says `Expiring`, and it is up to its owner to call `refresh`; otherwise the login ends with 4014.
         subprotocol: ``starlight.v1``, or ``starlight.v1.lines``, where the server merges what it coalesces.
         reconnect: whether to come back after a close whose code allows it (`close_codes.reconnect_policy`; never on
             4500-4999). The first connection is never tried twice.
-        timeout_s: for opening a connection and logging in, and for the reply to a request. 10: the server's own
-            patience with a write.
+        timeout_s: for opening a connection and logging in (the token aside), and for the reply to a request. 10: the
+            server's own patience with a write.
         backoff_s: the first delay before a reconnect is between 0 and this, doubling with each attempt. 0.25.
         backoff_max_s: the upper limit of that doubling. 30: a node that is away for long finds its clients within it.
-        keepalive_s: after this long without anything from the server the client pings, and without a pong within 10 s
-            the connection counts as lost. 30: a little more than the server's own ping interval, so it rarely happens.
+        keepalive_s: after this long without anything from the server the client pings, and without an answer within
+            10 s the connection counts as lost; earlier, after the `ping` and `pong` seconds that the server names
+            together. 30: a little more than the server's own ping interval, so it rarely happens.
         max_message_bytes: a longer message ends the connection with 1009. 16 MiB: more than any default server sends.
         inbox_messages: how many messages wait for a slow reader, per joined channel and for the client itself, before
             the oldest are dropped (and counted in ``missed`` of the next one). 1,024: four times the server's outbox.
@@ -157,6 +171,7 @@ class connect:  # in lower case, as it is used like a function
     Raises (when awaited):
         ConnectFailed: no connection, or no Starlight server.
         LoginRefused: the server closed it instead of welcoming the login.
+        Exception: what the token function raised.
         TimeoutError: neither happened in time.
         ValueError: an argument is not allowed.
     """
@@ -231,16 +246,24 @@ class Client:
         user: who the server says this is.
         name: the server's name for this connection; another one after a reconnect.
         node: the name that this run of the node has for clients.
+        previous: how the connection before this one ended, as the server remembers it: a dict with ``code``, ``reason``
+            and ``at``. None if it doesn't, and on the first connection.
+        unreadable_messages: how many messages of the server were dropped because Python can't hold them: JSON numbers
+            out of range, deep nesting, fields of a wrong type, no JSON at all. The first one is logged. A publication
+            among them also counts in ``missed`` of the next one of its channel.
     """
 
     def __init__(self, url: str, options: _Options) -> None:
         self.user = options.user or ""
         self.name = ""
         self.node = ""
+        self.previous: dict[str, Any] | None = None
+        self.unreadable_messages = 0
         self._url = url
         self._options = options
         self._credentials = Credentials(options.user, options.token)
         self._renewal: asyncio.Task[None] | None = None
+        self._rejoining: asyncio.Task[None] | None = None
         self._link: Link | None = None
         self._sendable = asyncio.Event()  # connected and the kernel takes more; or closed, to wake who waits
         self._is_ready = False
@@ -274,7 +297,7 @@ class Client:
 
         Args:
             channel: 1-255 bytes of ``A-Z a-z 0-9 _ - . : / @ #``.
-            data: anything orjson can encode; ``bytes`` are JSON already and are sent as they are.
+            data: anything orjson can encode; ``bytes`` are JSON already, are checked and sent as they are.
             ack: wait for the server's reply. Without it the call returns once the message was handed over, None, and
                 a refusal is only logged.
 
@@ -282,6 +305,9 @@ class Client:
             RequestFailed: the server refused it.
             ConnectionClosed: the connection ended before the reply; whether it was published is unknown.
             TimeoutError: no connection, or no reply, in time.
+            ReplyUnreadable: the reply is nothing that Python can hold.
+            MessageTooBig: the server doesn't take messages of this size; it was not sent.
+            TypeError, ValueError: `data` is not JSON; nothing was sent.
         """
         if not ack:
             await self._tell(wire.encode("publish", channel=channel, data=data))
@@ -369,16 +395,16 @@ class Client:
             await self._ask("leave", channel=channel)
 
     async def close(self) -> None:
-        """Close the connection and stop; iterations end. May be called more than once."""
+        """Close the connection and stop; iterations end. Final in any state: also while a token is being fetched, while
+        the client waits to reconnect, and while it connects. May be called more than once."""
         self._is_closing = True
-        if self._renewal is not None:
-            self._renewal.cancel()
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._supervisor
+        self._cancel_tasks()
+        supervisor = self._supervisor
+        if supervisor is not None and supervisor is not asyncio.current_task():  # the token function may close it, too
+            supervisor.cancel()
+            await asyncio.wait([supervisor], timeout=min(CLOSE_TIMEOUT_S, self._options.timeout_s))
         if self._link is not None:
-            await self._link.close(timeout_s=min(2.0, self._options.timeout_s))
+            await self._link.close(timeout_s=min(CLOSE_TIMEOUT_S, self._options.timeout_s))
         self._finish(Closed(close_codes.NORMAL, "closed by the caller"))
 
     async def wait_closed(self) -> None:
@@ -414,15 +440,20 @@ class Client:
             await self._open_link()
 
     async def _open_link(self) -> None:
-        """Connect, log in, join again."""
+        """Get what to log in with, connect, log in, join again."""
         options = self._options
+        fields = await self._credentials.login()  # before the socket: the server gives a login only seconds
+        if self._is_closing:
+            raise ConnectionClosed(close_codes.NORMAL, "closed by the caller")
         link = Link(self._receive, self._set_writable, self._lost, options.max_message_bytes)
         try:
             async with asyncio.timeout(options.timeout_s):
-                await link.open(self._url, options.subprotocol, options.keepalive_s, options.tls)
+                await link.open(self._url, options.subprotocol, options.tls)
                 self._link = link
-                await self._login(link)
-                await self._join_again(link)
+                welcome = await self._login(link, fields)
+            link.watch(welcome.ping, welcome.pong, options.keepalive_s)
+            rejoin = self._make_rejoin(link, welcome)
+            await rejoin.round(within_s=options.timeout_s)
         except TimeoutError:
             link.abort()
             raise TimeoutError(f"{self._url}: not connected and logged in within {options.timeout_s:g} s") from None
@@ -434,34 +465,52 @@ class Client:
         self._backoff.opened()
         self._is_ready = True
         self._update_sendable()
+        if not rejoin.is_done:
+            self._rejoining = asyncio.create_task(self._rejoin_rest(link, rejoin))
         self._tell_state("connected", None)
 
-    async def _login(self, link: Link) -> None:
-        fields = await self._credentials.login()
+    async def _login(self, link: Link, fields: dict[str, Any]) -> wire.Welcome:
         try:
-            await self._exchange(link, "login", **fields)
+            await self._exchange(link, "login", **fields, previous=self.name or None)
         except ConnectionClosed as error:
             if error.code == close_codes.ABNORMAL:
                 raise ConnectFailed(f"{self._url}: the connection was lost during the login") from error
             raise LoginRefused(error.code, error.reason) from error
+        if link.welcome is None:
+            raise ConnectFailed(f"{self._url}: the server answered the login with something else than a welcome")
+        return link.welcome
 
-    async def _join_again(self, link: Link) -> None:
-        """Join what was joined, before anything the application asks; a channel that is refused ends alone."""
-        names = list(self._channels)
-        if not names:
-            return
-        replies = await asyncio.gather(
-            *(self._exchange(link, "join", channel=name) for name in names), return_exceptions=True
+    def _make_rejoin(self, link: Link, welcome: wire.Welcome) -> Rejoin:
+        async def ask(fields: dict[str, Any]) -> wire.Ok:
+            async with asyncio.timeout(self._options.timeout_s):
+                return await self._exchange(link, "join", **fields)
+
+        def leave(channel: str) -> None:
+            if not self._is_ready:  # otherwise `leave` has told the server itself
+                link.send(wire.encode("leave", channel=channel))
+
+        def refuse(channel: str, error: RequestFailed) -> None:
+            self._channels.pop(channel).inbox.end(error)
+
+        return Rejoin(
+            self._channels,
+            ask=ask,
+            leave=leave,
+            refuse=refuse,
+            message_rate=welcome.limit_of("message_rate"),
+            byte_rate=welcome.limit_of("byte_rate"),
+            message_bytes=welcome.limit_of("message_bytes"),
         )
-        for name, reply in zip(names, replies, strict=True):
-            if isinstance(reply, RequestFailed):
-                joined = self._channels.pop(name, None)
-                if joined is not None:
-                    joined.inbox.end(reply)
-            elif isinstance(reply, BaseException):
-                raise reply
-            elif name not in self._channels:
-                link.send(wire.encode("leave", channel=name))  # left in the meantime
+
+    async def _rejoin_rest(self, link: Link, rejoin: Rejoin) -> None:
+        """What the first round has left, beside the application's requests."""
+        try:
+            await rejoin.rounds()
+        except ConnectionClosed:
+            pass  # the next connection begins anew
+        except (ClientError, TimeoutError) as error:
+            log.warning("joining again failed, so the connection is given up: %s", error or "no reply")
+            link.abort()
 
     async def _supervise(self) -> None:
         """Until the end: wait for the link to be lost, and open another one where the close code allows it."""
@@ -470,6 +519,8 @@ class Client:
             while self._link is not None:
                 closed = await asyncio.shield(self._link.closed)
                 while not self._is_ready:
+                    if self._is_closing:
+                        return
                     policy = close_codes.reconnect_policy(closed.code)
                     if policy == "never" or not self._options.reconnect:
                         return
@@ -486,10 +537,16 @@ class Client:
             await self._open()
         except LoginRefused as error:
             return Closed(error.code, error.reason)
+        except asyncio.CancelledError:
+            if _is_being_cancelled():
+                raise
+            log.warning("reconnecting failed: the token function was cancelled")
         except (ClientError, TimeoutError) as error:
             log.info("reconnecting failed: %s", error)
         except Exception:  # a token function that raised: the application's fault, and it may recover
             log.exception("reconnecting failed")
+        if self._link is not None and self._link.closed.done():  # after the login, say while joining again
+            return self._link.closed.result()
         return closed
 
     def _lost(self, link: Link, closed: Closed) -> None:
@@ -501,6 +558,8 @@ class Client:
             self._backoff.lost()
         self._is_ready = False
         self._is_writable = True
+        if self._rejoining is not None:
+            self._rejoining.cancel()
         if closed.code == close_codes.SESSION_EXPIRED:
             self._credentials.drop_session(closed.code)
         self._update_sendable()
@@ -511,8 +570,7 @@ class Client:
             return
         self._closed = ConnectionClosed(closed.code, closed.reason)
         self._is_ready = False
-        if self._renewal is not None:
-            self._renewal.cancel()
+        self._cancel_tasks()
         self._sendable.set()
         error = None if closed.code == close_codes.NORMAL else self._closed
         self._inbox.end(error)
@@ -520,6 +578,12 @@ class Client:
             joined.inbox.end(error)
         self._channels.clear()
         self._tell_state("closed", closed.code)
+
+    def _cancel_tasks(self) -> None:
+        """Those that work for a connection: there will be none any more."""
+        for task in (self._renewal, self._rejoining):
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
 
     # Sending.
 
@@ -534,20 +598,21 @@ class Client:
     ) -> wire.Ok:
         """Send a request on the current connection, or on the next one, and wait for its reply."""
         timeout_s = self._options.timeout_s if timeout_s is None else timeout_s
+        payload = None if data is NO_DATA else wire.encode_data(data)
         try:
             async with asyncio.timeout(timeout_s), self._slots:
                 link = await self._usable_link()
-                return await self._exchange(link, type, data=data, on_ok=on_ok, **fields)
+                return await self._exchange(link, type, payload, on_ok=on_ok, **fields)
         except TimeoutError:
             raise TimeoutError(f"{type}: no reply within {timeout_s:g} s") from None
 
     async def _tell(self, message: bytes) -> None:
         """Send a message that asks for no reply."""
         if self._sendable.is_set() and self._link is not None and self._closed is None:
-            return self._link.send(message)  # the usual case, without a timer
+            return self._send(self._link, message)  # the usual case, without a timer
         try:
             async with asyncio.timeout(self._options.timeout_s):
-                return (await self._usable_link()).send(message)
+                return self._send(await self._usable_link(), message)
         except TimeoutError:
             raise TimeoutError(f"nothing could be sent within {self._options.timeout_s:g} s") from None
 
@@ -560,8 +625,8 @@ class Client:
         self,
         link: Link,
         type: str,
+        payload: bytes | None = None,
         *,
-        data: object = NO_DATA,
         on_ok: Callable[[], None] | None = None,
         **fields: Any,
     ) -> wire.Ok:
@@ -570,10 +635,17 @@ class Client:
             raise ConnectionClosed(*link.closed.result())
         request = self._requests.add(link, on_ok)
         try:
-            link.send(wire.encode(type, request.id, data=data, **fields))
+            self._send(link, wire.splice(type, request.id, payload, **fields))
             return await request.reply
         finally:
             self._requests.remove(request)
+
+    def _send(self, link: Link, message: bytes) -> None:
+        """Hand one message over, unless the server would end the connection for its size."""
+        limit_bytes = None if link.welcome is None else link.welcome.limit_of("message_bytes")
+        if limit_bytes is not None and len(message) > limit_bytes:
+            raise MessageTooBig(len(message), limit_bytes)
+        link.send(message)
 
     async def _usable_link(self) -> Link:
         """The current link, as soon as it is logged in and takes more bytes."""
@@ -598,11 +670,15 @@ class Client:
 
     def _receive(self, raw: bytes) -> None:
         try:
-            message = wire.decode(raw)
-        except msgspec.DecodeError as error:
-            log.warning("the server sent a message that cannot be read: %s", error)
-            return
+            self._dispatch(raw)
+        except Exception:
+            log.exception("a message of the server was dropped")
+
+    def _dispatch(self, raw: bytes) -> None:
+        message = wire.decode(raw)
         match message:
+            case wire.Unreadable():
+                self._drop(message)
             case Publication():
                 joined = self._channels.get(message.channel)
                 if joined is not None:
@@ -610,7 +686,7 @@ class Client:
             case wire.Ok() | wire.Pong() | wire.Welcome() | wire.Error():
                 self._receive_reply(message)
             case wire.Bye():
-                self._backoff.asked_s = (message.retry_ms or 0) / 1000
+                self._backoff.ask(message.retry_ms)
             case Expiring() if self._credentials.can_renew:
                 if self._renewal is None or self._renewal.done():
                     self._renewal = asyncio.create_task(self._renew(message.seconds))
@@ -618,6 +694,18 @@ class Client:
                 log.debug("ignored a message of an unknown type")
             case _:
                 self._receive_message(message, len(raw))
+
+    def _drop(self, message: wire.Unreadable) -> None:
+        """Count what can't be read, and fail who waits for it."""
+        self.unreadable_messages += 1
+        if self.unreadable_messages == 1:
+            log.warning("the server sent a message that cannot be read: %s (more are only counted)", message.why)
+        request = self._requests.get(message.id)
+        if request is not None:
+            request.fail(ReplyUnreadable(message.why))
+        joined = self._channels.get(message.channel)
+        if joined is not None:
+            joined.inbox.skip()
 
     def _receive_reply(self, reply: wire.Ok | wire.Pong | wire.Welcome | wire.Error) -> None:
         request = self._requests.get(reply.id)
@@ -628,22 +716,29 @@ class Client:
             request.fail(RequestFailed(reply.code, reply.name, reply.message))
         else:
             if isinstance(reply, wire.Welcome):
+                request.link.welcome = reply
                 self.user, self.name, self.node = reply.user, reply.client, reply.node
+                self.previous = reply.previous if isinstance(reply.previous, dict) else None
                 self._credentials.welcome(reply.session, reply.expires)
             request.succeed(reply if isinstance(reply, wire.Ok) else wire.Ok())
 
     async def _renew(self, left_s: float) -> None:
         """The login ends soon: renew it. If that fails the server closes with 4014, and the next login asks again."""
-        await asyncio.sleep(random.uniform(0, left_s / 3))
+        await asyncio.sleep(random.uniform(0, min(max(left_s, 0.0), EXPIRING_LIMIT_S) / 3))
         try:
-            async with asyncio.timeout(self._options.timeout_s):
-                token = await self._credentials.fresh()
+            token = await self._credentials.fresh()
             if token is not None:
                 await self.refresh(token)
+            return
+        except asyncio.CancelledError:
+            if _is_being_cancelled():
+                raise
+            log.warning("the login was not renewed: the token function was cancelled")
         except (ClientError, TimeoutError) as error:
             log.warning("the login was not renewed: %s", error)
         except Exception:  # of the token function
             log.exception("the login was not renewed")
+        self._credentials.renewal_failed()
 
     def _receive_message(self, message: Message, size_bytes: int) -> None:
         callback = self._options.on_message
@@ -665,3 +760,9 @@ class Client:
 
     def _new_inbox(self, limit_messages: int | None = None) -> Inbox[Any]:
         return Inbox(limit_messages or self._options.inbox_messages, self._options.inbox_bytes)
+
+
+def _is_being_cancelled() -> bool:
+    """Whether the running task is being cancelled, as opposed to a CancelledError that came out of a token function."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

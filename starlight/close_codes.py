@@ -61,11 +61,11 @@ CLOSE_CODES: Final[dict[int, CloseCode]] = {
         CloseCode(4012, "NO_PONG", "no pong", "reconnect"),
         CloseCode(4013, "TOO_MANY_REQUESTS", "too many requests", "reconnect"),
         CloseCode(4014, "SESSION_EXPIRED", "session expired", "reconnect"),
+        CloseCode(4015, "LOGIN_TIMEOUT", "login timeout", "backoff"),
+        CloseCode(4016, "CONNECTION_LIMIT", "connection limit", "backoff"),
         CloseCode(4500, "INVALID_TOKEN", "invalid token", "never"),
         CloseCode(4501, "BAD_REQUEST", "bad request", "never"),
-        CloseCode(4502, "LOGIN_TIMEOUT", "login timeout", "never"),
         CloseCode(4503, "DISCONNECTED", "disconnected by the operator", "never"),
-        CloseCode(4504, "CONNECTION_LIMIT", "connection limit", "never"),
         CloseCode(4505, "CHANNEL_LIMIT", "channel limit", "never"),
         CloseCode(4507, "PERMISSION", "permission denied", "never"),
         CloseCode(4509, "TOO_MANY_ERRORS", "too many errors", "never"),
@@ -93,11 +93,11 @@ RECONNECT: Final = 4011
 NO_PONG: Final = 4012
 TOO_MANY_REQUESTS: Final = 4013
 SESSION_EXPIRED: Final = 4014
+LOGIN_TIMEOUT: Final = 4015
+CONNECTION_LIMIT: Final = 4016
 INVALID_TOKEN: Final = 4500
 BAD_REQUEST: Final = 4501
-LOGIN_TIMEOUT: Final = 4502
 DISCONNECTED: Final = 4503
-CONNECTION_LIMIT: Final = 4504
 CHANNEL_LIMIT: Final = 4505
 PERMISSION: Final = 4507
 TOO_MANY_ERRORS: Final = 4509

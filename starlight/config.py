@@ -201,7 +201,7 @@ class Settings(BaseSettings):
         20,
         ge=0,
         le=1_000_000,
-        description="Connections of one user at once. 4504 beyond. A person has some devices and tabs, and dead ones "
+        description="Connections of one user at once. 4016 beyond. A person has some devices and tabs, and dead ones "
         "count until their ping fails. 0: no limit, as is the default with auth none.",
     )
     connections_per_address: Annotated[int, Shown("{} with tokens"), RELOADS] = Field(
@@ -264,28 +264,32 @@ class Settings(BaseSettings):
         256,
         ge=1,
         le=1_000_000,
-        description="Messages an outbox holds before its client counts as slow. If its socket is full it is then "
-        "evicted after evict_after. 256 is the buffer of the channel that the Go pattern gives each client.",
+        description="Messages an outbox may hold while its client takes nothing. Beyond, it is evicted (4008) after "
+        "evict_after. A client that reads is not, until its oldest message has waited for write_timeout. "
+        "256 is the buffer of the channel that the Go pattern gives each client.",
     )
     outbox_bytes: Annotated[Size, Flag("--outbox-bytes")] = Field(
         2**20,
         ge=2**10,
         le=2**30,
-        description="Bytes an outbox holds before its client is evicted. At once, if its socket is full. 1 MiB is "
-        "about 0.1 s of a 100 Mbit/s line, and bounds what one client can cost.",
+        description="Bytes an outbox may hold while its client takes nothing. As for messages. 1 MiB is 256 messages "
+        "of 4 KiB. A burst may pass it, so memory_budget is what bounds all outboxes together.",
     )
     evict_after_s: Duration = Field(
         0.25,
         ge=0,
         le=60,
-        description="How long a full socket may stay over the messages. 250 ms lets a healthy reader get through a "
-        "burst or a pause of its own; 0 evicts at the limit at once.",
+        description="How long a client over a limit of its outbox may take nothing. It counts from the last byte that "
+        "its socket took. 250 ms is longer than a pause of a healthy reader, and a client that reads "
+        "nothing is gone before it costs much; 0 evicts it at the limit.",
     )
     memory_budget_bytes: Size = Field(
         512 * 2**20,
         ge=2**20,
         le=2**40,
-        description="Memory for all outboxes together. Counted in whole chunks. Half of a 1 GiB container.",
+        description="Memory for all outboxes together. Counted in whole chunks; the largest outboxes go first. One "
+        "outbox may pass its own limits while its client reads, so this bounds the process. Half of a 1 GiB "
+        "container.",
     )
     send_buffer_bytes: Size = Field(
         64 * 2**10,
@@ -311,7 +315,7 @@ class Settings(BaseSettings):
         5.0,
         ge=0.01,
         le=300,
-        description="From the handshake to the login message; 4502 after it. Then for an application's check of it: "
+        description="From the handshake to the login message; 4015 after it. Then for an application's check of it: "
         "1013.",
     )
     ping_interval_s: Duration = Field(
@@ -328,7 +332,12 @@ class Settings(BaseSettings):
         description="How long the pong to a ping may take. 4012 after it. Covers a change of mobile network.",
     )
     write_timeout_s: Duration = Field(
-        10.0, ge=0.01, le=300, description="How long a full socket may take nothing at all. 4009 after it."
+        10.0,
+        ge=0.01,
+        le=300,
+        description="How long a socket may take nothing at all. 4009 after it. Also how long the oldest message of a "
+        "client over its limits may wait, however it reads: 4008. 10 s is what a person may wait behind a "
+        "burst on a slow line.",
     )
     drain_timeout_s: Annotated[Duration, Panel("Drain"), RELOADS] = Field(
         10.0,

@@ -19,7 +19,9 @@
         ├── ConnectFailed             no WebSocket connection could be opened
         ├── LoginRefused              the server closed the connection instead of welcoming the login
         ├── ConnectionClosed          the connection ended while something still waited on it
-        └── RequestFailed             the server answered a request with an error reply
+        ├── RequestFailed             the server answered a request with an error reply
+        ├── ReplyUnreadable           the server answered a request with what Python can't hold
+        └── MessageTooBig             the message is larger than the server takes, and was not sent
 
 Expected ends are data: ``CloseConnection`` and ``RequestError`` carry codes of ``close_codes.py`` and are not logged as
 failures. Anything outside this tree is a bug.
@@ -37,10 +39,12 @@ __all__ = [
     "KeysUnavailable",
     "ListenFailed",
     "LoginRefused",
+    "MessageTooBig",
     "NodeRefused",
     "NodeUnreachable",
     "NotServing",
     "OperatorError",
+    "ReplyUnreadable",
     "RequestError",
     "RequestFailed",
     "StarlightError",
@@ -273,3 +277,35 @@ class RequestFailed(ClientError):
 
     def __str__(self) -> str:
         return f"{self.code} {self.name}: {self.message}".rstrip(": ")
+
+
+class ReplyUnreadable(ClientError):
+    """The server answered a request with what Python can't hold: a number out of range, say. What was asked was done.
+
+    Attributes:
+        why: what could not be read.
+    """
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+        super().__init__(why)
+
+    def __str__(self) -> str:
+        return f"the reply cannot be read: {self.why}"
+
+
+class MessageTooBig(ClientError):
+    """The message is larger than the server takes, and was not sent: the server would have ended the connection.
+
+    Attributes:
+        size_bytes: of the message.
+        limit_bytes: of the server.
+    """
+
+    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+        super().__init__(size_bytes, limit_bytes)
+
+    def __str__(self) -> str:
+        return f"a message of {self.size_bytes:,} bytes was not sent: the server takes at most {self.limit_bytes:,}"

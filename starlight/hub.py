@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
@@ -73,6 +73,7 @@ class Hub:
         channels_limit: channels one client may have joined (106 beyond).
         clients_limit: clients one channel may have (106 beyond); 0: no limit.
         name_limit_bytes: of users and channels; the protocol's own by default.
+        message_limit_bytes: the largest message that the connections let through, told in `welcome`; None: no limit.
         announces: which channels (by name) publish `joined` and `left` of their users; none by default, as each
             costs a message to everyone in the channel.
         clock: monotonic seconds, for counting errors in a window, for rates and for the end of logins.
@@ -95,6 +96,7 @@ class Hub:
         channels_limit: int = CHANNELS_LIMIT,
         clients_limit: int = 0,
         name_limit_bytes: int = commands.NAME_LIMIT_BYTES,
+        message_limit_bytes: int | None = None,
         announces: Callable[[str], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -114,6 +116,7 @@ class Hub:
         self._channels_limit = channels_limit
         self._clients_limit = clients_limit
         self._name_limit_bytes = name_limit_bytes
+        self._message_limit_bytes = message_limit_bytes
         self._announces = announces
         self._clock = clock
         self._catch_up = CatchUp(clock)
@@ -281,6 +284,7 @@ class Hub:
                 pong_s=self._pong_timeout_s,
                 session=client.session,
                 expires=None if client.expires is None else int(client.expires),
+                limits=self._client_limits(),
             ),
         )
         self._everyone.join(client.subscriber)
@@ -290,6 +294,15 @@ class Hub:
             return client
         client._busy = True
         return self._greet(client, greeting)
+
+    def _client_limits(self) -> replies.ClientLimits:
+        limits = self._logins.limits
+        return replies.ClientLimits(
+            message_bytes=self._message_limit_bytes,
+            channels=self._channels_limit,
+            message_rate=limits.message_rate or None,
+            byte_rate=limits.byte_rate_bytes or None,
+        )
 
     async def _greet(self, client: Client, greeting: Awaitable[None]) -> Client:
         try:
@@ -360,23 +373,75 @@ class Hub:
             self._core_send(client.subscriber, replies.ok_count(command.id, reached))
 
     def _join(self, client: Client, command: commands.Join) -> None:
+        if command.channels is not None:
+            self._join_several(client, command.id, command.channels)
+            return
         name = command.channel
+        assert name is not None  # the decoder has seen to it
+        self._check_join(client, name, len(client._channels))
+        if command.id is not None:
+            self._core_send(client.subscriber, replies.ok_join(command.id, name))
+        self._enter(client, name)
+
+    def _join_several(self, client: Client, id: int | str | None, items: Sequence[commands.JoinItem]) -> None:
+        """Each channel is judged as if it came alone, behind those before it. Their publications follow the one reply.
+
+        However many of them are refused, that is one fault of the message: a client that comes back and may no longer
+        join what it had would be ended for good (4509) otherwise.
+        """
+        entering: dict[str, None] = {}
+        outcomes = [(item.channel, self._try_join(client, item, entering)) for item in items]
+        if not client.is_connected:
+            return  # the authorize hook has ended it
+        errors = [error for _, error in outcomes if error is not None]
+        for error in errors:
+            self.counts[f"error_{error.code}"] += 1
+            if id is None:
+                self._core_send(client.subscriber, replies.error(None, error.code, error.message))
+        if id is not None:
+            self._core_send(client.subscriber, replies.ok_joins(id, outcomes))
+        for name in entering:
+            self._enter(client, name)
+        if any(error.code in _FAULTS for error in errors):
+            self._count_fault(client)
+
+    def _try_join(self, client: Client, item: commands.JoinItem, entering: dict[str, None]) -> RequestError | None:
+        """Why a client may not join a channel, or None, and then the channel is added to those that it enters."""
+        name = item.channel
+        try:
+            if item.has_since:
+                raise RequestError(ErrorCode.NOT_AVAILABLE, "since: not available")
+            wrong = commands.wrong_channel(name)
+            if wrong is not None:
+                raise wrong
+            if name in entering:
+                raise RequestError(ErrorCode.ALREADY_JOINED, "already joined")
+            self._check_join(client, name, len(client._channels) + len(entering))
+        except RequestError as error:
+            return error
+        entering[name] = None
+        return None
+
+    def _check_join(self, client: Client, name: str, joined: int) -> None:
+        """Raise `RequestError` if a client that has joined so many channels may not join this one as well."""
         if self._permissions is not None:
             self._require(client, "join", name)
         if name in client._channels:
             raise RequestError(ErrorCode.ALREADY_JOINED, "already joined")
-        if len(client._channels) >= self._channels_limit:
+        if joined >= self._channels_limit:
             raise RequestError(ErrorCode.LIMIT_EXCEEDED, f"a client may join {self._channels_limit} channels")
         if len(name) > self._name_limit_bytes:
             raise self._too_long()
         record = self._channels.get(name)
         if self._clients_limit and record is not None and record.presence.clients >= self._clients_limit:
             raise RequestError(ErrorCode.LIMIT_EXCEEDED, "the channel is full")
+
+    def _enter(self, client: Client, name: str) -> None:
+        """Make a client a member of a channel that it may join, behind the reply that says so."""
+        record = self._channels.get(name)
         if record is None:
             announces = self._announces is not None and self._announces(name)
             record = self._channels[name] = ChannelRecord(name, self._core.channel(), announces)
-        if command.id is not None:
-            self._core_send(client.subscriber, replies.ok_join(command.id, name))
         if record.presence.add(client.user) and record.announces:
             self._core_publish(record.channel, pushes.joined(name, client.user), b"", b"")
         record.channel.join(client.subscriber)
@@ -566,10 +631,14 @@ class Hub:
         self.counts[f"error_{error.code}"] += 1
         self._core_send(client.subscriber, replies.error(id, error.code, error.message))
         if error.code in _FAULTS:
-            if client._faults is None:
-                client._faults = Faults()
-            if not client._faults.admit(self._clock()):
-                raise CloseConnection(close_codes.TOO_MANY_ERRORS)
+            self._count_fault(client)
+
+    def _count_fault(self, client: Client) -> None:
+        """Raises `CloseConnection` (4509) for one too many."""
+        if client._faults is None:
+            client._faults = Faults()
+        if not client._faults.admit(self._clock()):
+            raise CloseConnection(close_codes.TOO_MANY_ERRORS)
 
     def _too_long(self) -> RequestError:
         return RequestError(ErrorCode.BAD_REQUEST, f"channel: longer than {self._name_limit_bytes} bytes")

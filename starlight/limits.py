@@ -79,7 +79,7 @@ class Limits(NamedTuple):
     """The limits in force; 0: none.
 
     Attributes:
-        connections_per_user: of one user at a time (4504).
+        connections_per_user: of one user at a time (4016).
         connections_per_address: of one address at a time (refused at accept).
         connection_rate: new connections a second of one address (refused at accept).
         message_rate: messages a second of one client (111, 4013).

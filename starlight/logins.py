@@ -78,7 +78,7 @@ class Logins:
     async def in_time(self, checking: Awaitable[T]) -> T:
         """What a check of a login comes to. Cancels it and raises `CloseConnection` 1013 if it takes too long.
 
-        Not 4502, after which clients stay away: it is the check that is late, not they.
+        Not 4015 (login timeout): it is the check that is late, not the client.
         """
         try:
             async with asyncio.timeout(self._check_timeout_s) as limit:

@@ -24,7 +24,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from starlight.close_codes import error_name
-from starlight.stats import OTHER, Stats
+from starlight.stats import EVICTION_REASONS, OTHER, Stats
 
 __all__ = ["CONTENT_TYPE", "SERIES_LIMIT", "StatsCollector", "exposition", "make_registry"]
 
@@ -152,6 +152,15 @@ class StatsCollector(Collector):
         for reason, code in (("slow", "4008"), ("budget", "4008"), ("timeout", "4009")):
             evictions.add_metric([reason, code], core[f"evicted_{reason}_total"])
         yield evictions
+        for unit in ("messages", "bytes"):
+            dropped = CounterMetricFamily(
+                f"starlight_dropped_{unit}",
+                f"{unit.capitalize()} in the outboxes of evicted clients, which they never got, by reason.",
+                labels=["reason"],
+            )
+            for reason in EVICTION_REASONS:
+                dropped.add_metric([reason], core[f"dropped_{reason}_{unit}_total"])
+            yield dropped
         closes = CounterMetricFamily(
             "starlight_closes", "Connections closed, by whom and with which code.", labels=["by", "code"]
         )

@@ -131,6 +131,7 @@ class Node:
             channels_limit=settings.channels_per_client,
             clients_limit=settings.clients_per_channel,
             name_limit_bytes=settings.name_limit_bytes,
+            message_limit_bytes=settings.read_limit_bytes,
             announces=announces,
             node=secrets.token_hex(4),  # no two runs share one, and no client learns the name of the host
             ping_interval_s=settings.ping_interval_s,

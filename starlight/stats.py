@@ -30,7 +30,16 @@ if TYPE_CHECKING:
     from starlight.hub import Hub
     from starlight.hub_records import ChannelRecord
 
-__all__ = ["CHANNEL_ORDERS", "CONNECTION_ORDERS", "OTHER", "LoopLag", "Source", "Stats", "not_ready"]
+__all__ = [
+    "CHANNEL_ORDERS",
+    "CONNECTION_ORDERS",
+    "EVICTION_REASONS",
+    "OTHER",
+    "LoopLag",
+    "Source",
+    "Stats",
+    "not_ready",
+]
 
 SLICE: Final = 500
 """Connections or channels that are looked at between two turns of the loop: about half a millisecond of them."""
@@ -46,6 +55,9 @@ CONNECTION_ORDERS: Final = ("outbox", "oldest", "messages_in", "connected")
 
 CHANNEL_ORDERS: Final = ("subscribers", "publications", "deliveries")
 """By what `Stats.channelz` can sort, largest first."""
+
+EVICTION_REASONS: Final = ("slow", "timeout", "budget")
+"""Why the core evicts: over a limit of the outbox; took nothing for the write timeout; largest when memory ran out."""
 
 OTHER: Final = "other"
 """What stands for every code that is not in the tables, so that nobody can make up codes to be counted."""
@@ -200,6 +212,7 @@ class Stats:
             "sends": core["sends_total"],
             "bytes_out": core["sent_bytes_total"],
             "evictions": self.evictions(core),
+            "dropped": dropped(core),
             "closes": dict(closes),
             "errors": self.errors(),
             "revocations": hub._logins.revocations.total,
@@ -435,6 +448,14 @@ def _by_code(
         if name.startswith(prefix) and code not in without:
             found[code if code in known else OTHER] += count
     return dict(found)
+
+
+def dropped(core: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Messages and bytes that evicted clients never got, by the reason of the eviction, out of the core's counters."""
+    return {
+        reason: {unit: core[f"dropped_{reason}_{unit}_total"] for unit in ("messages", "bytes")}
+        for reason in EVICTION_REASONS
+    }
 
 
 def resident_bytes() -> int:

@@ -71,7 +71,7 @@ class PairConnection:
     def pause_reading(self, seconds: float) -> None:
         self.paused_s += seconds
 
-    def on_evicted(self, code: int) -> None:
+    def on_evicted(self, code: int, messages: int, n_bytes: int, oldest_ms: int) -> None:
         self.is_open = False
         self.closed_with = code
 

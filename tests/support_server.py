@@ -12,6 +12,8 @@ from typing import Any
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
+from starlight.close_codes import error_name
+
 
 class ScriptedServer:
     """Listens on a port of the kernel's choice; may stop and listen on the same port again."""
@@ -21,16 +23,30 @@ class ScriptedServer:
         self.commands: list[dict[str, Any]] = []  # all that was received, over all connections
         self.opened = 0
         self.close_logins_with: int | None = None
-        self.refuse_joins_of: set[str] = set()
+        self.refuse_joins_of: set[str] = set()  # with 103
+        self.refuse_joins_once: dict[str, int] = {}  # by channel, with this code, once
+        self.answer_joins_with: list[int] = []  # the whole message with an error, one code after the other
+        self.welcome: dict[str, Any] = {}  # further fields of every welcome
         self.session: str | None = None  # what every welcome says
         self.refuse_tokens: set[str] = set()  # with 4500
         self.is_silent = False
         self._server: Server | None = None
-        self._channels: dict[ServerConnection, set[str]] = {}
+        self._open: set[ServerConnection] = set()
+        self._channels: dict[ServerConnection, set[str]] = {}  # of those that have logged in
 
     @property
     def url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/ws"
+
+    @property
+    def connections(self) -> list[ServerConnection]:
+        """Those that are open, logged in or not."""
+        return list(self._open)
+
+    @property
+    def joined(self) -> set[str]:
+        """The channels of all clients."""
+        return set().union(*self._channels.values())
 
     def seen(self, type: str) -> list[dict[str, Any]]:
         """The received commands of one type."""
@@ -63,11 +79,12 @@ class ScriptedServer:
 
     def drop_all(self) -> None:
         """Cut the TCP connections: no close frame."""
-        for connection in list(self._channels):
+        for connection in self.connections:
             connection.transport.abort()
 
     async def _talk(self, connection: ServerConnection) -> None:
         self.opened += 1
+        self._open.add(connection)
         try:
             async for frame in connection:
                 for line in str(frame).split("\n"):
@@ -76,6 +93,7 @@ class ScriptedServer:
             pass
         finally:
             self._channels.pop(connection, None)
+            self._open.discard(connection)
 
     async def _handle(self, connection: ServerConnection, command: dict[str, Any]) -> None:
         self.commands.append(command)
@@ -89,11 +107,16 @@ class ScriptedServer:
                 return await connection.close(4500, "as scripted")
             self._channels[connection] = set()
             reply |= {"type": "welcome", "user": command.get("user") or "token", "client": f"c{self.opened}"}
-            reply["session"] = self.session
-        elif kind == "join" and channel in self.refuse_joins_of:
-            reply |= {"type": "error", "code": 103, "name": "permission_denied", "message": "not here"}
+            reply |= {"session": self.session, **self.welcome}
+        elif kind == "join" and self.answer_joins_with:
+            code = self.answer_joins_with.pop(0)
+            reply |= {"type": "error", "code": code, "name": error_name(code), "message": "as scripted"}
+        elif kind == "join" and "channels" in command:
+            reply["channels"] = [self._join(connection, item["channel"]) for item in command["channels"]]
         elif kind == "join":
-            self._channels[connection].add(channel)
+            error = self._join(connection, channel).get("error")
+            if error is not None:
+                reply |= {"type": "error", **error}
         elif kind == "leave":
             self._channels[connection].discard(channel)
         elif kind == "publish":
@@ -106,6 +129,20 @@ class ScriptedServer:
         if "id" in command:
             await connection.send(json.dumps(reply))
         return None
+
+    def _join(self, connection: ServerConnection, channel: str) -> dict[str, Any]:
+        """What a join of several channels says about one."""
+        code = 103 if channel in self.refuse_joins_of else self.refuse_joins_once.pop(channel, None)
+        if code is None:
+            self._channels[connection].add(channel)
+            return {"channel": channel}
+        return {"channel": channel, "error": {"code": code, "name": error_name(code), "message": "not here"}}
+
+    async def push_text(self, *frames: str | bytes) -> None:
+        """Send frames as they are to every client; bytes go out as text, too."""
+        for connection in list(self._channels):
+            for frame in frames:
+                await connection.send(frame, text=True)
 
 
 @asynccontextmanager

@@ -86,7 +86,7 @@ async def test_42_and_46_keys_of_others_let_nobody_in(tmp_path: Path):
         assert made.hub.counters()["clients"] == 1
 
 
-async def test_48_anything_before_the_login_is_4501_and_silence_4502():
+async def test_48_anything_before_the_login_is_4501_and_silence_4015():
     async with node(login_timeout_s=0.2) as made:
         for message in (
             '{"type":"ping"}',
@@ -98,7 +98,32 @@ async def test_48_anything_before_the_login_is_4501_and_silence_4502():
             "x",
         ):
             assert await refused(made, message) == 4501
-        assert (await WireClient(await connect(made.url)).closed())[0] == 4502
+        assert (await WireClient(await connect(made.url)).closed())[0] == 4015
+
+
+async def test_welcome_names_the_limits_and_a_login_may_name_the_connection_before():
+    async with node(channels_per_client=7, message_rate=50, byte_rate_bytes=0) as made:
+        client = WireClient(await connect(made.url))
+        welcome = await client.ask("login", token=GOOD, previous="n-1")
+        assert welcome["limits"] == {"message_bytes": 65536, "channels": 7, "message_rate": 50, "byte_rate": None}
+        await client.close()
+        for previous in (5, ["n-1"]):
+            text = json.dumps({"type": "login", "token": GOOD, "previous": previous})
+            assert await refused(made, text) == 4501
+
+
+async def test_a_join_of_several_channels_over_a_socket():
+    everything = GroupPermissions({"default": Group(publish=["*"], subscribe=["*"])})
+    async with Node(settings(message_rate=2), permissions=everything) as made:
+        client, _ = await login(made, GOOD)
+        names = [f"c{number}" for number in range(255)]
+        reply = await client.ask("join", channels=[{"channel": name} for name in [*names, "no such name"]])
+        assert [item["channel"] for item in reply["channels"]] == [*names, "no such name"]
+        assert [item.get("error", {}).get("code") for item in reply["channels"]] == [None] * 255 + [107]
+        assert made.hub.counters()["channels"] == 255
+        await client.say("publish", channel="c9", data=1)
+        assert (await client.hear())["type"] == "publication"
+        await client.close()
 
 
 async def test_49_a_second_login_is_4501():
@@ -154,7 +179,7 @@ async def test_sessions_of_two_nodes_with_one_key_and_not_with_others(tmp_path: 
 async def test_53_one_connection_too_many_of_a_user():
     async with node(connections_per_user=3) as made:
         clients = [(await login(made, token()))[0] for _ in range(3)]
-        assert await refused(made, json.dumps({"type": "login", "token": GOOD})) == 4504
+        assert await refused(made, json.dumps({"type": "login", "token": GOOD})) == 4016
         await clients[0].close()
         await eventually(lambda: made.hub.counters()["clients"] == 2)
         clients[0], welcome = await login(made, token())

@@ -113,7 +113,7 @@ async def test_a_refusal_is_an_exception_and_the_client_lives(server: ScriptedSe
         assert await client.ping() >= 0
 
 
-@pytest.mark.parametrize("code", [1001, 1006, 1011, 1012, 1013, 4000, 4008, 4011, 4014, 4499])
+@pytest.mark.parametrize("code", [1001, 1006, 1011, 1012, 1013, 4000, 4008, 4011, 4014, 4015, 4016, 4499])
 async def test_comes_back_and_joins_again(server: ScriptedServer, code: int) -> None:
     states = States()
     async with connect(server.url, user="ada", on_state=states, **FAST) as client, client.join("news") as news:
@@ -132,7 +132,7 @@ async def test_comes_back_and_joins_again(server: ScriptedServer, code: int) -> 
     assert [command["type"] for command in server.commands[2:5]] == ["login", "join", "publish"]
 
 
-@pytest.mark.parametrize("code", [1000, 1002, 1003, 1007, 1008, 1009, 4500, 4501, 4502, 4503, 4504, 4507, 4509, 4999])
+@pytest.mark.parametrize("code", [1000, 1002, 1003, 1007, 1008, 1009, 4500, 4501, 4502, 4503, 4507, 4509, 4999])
 async def test_never_comes_back_after(server: ScriptedServer, code: int) -> None:
     states = States()
     async with connect(server.url, user="ada", on_state=states, **FAST) as client:

@@ -18,7 +18,8 @@ from starlight.close_codes import (
 )
 
 SENT = [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1011, 1012, 1013, 4008, 4009, 4010, 4011, 4012, 4013, 4014]
-SENT += [4500, 4501, 4502, 4503, 4504, 4505, 4507, 4509]
+SENT += [4015, 4016]
+SENT += [4500, 4501, 4503, 4505, 4507, 4509]
 
 
 def test_every_code_of_the_protocol_is_there_once_with_a_constant() -> None:
@@ -42,7 +43,7 @@ def test_reasons() -> None:
     assert len(drain_reason(2**63)) <= close_codes.REASON_LIMIT_BYTES
 
 
-@pytest.mark.parametrize("code", [1001, 1006, 1011, 1012, 1013])
+@pytest.mark.parametrize("code", [1001, 1006, 1011, 1012, 1013, 4015, 4016])
 def test_backoff(code: int) -> None:
     assert reconnect_policy(code) == "backoff"
 
@@ -54,7 +55,7 @@ def test_a_mistake_is_not_repeated(code: int) -> None:
 
 @given(st.integers(4000, 4499))
 def test_4000_to_4499_reconnect(code: int) -> None:
-    assert reconnect_policy(code) == "reconnect"
+    assert reconnect_policy(code) == ("backoff" if code in (4015, 4016) else "reconnect")
 
 
 @given(st.integers(4500, 4999))

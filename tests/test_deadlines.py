@@ -22,12 +22,12 @@ def now_s() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def test_silence_before_the_login_is_4502():
+async def test_silence_before_the_login_is_4015():
     async with stage(login_timeout_s=0.3) as on_stage:
         client = await on_stage.upgraded()
         await client.send(frame(PING, b"not a login") + frame(PONG) + message("login", user="late")[:12])
         assert await client.next_frame() == (PONG, b"not a login")
-        assert await client.close_code() == 4502
+        assert await client.close_code() == 4015
 
 
 async def test_a_login_in_time_is_not_closed_by_the_login_timeout():
@@ -138,7 +138,7 @@ async def test_25_before_the_login_it_is_the_login_timeout():
     async with stage(login_timeout_s=0.3) as on_stage:
         client = await on_stage.upgraded()
         await client.send(header(TEXT, 10_000) + b'{"type":"l')
-        assert await client.close_code() == 4502
+        assert await client.close_code() == 4015
 
 
 async def test_the_pings_of_many_that_come_at_once_are_spread():

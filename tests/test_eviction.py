@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -32,6 +35,7 @@ from tests.raw_client import (
     socket_of,
     stage,
 )
+from tests.server_process import server_process
 from tests.support import IS_SANITIZED, eventually, needs_speed
 from tests.support_tls import speak_tls
 from tests.transports import HidingNode
@@ -114,27 +118,133 @@ async def hear_all(client: RawClient, n_messages: int) -> list[int]:
     return [(await client.hear())["data"]["n"] for _ in range(n_messages)]
 
 
-async def test_the_byte_limit_evicts_at_once(play: Opening):
-    async with play(outbox_bytes=65_536, evict_after_s=60) as on:
+async def test_over_the_byte_limit_one_that_takes_nothing_goes_after_evict_after(play: Opening):
+    async with play(outbox_bytes=65_536, evict_after_s=0.1, write_timeout_s=60) as on:
         stalled = await on.stalled("stalled", "c")
         for _ in range(40):
             on.node.hub.push_to_channel("c", text(10_000))
             await asyncio.sleep(0)
-        await eventually(lambda: not on.is_there("stalled"), 1.0)
+        await eventually(lambda: not on.is_there("stalled"), 5.0)
         frames, _ = await stalled.to_the_end()
         assert frames[-1] == (CLOSE, SLOW)
 
 
-async def test_who_asks_for_more_than_it_reads_is_no_longer_answered_within_the_same_turn(play: Opening):
-    """A read buffer full of small requests with large answers must not cost a hundred times the byte limit."""
-    async with play(outbox_bytes=65_536) as on:
-        on.node.handlers.on("much")(lambda client, data: "x" * 50_000)
+async def test_who_asks_for_more_than_it_reads_is_let_go_of_within_the_turn_that_passes_the_budget(play: Opening):
+    """A read buffer full of small requests with large answers: three times the budget, if all of it were kept."""
+    budget = 8 << 20
+    async with play(memory_budget_bytes=budget, evict_after_s=60) as on:
+        held = []
+
+        @on.node.handlers.on("much")
+        def much(client: Any, data: Any) -> str:
+            held.append(on.totals()["chunk_bytes"])
+            return "x" * 50_000
+
         greedy = await on.stalled("greedy")
-        before = on.totals()["messages_total"]
+        other = await on.login("other", "c")
         await greedy.send(message("much", id=1) * 500)
         await eventually(lambda: not on.is_there("greedy"))
-        assert on.totals()["messages_total"] - before < 100
-        assert on.totals()["evicted_slow_total"] == 1
+        totals = on.totals()
+        assert totals["evicted_budget_total"] == 1 and max(held) <= budget + (2 << 20)
+        assert totals["dropped_budget_bytes_total"] > budget // 2
+        on.node.hub.push_to_channel("c", b"1")
+        assert (await other.hear())["data"] == 1
+
+
+async def test_a_burst_that_the_line_carries_evicts_nobody(play: Opening):
+    """One user's 33 directs of 60 kB, twice the byte limit, and a reader of 20 Mbit/s: it gets them all."""
+    async with play(send_buffer_bytes=65_536) as on:
+        reader = await on.login("reader", receive_buffer_bytes=65_536)
+        sender = await on.login("sender")
+        await sender.send(b"".join(message("direct", to="reader", data=f"{i:05}" + "x" * 60_000) for i in range(33)))
+        heard = []
+        while len(heard) < 33 and on.is_there("reader"):
+            heard.append((await paced(reader, 2_500_000))["data"][:5])
+        assert heard == [f"{i:05}" for i in range(33)]
+        assert on.totals()["evicted_slow_total"] == 0
+
+
+async def paced(client: RawClient, bytes_per_s: float) -> Any:
+    """The next message of a client whose line is so fast."""
+    began_s = time.monotonic()
+    found = await client.hear()
+    size = len(json.dumps(found))
+    await asyncio.sleep(max(0.0, began_s + size / bytes_per_s - time.monotonic()))
+    return found
+
+
+async def test_many_publishers_in_one_turn_evict_nobody_who_reads(play: Opening):
+    """40 publications of 60 kB that were read in one turn, as something held the loop."""
+    async with play(send_buffer_bytes=65_536) as on:
+        readers = [await on.login(f"reader{i}", "c") for i in range(3)]
+        for i in range(40):
+            on.node.hub.push_to_channel("c", b'{"n":%d,"x":%b}' % (i, text(60_000)))
+        for numbers in await asyncio.gather(*(hear_all(reader, 40) for reader in readers)):
+            assert numbers == list(range(40))
+        assert on.totals()["evicted_slow_total"] == 0
+
+
+@pytest.mark.parametrize("wire", ["plain", "tls"])
+async def test_a_standstill_of_three_seconds_evicts_nobody_who_reads(
+    wire: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """What was sent to the node meanwhile, more than the limits of an outbox, comes to its readers all at once."""
+    if wire == "tls":
+        speak_tls(monkeypatch, tmp_path)
+    async with server_process() as server:
+        readers = [await RawClient.login(server.port, f"reader{i}") for i in range(3)]
+        publishers = [await RawClient.login(server.port, f"publisher{i}") for i in range(30)]
+        for reader in readers:
+            assert (await reader.ask("join", channel="c"))["type"] == "ok"
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            for i, publisher in enumerate(publishers):
+                await publisher.send(message("publish", channel="c", data={"n": i, "x": "x" * 60_000}))
+            await asyncio.sleep(3)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        for numbers in await asyncio.gather(*(hear_all(reader, 30) for reader in readers)):
+            assert sorted(numbers) == list(range(30))
+        status = await server.ask("status")
+        assert status["evicted_slow_total"] == status["evicted_timeout_total"] == 0
+        for client in readers + publishers:
+            client.close()
+
+
+async def test_one_that_takes_a_byte_now_and_then_is_ended_by_the_age_of_its_oldest_message(play: Opening):
+    async with play(outbox_messages=50, evict_after_s=60, write_timeout_s=1) as on:
+        stalled = await on.stalled("stalled", "c")
+        for i in range(400):
+            on.node.hub.push_to_channel("c", b'{"n":%d,"x":%b}' % (i, text(1_000)))
+            if i % 20 == 0:
+                await asyncio.sleep(0)
+        trickling = asyncio.create_task(trickle(stalled))
+        await eventually(lambda: not on.is_there("stalled"), 20.0)
+        trickling.cancel()
+        await asyncio.wait([trickling])
+        assert on.totals()["evicted_slow_total"] == 1 and on.totals()["evicted_timeout_total"] == 0
+
+
+async def trickle(client: RawClient) -> None:
+    """Take a few bytes and then again a few."""
+    while True:
+        client.rest += await client.receive(8)
+        await asyncio.sleep(0.01)
+
+
+async def test_what_an_evicted_client_never_got_is_counted_to_the_message(play: Opening):
+    async with play(outbox_bytes=65_536, evict_after_s=0.1) as on:
+        stalled = await on.stalled("stalled", "c")
+        delivered = 0
+        for i in range(100):
+            delivered += on.node.hub.push_to_channel("c", b'{"n":%d,"x":%b}' % (i, text(20_000)))
+            await asyncio.sleep(0)
+        await eventually(lambda: not on.is_there("stalled"), 5.0)
+        frames, _ = await stalled.to_the_end()
+        assert frames[-1] == (CLOSE, SLOW)
+        totals = on.totals()
+        assert len(frames) - 1 + totals["dropped_slow_messages_total"] == delivered
+        assert totals["dropped_slow_bytes_total"] > 20_000 * totals["dropped_slow_messages_total"] > 0
 
 
 async def test_one_that_never_reads_is_reset_with_nothing_behind_the_torn_frame(play: Opening):

@@ -34,7 +34,7 @@ class Peer:
         self.subscriber: Subscriber = core.subscriber(self, self.ours.fileno(), None, form)
         core.everyone.join(self.subscriber)
 
-    def on_evicted(self, code: int) -> None:
+    def on_evicted(self, code: int, messages: int, n_bytes: int, oldest_ms: int) -> None:
         self.events.append(code)
 
     def on_close_sent(self) -> None:
@@ -213,22 +213,149 @@ def test_an_error_of_the_socket_is_told_once_and_takes_it_out_of_its_channels(st
     assert core.publish(core.everyone, b"", b"x", b"") == 0
 
 
-def test_the_byte_limit_evicts_a_full_one_at_once_and_drops_whole_frames(stage: Stage) -> None:
-    core = stage.core(outbox_bytes=2_000)
+@pytest.mark.parametrize("judge", ["sweep", "end of the turn"])
+def test_one_over_a_limit_that_takes_nothing_is_evicted_and_whole_frames_are_dropped(stage: Stage, judge: str) -> None:
+    core = stage.core(outbox_bytes=2_000, evict_after_ms=0)
     peer = stage.peer()
-    stage.script(7, *[EAGAIN] * 50)
-    core.send(peer.subscriber, b"first message")
-    stage.turn()
+    if judge == "sweep":
+        stage.script(7, *[EAGAIN] * 50)
+        core.send(peer.subscriber, b"first message")
+        core.flush()
     for _ in range(30):
         core.send(peer.subscriber, b"z" * 100)
-    stage.turn()
+    assert peer.events == [] and peer.subscriber.outbox_messages >= 30, "not while messages are delivered"
+    if judge == "sweep":
+        core.sweep()
+    else:
+        stage.script(7, *[EAGAIN] * 50)
+        stage.turn()
     stage.script()
     assert peer.events == [4008]
     assert core.publish(core.everyone, b"", b"x", b"") == 0
     frames = list(split_frames(stage.drain(peer)))
-    assert frames[0] == (TEXT, b"first message")
+    assert frames[0] == (TEXT, b"first message" if judge == "sweep" else b"z" * 100)
     assert frames[1] == (CLOSE, struct.pack(">H", 4008) + b"slow consumer")
     assert len(frames) == 2 and peer.events == [4008, "close sent"]
+    n_messages, counters = 30 - (judge != "sweep"), core.counters()
+    assert counters["dropped_slow_messages_total"] == n_messages
+    assert counters["dropped_slow_bytes_total"] == n_messages * 102
+
+
+def test_delivering_writes_to_no_socket(stage: Stage) -> None:
+    """Whatever the limits say; only a mebibyte appended is flushed at once."""
+    core = stage.core(outbox_messages=1, outbox_bytes=100, evict_after_ms=0)
+    peer = stage.peer(buffer_bytes=1 << 22)
+    for number in range(1_000):
+        core.publish(core.everyone, b"", b"%0512d" % number, b"")
+        core.send(peer.subscriber, b"%0256d" % number)
+    assert core.counters()["sends_total"] == 0
+    for _ in range(1_000):
+        core.send(peer.subscriber, b"x" * 400)
+    assert core.counters()["sends_total"] > 0 and peer.events == []
+    assert len(payloads(stage.drain(peer))) == 3_000 and peer.events == []
+
+
+def test_each_byte_taken_gives_new_time(stage: Stage) -> None:
+    """Over the limits, below them, and through a transport: only who has taken nothing for the whole time goes."""
+    core = stage.core(outbox_messages=10, evict_after_ms=1, write_timeout_ms=60_000)
+    peer = stage.peer()
+    stage.script(1, EAGAIN)
+    for number in range(60):
+        core.send(peer.subscriber, b"%d" % number)
+    core.flush()
+    for _ in range(20):
+        time.sleep(0.002)
+        stage.script(2, EAGAIN)
+        core.sweep()
+        assert peer.events == []
+    time.sleep(0.002)
+    stage.script(EAGAIN)
+    core.sweep()
+    assert peer.events == [4008]
+    stage.script()
+
+
+def test_below_the_limits_each_byte_taken_gives_new_time_too(stage: Stage) -> None:
+    core = stage.core(write_timeout_ms=1)
+    peer = stage.peer()
+    stage.script(1, EAGAIN)
+    core.send(peer.subscriber, b"x" * 100)
+    core.flush()
+    for _ in range(20):
+        time.sleep(0.002)
+        stage.script(2, EAGAIN)
+        core.sweep()
+        assert peer.events == []
+    time.sleep(0.002)
+    stage.script(EAGAIN)
+    core.sweep()
+    assert peer.events == [4009]
+    assert core.counters()["dropped_timeout_messages_total"] == 0, "the torn frame may still get out"
+    stage.script()
+    assert payloads(stage.drain(peer)) == [b"x" * 100]
+
+
+def test_what_was_left_of_a_torn_frame_counts_as_dropped_when_it_never_gets_out(stage: Stage) -> None:
+    core = stage.core(write_timeout_ms=0)
+    peer = stage.peer()
+    stage.script(3, *[EAGAIN] * 9)
+    core.send(peer.subscriber, b"x" * 100)
+    core.flush()
+    core.sweep()
+    assert peer.events == [4009] and core.counters()["dropped_timeout_messages_total"] == 0
+    core.detach(peer.subscriber)
+    counters = core.counters()
+    assert (counters["dropped_timeout_messages_total"], counters["dropped_timeout_bytes_total"]) == (1, 99)
+    stage.script()
+
+
+def test_an_event_of_the_socket_without_progress_gives_no_new_time(stage: Stage) -> None:
+    core = stage.core(outbox_messages=1, evict_after_ms=40)
+    peer = stage.peer()
+    stage.script(*[EAGAIN] * 10_000)
+    for _ in range(3):
+        core.send(peer.subscriber, b"x")
+    began_s = time.monotonic()
+    while not peer.events and time.monotonic() - began_s < 20:
+        stage.turn()  # the socket pair is writable, so each turn wakes it, and it takes nothing
+        core.sweep()
+        time.sleep(0.001)
+    assert peer.events == [4008]
+    stage.script()
+
+
+def test_over_the_limits_the_age_of_the_oldest_message_ends_one_that_takes_a_byte_at_a_time(stage: Stage) -> None:
+    core = stage.core(outbox_messages=10, evict_after_ms=60_000, write_timeout_ms=100)
+    over = stage.peer()
+    stage.script(*[EAGAIN] * 10_000)
+    for _ in range(3_000):
+        core.send(over.subscriber, b"x" * 10)
+    core.flush()
+    began_s = time.monotonic()
+    while not over.events and time.monotonic() - began_s < 20:
+        stage.script(*[1, EAGAIN] * 4)
+        core.sweep()
+        core.check()
+        time.sleep(0.01)
+    stage.script()
+    assert over.events == [4008]
+
+
+def test_a_burst_in_one_turn_evicts_nobody_before_its_sinks_had_a_chance(stage: Stage) -> None:
+    """The memory budget bounds what is many times the limits: the largest outbox goes, and is freed within the turn."""
+    core = stage.core(memory_budget_bytes=8 << 20, evict_after_ms=60_000)
+    large, small = stage.peer(buffer_bytes=4_096), stage.peer(buffer_bytes=4_096)
+    for number in range(640):
+        core.send(large.subscriber, b"l" * 100_000)
+        if number % 80 == 0:
+            core.send(small.subscriber, b"s%d" % number, b"s" * 100_000)
+        assert core.counters()["chunk_bytes"] <= (8 << 20) + (2 << 20)
+    assert large.events == [], "its owner is told at the end of the turn"
+    stage.turn()
+    assert large.events == [4008]
+    assert len(payloads(stage.drain(small))) == 8 and small.events == []
+    heard = len(payloads(stage.drain(large)))
+    assert heard + core.counters()["dropped_budget_messages_total"] == 640
 
 
 def test_the_message_limit_waits_for_evict_after(stage: Stage) -> None:
@@ -509,11 +636,36 @@ def test_other_threads_are_refused(stage: Stage) -> None:
     assert len(raised) == 13
 
 
-def test_an_owner_may_publish_detach_and_evict_others_in_its_callback(stage: Stage) -> None:
+def test_an_owner_is_told_what_was_in_the_outbox_when_its_connection_ended(stage: Stage) -> None:
     core = stage.core(outbox_bytes=1_000)
+    slow, broken = stage.peer(), stage.peer()
+    told: list[tuple[int, ...]] = []
+    slow.on_evicted = lambda *figures: told.append(figures)  # type: ignore[method-assign]
+    assert core.outbox(slow.subscriber) == (0, 0, 0)
+    for peer, code in ((slow, 4503), (broken, 0)):
+        stage.script(EAGAIN)
+        core.send(peer.subscriber, b"x" * 100)
+        core.flush()
+        core.publish(core.everyone, b"", b"y" * 200, b"")  # in the run still, for both
+        messages, n_bytes, oldest_ms = core.outbox(peer.subscriber)
+        assert (messages, n_bytes) == (2, 102 + 204) and oldest_ms >= 0
+        assert peer.subscriber.outbox_messages == 1, "looking settles nothing"
+        if code:
+            core.evict(peer.subscriber, code)
+        else:
+            stage.script(-errno.EPIPE)
+        stage.turn(3)
+        messages, n_bytes, oldest_ms = core.outbox(peer.subscriber)
+        assert (messages, n_bytes) == (2, 102 + 204) and oldest_ms >= 0, "kept for the owner"
+        core.detach(peer.subscriber)
+        assert core.outbox(peer.subscriber) == (0, 0, 0)
+
+
+def test_an_owner_may_publish_detach_and_evict_others_in_its_callback(stage: Stage) -> None:
+    core = stage.core(outbox_bytes=1_000, evict_after_ms=0)
     first, second, third = stage.peer(), stage.peer(), stage.peer()
 
-    def on_evicted(code: int) -> None:
+    def on_evicted(code: int, messages: int, n_bytes: int, oldest_ms: int) -> None:
         first.events.append(code)
         core.publish(core.everyone, b"", b"left", b"")
         core.evict(second.subscriber, 4503)
@@ -524,6 +676,8 @@ def test_an_owner_may_publish_detach_and_evict_others_in_its_callback(stage: Sta
     core.flush()
     for _ in range(20):
         core.send(first.subscriber, b"y" * 100)
+    stage.script(EAGAIN)
+    core.sweep()
     stage.turn(3)
     assert first.events[0] == 4008
     assert payloads(third.read()) == [b"left"]
@@ -532,23 +686,22 @@ def test_an_owner_may_publish_detach_and_evict_others_in_its_callback(stage: Sta
 
 @pytest.mark.parametrize("form", [FRAMES, LINES])
 def test_who_is_about_to_be_evicted_gets_no_more_although_the_turn_goes_on(stage: Stage, form: int) -> None:
-    """A hundred times the limit in one turn, as answers to one read: what is held stays a little above the limit."""
-    core = stage.core(outbox_bytes=100_000)
+    """Many times the budget in one turn, as answers to one read: what is held stays a little above it."""
+    core = stage.core(memory_budget_bytes=2 << 20)
     slow, other = stage.peer(form, buffer_bytes=1), stage.peer()
     for number in range(500):
         core.send(slow.subscriber, b"x" * 20_000)
         core.publish(core.everyone, b"", b"%d" % number, b"")
-        assert slow.subscriber.outbox_bytes <= 200_000
-    assert core.counters()["chunk_bytes"] < 2 << 20
+        assert slow.subscriber.outbox_bytes <= 4 << 20
+    assert core.counters()["chunk_bytes"] < 4 << 20
     stage.turn()
     assert slow.events == [4008]
     assert payloads(stage.drain(other)) == [b"%d" % number for number in range(500)]
 
 
-@pytest.mark.parametrize("judge", ["sweep", "publication"])
-def test_one_that_has_read_while_the_loop_was_held_up_is_not_evicted(stage: Stage, judge: str) -> None:
-    """A handler that holds the loop is no fault of clients: they are asked once more before they go."""
-    core = stage.core(outbox_messages=10, evict_after_ms=20, write_timeout_ms=20)
+def test_one_that_has_read_while_the_loop_was_held_up_is_not_evicted(stage: Stage) -> None:
+    """A handler that holds the loop is no fault of clients: they are written to once more before they go."""
+    core = stage.core(outbox_messages=10, evict_after_ms=20)
     peer, stalled = stage.peer(buffer_bytes=1), stage.peer(buffer_bytes=1)
     wire, n_messages = b"", 50
     for number in range(n_messages):
@@ -557,16 +710,51 @@ def test_one_that_has_read_while_the_loop_was_held_up_is_not_evicted(stage: Stag
     assert peer.subscriber.is_full and stalled.subscriber.is_full and peer.subscriber.outbox_messages > 10
     wire += peer.read()
     time.sleep(0.03)  # and no turn of the loop
-    if judge == "sweep":
-        core.sweep()
-    else:
-        core.now_ms()
-        core.publish(core.everyone, b"", b"one more", b"")
-        stage.turn()
+    core.sweep()
     assert stalled.events[:1] == [4008]
     assert peer.events == []
     wire += stage.drain(peer)
-    assert len(payloads(wire)) == n_messages + (judge == "publication")
+    assert len(payloads(wire)) == n_messages
+
+
+@pytest.mark.parametrize("takes", [0, 1])
+def test_behind_a_transport_progress_is_what_that_still_holds(stage: Stage, takes: int) -> None:
+    core = stage.core(outbox_messages=10, evict_after_ms=5)
+    owner = Peer.__new__(Peer)
+    owner.events = []
+    transport = SlowTransport()
+    subscriber = core.subscriber(owner, -1, transport, FRAMES)
+    for _ in range(200):
+        core.send(subscriber, b"x" * 1_000)
+    stage.turn()
+    assert subscriber.is_full and owner.events == []
+    for _ in range(20):
+        time.sleep(0.006)
+        del transport.held[:takes]
+        core.sweep()
+    assert owner.events == ([] if takes else [4008])
+    core.detach(subscriber)
+
+
+def test_behind_a_transport_nobody_goes_for_a_time_in_which_the_loop_was_held_up(stage: Stage) -> None:
+    """Only the loop writes what a transport holds: it was never offered to the socket meanwhile."""
+    core = stage.core(outbox_messages=10, evict_after_ms=250)
+    owner = Peer.__new__(Peer)
+    owner.events = []
+    subscriber = core.subscriber(owner, -1, SlowTransport(), FRAMES)
+    core.sweep()
+    for _ in range(200):
+        core.send(subscriber, b"x" * 1_000)
+    stage.turn()
+    time.sleep(0.6)
+    core.sweep()
+    assert owner.events == []
+    began_s = time.monotonic()
+    while not owner.events and time.monotonic() - began_s < 20:
+        time.sleep(0.02)
+        core.sweep()
+    assert owner.events == [4008]
+    core.detach(subscriber)
 
 
 def test_the_age_of_an_outbox_is_that_of_its_oldest_message(stage: Stage) -> None:

@@ -13,6 +13,8 @@ import errno
 import random
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import uvloop
@@ -39,12 +41,17 @@ class ModelSubscriber:
     end: str = "open"  # open, closed, evicted or broken
     close_code: int = 0
     is_close_sent: bool = False
-    # A message published while a subscriber is being evicted by the core may or may not have reached it: from here on
-    # the stream is only compared as a prefix.
+    # The stream of one that was evicted or whose socket broke is only compared as a prefix.
     is_prefix: bool = False
+    n_owed: int = -1
+    """Messages that one evicted by the core had not got whole, as its owner was told; -1: it wasn't."""
+    is_judging: bool = False
+    """Whether a turn ends or a sweep runs: the core judges at no other time."""
 
-    def on_evicted(self, code: int) -> None:
-        assert self.end in ("open", "closed")
+    def on_evicted(self, code: int, messages: int, n_bytes: int, oldest_ms: int) -> None:
+        assert self.end in ("open", "closed") and self.is_judging
+        assert code == 4008 and (messages > OUTBOX_MESSAGES or n_bytes > OUTBOX_BYTES), "within its limits"
+        self.n_owed = messages
         if self.end == "open":  # else the close that waits is the one it gets
             self.close_code = code
         self.end, self.is_prefix = "evicted", True
@@ -183,13 +190,29 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule()
     def turn(self) -> None:
-        self.loop.run_until_complete(asyncio.sleep(0))
+        with self.judging():
+            self.loop.run_until_complete(asyncio.sleep(0))
         self.forget_channels_of_the_gone()
 
     @rule()
     def sweep(self) -> None:
-        self.core.sweep()
+        with self.judging():
+            self.core.sweep()
         self.forget_channels_of_the_gone()
+        for subscriber in self.models:
+            assert not (subscriber.is_open and subscriber.is_full and self.is_over(subscriber)), "not evicted"
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        for model in self.models.values():
+            model.is_judging = True
+        yield
+        for model in self.models.values():
+            model.is_judging = False
+
+    @staticmethod
+    def is_over(subscriber: Subscriber) -> bool:
+        return subscriber.outbox_messages > OUTBOX_MESSAGES or subscriber.outbox_bytes > OUTBOX_BYTES
 
     @rule(subscriber=subscribers, size=st.sampled_from([1, 50, 4096, 1 << 20]))
     def peer_reads(self, subscriber: Subscriber, size: int) -> None:
@@ -234,6 +257,9 @@ class CoreMachine(RuleBasedStateMachine):
             else:
                 assert opcode in (PING, PONG)
         assert messages == model.expected[: len(messages)]
+        if is_final and model.n_owed >= 0 and model.form == FRAMES:
+            n_missing = len(model.expected) - len(messages)
+            assert n_missing in (model.n_owed, model.n_owed - 1), "the torn one gets out, or not"
         if is_final and model.end in ("open", "closed"):
             assert not torn and len(messages) == len(model.expected)
             assert (frames[-1:] and frames[-1][0] == CLOSE) == (model.end == "closed") or not frames

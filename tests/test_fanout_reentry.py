@@ -47,7 +47,7 @@ class Guest:
         fd = self.ours.fileno() if has_descriptor else -1
         self.subscriber: Subscriber = play.core.subscriber(self, fd, self.pipe, form)
 
-    def on_evicted(self, code: int) -> None:
+    def on_evicted(self, code: int, messages: int, n_bytes: int, oldest_ms: int) -> None:
         assert self.end in ("open", "closed"), "evicted twice"
         self.finish("evicted")
 

@@ -478,7 +478,7 @@ async def test_on_login_sees_the_whole_login_and_comes_before_the_welcome(play: 
     [
         (LoginRefused(4500), 4500),
         (LoginRefused(4503, "banned"), 4503),
-        (CloseConnection(4504), 4504),
+        (CloseConnection(4505), 4505),
         (RequestError(101), 4500),
         (KeyError("password"), 1011),
     ],

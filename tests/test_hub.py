@@ -53,6 +53,7 @@ def test_welcome_names_user_client_node_and_the_pings(ann: Member):
     assert ann.welcome == {
         "type": "welcome", "user": "ann", "client": "n1-1", "node": "n1", "session": None, "expires": None,
         "ping": 25, "pong": 10,
+        "limits": {"message_bytes": None, "channels": 1000, "message_rate": None, "byte_rate": None},
     }  # fmt: skip
 
 
@@ -239,6 +240,78 @@ def test_a_client_of_many_channels_publishes_under_each_ones_name(ann: Member):
     heard = ann.heard()
     assert heard[:-1] == [publication(name, "ann", name) for name in names * 2]
     assert heard[-1] == {"type": "broadcast", "from": "ann", "data": "all"}
+
+
+def joining(*names: str) -> list[dict[str, str]]:
+    return [{"channel": name} for name in names]
+
+
+def outcome(item: dict[str, Any]) -> tuple[str, int | None]:
+    error = item.get("error")
+    if error is not None:
+        assert sorted(error) == ["code", "message", "name"] and error["message"]
+    return item["channel"], None if error is None else error["code"]
+
+
+def test_a_join_of_several_channels_is_one_ok_and_a_bad_one_fails_alone():
+    stage = Stage(channels_limit=5, clients_limit=1, name_limit_bytes=8)
+    ann, bob = stage.member("ann"), stage.member("bob")
+    ann.ask("join", channel="had")
+    bob.ask("join", channel="full")
+    items = [*joining("a", "had", "b", "no such name", "a", "full", "too-long-a-name"), {"channel": "c", "since": None}]
+    items += joining("d", "e", "f")
+    reply = ann.ask("join", channels=items)
+    assert (reply["type"], sorted(reply)) == ("ok", ["channels", "type"])
+    assert [outcome(item) for item in reply["channels"]] == [
+        ("a", None), ("had", 105), ("b", None), ("no such name", 107), ("a", 105), ("full", 106),
+        ("too-long-a-name", 107), ("c", 108), ("d", None), ("e", None), ("f", 106),
+    ]  # fmt: skip
+    assert reply["channels"][3]["error"]["name"] == "bad_request"
+    assert ann.client.channels == ["had", "a", "b", "d", "e"]
+    assert stage.hub.counts["error_107"] == 2
+    stage.close()
+
+
+def test_the_ok_of_several_joins_precedes_what_is_published_in_them(ann: Member, bob: Member):
+    ann.say("join", channels=joining("a", "b"), id=1)
+    bob.ask("publish", channel="b", data=1)
+    bob.ask("publish", channel="a", data=2)
+    told = ann.heard()
+    assert [message["type"] for message in told] == ["ok", "publication", "publication"]
+    assert [message["data"] for message in told[1:]] == [1, 2]
+
+
+def test_several_joins_without_an_id_tell_only_what_failed(ann: Member):
+    ann.say("join", channels=joining("a", "!", "b"))
+    [told] = ann.heard()
+    assert without_text(told) == error(107, "bad_request")
+    assert ann.client.channels == ["a", "b"]
+
+
+def test_many_refused_channels_in_one_join_are_one_fault(stage: Stage, ann: Member):
+    for _ in range(FAULTS_LIMIT):
+        assert len(ann.ask("join", channels=joining(*(f"! {number}" for number in range(256))))["channels"]) == 256
+    assert ann.close_code("join", channels=joining("!")) == 4509
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"channels": []},
+        {"channels": joining(*map(str, range(257)))},
+        {"channels": {}},
+        {"channels": "a"},
+        {"channels": ["a"]},
+        {"channels": [{}]},
+        {"channels": [{"channel": "a"}, {"channel": 5}]},
+        {"channels": [{"channel": "a"}, {"channel": None}]},
+        {"channels": None},
+        {"channels": joining("a"), "channel": "b"},
+    ],
+)
+def test_a_list_of_channels_that_is_none_is_107_as_a_whole(ann: Member, fields: dict[str, Any]):
+    assert without_text(ann.ask("join", **fields)) == error(107, "bad_request")
+    assert ann.client.channels == []
 
 
 def test_more_channels_than_a_client_may_join_are_106():

@@ -65,13 +65,22 @@ async def test_direct_and_broadcast(tmp_path: Path):
             assert await client.hear() == {"type": "broadcast", "from": None, "data": "all"}
 
 
-async def test_what_a_slow_reader_does_not_take_is_queued_and_then_it_is_evicted(tmp_path: Path):
+async def test_what_a_slow_reader_does_not_take_is_queued(tmp_path: Path):
     async with inside(tmp_path, send_buffer_bytes=4096, outbox_bytes="128KiB", evict_after_s=60) as on:
         await on.stalled("slow", "c")
         receipts = [await on.post("/api/publish", {"channel": "c", "data": "x" * size}) for size in [9] + [20_000] * 39]
         assert receipts[0] == receipt(1, 1)
+        assert receipts[-1] == receipt(1, 0, 1)
+        assert (await on.totals())["evictions"] == {"4008": 0, "4009": 0}
+
+
+async def test_a_receipt_tells_of_one_that_is_evicted_for_it(tmp_path: Path):
+    async with inside(tmp_path, send_buffer_bytes=4096, outbox_bytes="1KiB", evict_after_s=0) as on:
+        await on.stalled("slow", "c")
+        receipts = [await on.post("/api/publish", {"channel": "c", "data": "x" * size}) for size in [9] + [20_000] * 39]
+        assert receipts[0] == receipt(1, 1)
         reached = [one for one in receipts if one["subscribers"]]
-        assert reached[-2:] == [receipt(1, 0, 1), receipt(1, 0, 0, 1)]
+        assert reached[-2:] == [receipt(1, 1), receipt(1, 0, 0, 1)]
         assert receipts[-1] == receipt(0, 0)
         assert (await on.totals())["evictions"] == {"4008": 1, "4009": 0}
 

@@ -275,7 +275,7 @@ def test_51_a_token_of_an_issuer_whose_clock_is_ahead_is_revoked():
 def test_53_one_connection_too_many_of_a_user():
     stage = TokenStage(limits=Limits(connections_per_user=2))
     ann, _ = stage.come(), stage.come()
-    assert stage.refused(token()) == 4504
+    assert stage.refused(token()) == 4016
     assert stage.come(token("bob")).client.user == "bob"
     ann.leave()
     assert stage.come().client.user == "ann"

@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-import msgspec
 import pytest
 
+from starlight.errors import RequestError
 from starlight.protocol import client as wire
 from starlight.protocol import commands, pushes, replies
 
@@ -49,6 +49,13 @@ def test_data_that_is_no_json_is_refused_here() -> None:
         (replies.ok_publish(1, 3), wire.Ok(id=1, subscribers=3, scope="node")),
         (replies.ok_count(1, 2), wire.Ok(id=1, clients=2)),
         (replies.ok_join(1, "a"), wire.Ok(id=1, channel="a")),
+        (
+            replies.ok_joins(1, [("a", None), ("b", RequestError(103, "no"))]),
+            wire.Ok(
+                id=1,
+                channels=[wire.JoinedItem("a"), wire.JoinedItem("b", wire.Refusal(103, "permission_denied", "no"))],
+            ),
+        ),
         (replies.ok_presence(1, ["b"], 2), wire.Ok(id=1, users=["b"], clients=2)),
         (replies.ok_data(1, {"x": 1}), wire.Ok(id=1, data={"x": 1})),
         (replies.error(1, 120, "gone"), wire.Error(120, "not_connected", "gone", 1)),
@@ -76,8 +83,54 @@ def test_what_the_server_writes_is_read(message: bytes, expected: wire.Received)
     assert wire.decode(message) == expected
 
 
-def test_an_unknown_type_is_none_and_a_wrong_field_an_error() -> None:
+def test_an_unknown_type_is_none_and_a_wrong_field_unreadable() -> None:
     assert wire.decode(b'{"type":"nova","x":[]}') is None
     for wrong in (b'{"type":"direct"}', b'{"type":"error","code":"x"}', b"{}", b"[]", b"", b"\xff", b'{"type":1}'):
-        with pytest.raises(msgspec.DecodeError):
-            wire.decode(wrong)
+        assert isinstance(wire.decode(wrong), wire.Unreadable)
+
+
+@pytest.mark.parametrize(
+    ("message", "id"),
+    [
+        (b'{"type":"ok","id":7,"data":1e400}', 7),
+        (b'{"data":{"a":[-1e400]},"id":7,"type":"ok"}', 7),
+        (b'{"type":"ok","id":7,"data":%b}' % (b"9" * 5_000), 7),
+        (b'{"type":"ok","id":7,"data":"\xff"}', 7),
+        (b'{"type":"ok","id":7,"data":%b%b}' % (b"[" * 100_000, b"]" * 100_000), 7),
+        (b'{"type":"ok","data":%b%b,"id":7}' % (b"[" * 100_000, b"]" * 100_000), 7),
+        (b'{"type":"ok","id":7,"data":%b' % (b"[" * 100_000), 7),
+        (b'{"type":"error","id":7,"code":"x"}', 7),
+        (b'{"type":"error","id":7}', 7),
+        (b'{"type":"welcome","id":7,"user":5}', 7),
+        (b'{"type":"ok","users":5,"id":7}', 7),
+        (b'{"type":"ok","id":"7","users":5}', None),
+        (b'{"type":"ok","id":{"id":7},"data":1}', None),
+        (b'{"type":"ok","data":%b{"id":7}%b}' % (b"[" * 100_000, b"]" * 100_000), None),
+        (b'{"a":' * 100_000 + b'{"id":7' + b"}" * 100_001, None),
+        (b'"' + b"\\" * 200_000, None),
+        (b'{"type":"expiring","seconds":1%b}' % (b"0" * 400), None),
+    ],
+)
+def test_what_can_be_read_of_what_python_cannot_hold(message: bytes, id: int | None) -> None:
+    decoded = wire.decode(message)
+    assert isinstance(decoded, wire.Unreadable)
+    assert decoded.id == id and decoded.why
+
+
+@pytest.mark.parametrize("retry", [b"-5", b"1e308", b"1" + b"0" * 400, b'"x"', b"null", b"[]", b"true"])
+def test_any_retry_of_a_bye_is_read(retry: bytes) -> None:
+    assert isinstance(wire.decode(b'{"type":"bye","code":1012,"retry_ms":%b}' % retry), wire.Bye)
+
+
+@pytest.mark.parametrize("data", [b"nope", b"", b"[", b"1 2", b'"\xff"', b"NaN", b"'a'", b"[" * 100_000])
+def test_bytes_that_are_no_json_are_refused_here(data: bytes) -> None:
+    with pytest.raises(ValueError, match="not JSON"):
+        wire.encode("publish", channel="a", data=data)
+
+
+@pytest.mark.parametrize("limits", [None, 5, [], {}, {"message_bytes": None}, {"message_bytes": "x"}])
+def test_limits_that_are_none(limits: object) -> None:
+    text = json.dumps({"type": "welcome", "id": 1, "user": "u", "limits": limits, "previous": limits}).encode()
+    welcome = wire.decode(text)
+    assert isinstance(welcome, wire.Welcome)
+    assert welcome.limit_of("message_bytes") is None

@@ -10,6 +10,7 @@ from starlight.close_codes import ErrorCode
 from starlight.errors import RequestError
 from starlight.protocol.commands import decode
 from starlight.protocol.replies import (
+    ClientLimits,
     bye,
     error,
     ok,
@@ -45,6 +46,23 @@ def test_errors() -> None:
     text = b'{"type":"error","id":7,"code":107,"name":"bad_request","message":"to: missing"}'
     assert error(7, ErrorCode.BAD_REQUEST, "to: missing") == text
     assert error(None, 120, "x") == b'{"type":"error","code":120,"name":"not_connected","message":"x"}'
+
+
+def test_welcome_with_limits_and_the_connection_before() -> None:
+    text = welcome(
+        None,
+        user="ann",
+        client="c1",
+        node="n1",
+        ping_s=25.0,
+        pong_s=10.0,
+        limits=ClientLimits(65536, 1000, None, 5),
+        previous={"code": 4008, "reason": "slow consumer", "at": 1},
+    )
+    assert json.loads(text)["limits"] == {
+        "message_bytes": 65536, "channels": 1000, "message_rate": None, "byte_rate": 5
+    }  # fmt: skip
+    assert json.loads(text)["previous"] == {"code": 4008, "reason": "slow consumer", "at": 1}
 
 
 def test_welcome() -> None:

@@ -221,7 +221,7 @@ async def test_limits_of_users_and_addresses_are_for_who_comes(tmp_path: Path):
         assert await made.change("connections_per_address = 3\nconnections_per_user = 1")
         client = WireClient(await connect(made.node.url, compression=None))  # the two still count
         await client.say("login", user="ann")
-        assert (await client.closed())[0] == 4504
+        assert (await client.closed())[0] == 4016
         for one in (first, second):
             assert (await one.ask("ping"))["type"] == "pong"
             await one.close()
@@ -368,7 +368,7 @@ async def test_a_wrong_file_changes_nothing(
             assert not is_taken
             assert made.node.settings is before
             assert "the configuration stays as it was: " in caplog.text
-            assert await refused(made.node, token()) == 4504
+            assert await refused(made.node, token()) == 4016
             assert (await ann.ask("publish", channel="news", data=1))["type"] == "ok"
         await ann.close()
 

@@ -126,6 +126,24 @@ async def test_connz_shows_who_does_not_read(tmp_path: Path):
         assert varz["outbox"]["bytes"] >= worst["outbox_bytes"] and varz["outbox"]["oldest_ms"] >= worst["oldest_ms"]
 
 
+async def test_what_evicted_clients_never_got_is_told_by_reason(tmp_path: Path):
+    async with inside(tmp_path, send_buffer_bytes=4096, outbox_bytes="16KiB", evict_after_s=0.1) as on:
+        await on.stalled("slow", "c")
+        for _ in range(40):
+            on.node.hub.push_to_channel("c", b'"%b"' % (b"x" * 10_000))
+        await eventually(lambda: on.stats.varz()["totals"]["evictions"]["4008"] == 1)
+        varz = await on.get("/varz")
+        async with on.http.get("/metrics") as response:
+            samples = await response.text()
+        dropped = varz["totals"]["dropped"]
+        assert set(dropped) == {"slow", "timeout", "budget"}
+        assert 0 < dropped["slow"]["messages"] < 40
+        assert dropped["slow"]["bytes"] >= 10_000 * dropped["slow"]["messages"]
+        assert dropped["timeout"] == dropped["budget"] == {"messages": 0, "bytes": 0}
+        assert f'starlight_dropped_messages_total{{reason="slow"}} {dropped["slow"]["messages"]}.0' in samples
+        assert 'starlight_dropped_bytes_total{reason="budget"} 0.0' in samples
+
+
 async def test_a_page_is_that_of_all_sorted_and_the_loop_goes_on_meanwhile():
     numbers = random.Random(7)
     items = [numbers.randrange(1_000) for _ in range(7 * SLICE + 3)]
@@ -236,13 +254,18 @@ async def test_a_node_is_ready_until_it_drains(tmp_path: Path):
 
 async def test_a_node_over_its_budget_is_not_ready(tmp_path: Path):
     async with inside(
-        tmp_path, memory_budget_bytes="1MiB", outbox_bytes="16MiB", evict_after_s=60, send_buffer_bytes=4096
+        tmp_path, memory_budget_bytes="2MiB", outbox_bytes="16MiB", evict_after_s=60, send_buffer_bytes=4096
     ) as on:
         for number in range(3):
             await on.stalled(f"slow{number}", f"c{number}")
-        for number in range(3):
-            for _ in range(30):
-                on.node.hub.push_to_channel(f"c{number}", b'"%b"' % (b"x" * 50_000))
-        on.node.core.flush()  # the budget is looked after at the end of the turn
+        for _ in range(2):  # it is looked after with each flush, so only what came since then can be too much
+            on.node.core.flush()
+            for number in range(3):
+                for _ in range(6):
+                    on.node.hub.push_to_channel(f"c{number}", b'"%b"' % (b"x" * 50_000))
+        for _ in range(20):
+            on.node.hub.push_to_channel("c0", b'"%b"' % (b"x" * 5_000))
+            if on.stats.not_ready():
+                break
         assert on.stats.not_ready() == ["over budget"]
         await eventually(lambda: on.stats.not_ready() == [])

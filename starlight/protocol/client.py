@@ -4,8 +4,9 @@ The mirror of ``commands.py`` (what a server decodes) and of ``replies.py`` and 
 fields are ignored and an unknown type is None, so that an old client works with a newer server.
 """
 
+import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -20,16 +21,22 @@ __all__ = [
     "Expiring",
     "Gap",
     "Joined",
+    "JoinedItem",
     "Left",
     "Message",
     "Ok",
     "Pong",
     "Publication",
     "Received",
+    "Refusal",
     "Server",
+    "Unreadable",
     "Welcome",
     "decode",
     "encode",
+    "encode_data",
+    "read_head",
+    "splice",
 ]
 
 NO_DATA: Final = msgspec.UNSET
@@ -51,7 +58,31 @@ class Welcome(Struct, tag_field="type", tag="welcome"):
     """How often the server pings, in seconds."""
     pong: float = 10
     """How long it waits for the pong, in seconds."""
+    limits: Any = None
+    """An object of the client's limits, None where there is none; see `limit_of`."""
+    previous: Any = None
+    """An object that says how the connection that the login named ended, or None."""
     id: int | None = None
+
+    def limit_of(self, name: str) -> int | None:
+        """One of `limits`, such as ``message_bytes``; None if there is none, or if it makes no sense."""
+        limit = self.limits.get(name) if isinstance(self.limits, dict) else None
+        return limit if isinstance(limit, int) and limit > 0 else None
+
+
+class Refusal(Struct):
+    """Why one channel among several was not joined."""
+
+    code: int
+    name: str = "error"
+    message: str = ""
+
+
+class JoinedItem(Struct):
+    """One channel of a join of several: joined if it has no error."""
+
+    channel: str
+    error: Refusal | None = None
 
 
 class Ok(Struct, tag_field="type", tag="ok"):
@@ -64,6 +95,8 @@ class Ok(Struct, tag_field="type", tag="ok"):
     scope: str = ""
     offset: int | None = None
     channel: str = ""
+    channels: list[JoinedItem] = []
+    """Of a join of several channels."""
     epoch: str | None = None
     users: list[str] = []
     session: str | None = None
@@ -165,10 +198,10 @@ class Expiring(Struct, tag_field="type", tag="expiring"):
 class Bye(Struct, tag_field="type", tag="bye"):
     """The last message before the server closes."""
 
-    code: int
+    code: int = 0
     reason: str = ""
-    retry_ms: int | None = None
-    """When to come back, in milliseconds."""
+    retry_ms: Any = None
+    """When to come back, in milliseconds, or None. A server may send anything: the backoff makes sense of it."""
 
 
 Message = Direct | Broadcast | Server | Joined | Left | Gap | Expiring
@@ -180,28 +213,83 @@ Received = Welcome | Ok | Error | Pong | Publication | Bye | Message
 _decode: Callable[[bytes], Received] = msgspec.json.Decoder(Received).decode
 
 
-class _OnlyType(Struct):
-    type: str
+class _Head(Struct):
+    """What can be read of a message that can't be held as a whole."""
 
+    type: str = ""
+    id: Any = None
+    channel: Any = None
+
+
+_decode_head = msgspec.json.Decoder(_Head).decode
+_decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 
 _KNOWN_TYPES: Final = frozenset(
     struct.__struct_config__.tag
     for struct in (Welcome, Ok, Error, Pong, Publication, Bye, Direct, Broadcast, Server, Joined, Left, Gap, Expiring)
 )
+_FAILURES: Final = (msgspec.MsgspecError, RecursionError, ValueError, OverflowError, MemoryError)
+"""What msgspec raises for messages that Python can't hold: numbers out of range, nesting, bytes that are not UTF-8."""
+_SCALAR: Final = rb'(?:"(?:[^"\\]|\\.)*+"|[-+.0-9a-zA-Z]++)'
+_ID_AT_THE_START: Final = re.compile(
+    rb'\s*\{(?:\s*"\w+"\s*:\s*%b\s*,){0,8}?\s*"id"\s*:\s*([0-9]{1,16})\s*[,}]' % _SCALAR
+)
+_ID_AT_THE_END: Final = re.compile(rb',\s*"id"\s*:\s*([0-9]{1,16})\s*\}\s*$')
+_END_BYTES: Final = 64
 
 
-def decode(message: bytes) -> Received | None:
-    """One message of the server; None if it is of a type this client does not know.
+class Unreadable(NamedTuple):
+    """As much as can be read of a message that can't be: not JSON, or JSON that Python can't hold.
 
-    Raises:
-        msgspec.DecodeError: it is not JSON, or a known type with a wrong field.
+    Attributes:
+        type: of the message; "" if it can't be read.
+        id: of the request that it answers, None if there is none.
+        channel: of a publication; "" for any other message.
+        why: for the log and for who waits for the reply.
     """
+
+    type: str
+    id: int | None
+    channel: str
+    why: str
+
+
+def decode(message: bytes) -> Received | Unreadable | None:
+    """One message of the server; None if it is of a type this client does not know. Raises nothing."""
     try:
         return _decode(message)
-    except msgspec.ValidationError:
-        if msgspec.json.decode(message, type=_OnlyType).type in _KNOWN_TYPES:
-            raise
-        return None
+    except _FAILURES as error:
+        head = read_head(message, str(error))
+        return None if head.type not in _KNOWN_TYPES and head.type and head.id is None else head
+
+
+def read_head(message: bytes, why: str) -> Unreadable:
+    """What can be told of a message that `decode` refused. Linear in its length."""
+    try:
+        head = _decode_head(message)
+    except _FAILURES:
+        found = _ID_AT_THE_START.match(message) or _ID_AT_THE_END.search(message, max(0, len(message) - _END_BYTES))
+        return Unreadable("", int(found[1]) if found else None, "", why)
+    id = head.id if isinstance(head.id, int) else None
+    channel = head.channel if head.type == "publication" and isinstance(head.channel, str) else ""
+    return Unreadable(head.type, id, channel, why)
+
+
+def encode_data(data: object) -> bytes:
+    """A payload as JSON on one line. ``bytes`` are JSON already and are only checked.
+
+    Raises:
+        TypeError: `data` cannot be expressed in JSON (orjson's JSONEncodeError).
+        ValueError: bytes that are not JSON. The server would refuse them, or end the connection.
+    """
+    if not isinstance(data, bytes):
+        return dumps(data)
+    try:
+        data.decode()
+        _decode_raw(data)
+    except _FAILURES as error:
+        raise ValueError(f"data: these bytes are not JSON ({error}); to send a text, give a str") from None
+    return data.translate(_NEWLINES_TO_SPACES)
 
 
 def encode(type: str, id: int | None = None, *, data: object = NO_DATA, **fields: object) -> bytes:
@@ -214,12 +302,13 @@ def encode(type: str, id: int | None = None, *, data: object = NO_DATA, **fields
             replaced by spaces (in valid JSON they can only stand between tokens).
         fields: of the message; those that are None are left out.
 
-    Raises:
-        TypeError: `data` cannot be expressed in JSON (orjson's JSONEncodeError).
+    Raises: as `encode_data`.
     """
+    return splice(type, id, None if data is NO_DATA else encode_data(data), **fields)
+
+
+def splice(type: str, id: int | None, payload: bytes | None, **fields: object) -> bytes:
+    """As `encode`, with what `encode_data` made of the data; None for a message without."""
     message = {"type": type, "id": id, **fields}
     head = dumps({key: value for key, value in message.items() if value is not None})
-    if data is NO_DATA:
-        return head
-    payload = data.translate(_NEWLINES_TO_SPACES) if isinstance(data, bytes) else dumps(data)
-    return b'%b,"data":%b}' % (head[:-1], payload)
+    return head if payload is None else b'%b,"data":%b}' % (head[:-1], payload)

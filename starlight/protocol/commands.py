@@ -26,6 +26,8 @@ How the other bad input reads:
   turns into a built-in one is refused (107).
 - Not JSON, an array, a scalar: `BadMessage`, which the hub turns into a 4501 before login and a 107 after it.
 - A wrong or missing field: 107 with the field's name in the message, and the request's id if that could be read.
+- A join of several channels: what is wrong with one name is that channel's own error, which the hub answers; only a
+  list that isn't one, or items without a `channel` that is a string, refuse the whole message.
 - A field that is not built yet (`since` of join; `key`, `ttl_ms`, `idempotency` of publish), whatever its value, null
   included, and the type `history`: 108. In an application's own types those fields are its own.
 - `from`, `offset` and all other unknown fields: ignored; the server writes its own.
@@ -43,6 +45,7 @@ from starlight.close_codes import ErrorCode
 from starlight.errors import BadMessage, RequestError
 
 __all__ = [
+    "JOINS_LIMIT",
     "MAX_DEPTH",
     "Broadcast",
     "Command",
@@ -50,6 +53,7 @@ __all__ = [
     "Direct",
     "History",
     "Join",
+    "JoinItem",
     "Leave",
     "Login",
     "Ping",
@@ -60,6 +64,7 @@ __all__ = [
     "decode",
     "is_channel",
     "is_user",
+    "wrong_channel",
 ]
 
 MAX_DEPTH: Final = 512
@@ -72,6 +77,9 @@ ID_LIMIT_BYTES: Final = 64
 """The longest string id in bytes of UTF-8: room for a UUID in any spelling."""
 NAME_LIMIT_BYTES: Final = 255
 """The longest user or channel name in bytes of UTF-8."""
+JOINS_LIMIT: Final = 256
+"""How many channels one join may name: their names fit into one message of the default size, and 1,000 channels, which
+is what a client may have, are four messages."""
 PRESENCE_DEFAULT: Final = 100
 """How many users a presence reply lists unless the request says otherwise."""
 PRESENCE_LIMIT: Final = 1000
@@ -80,9 +88,11 @@ PRESENCE_LIMIT: Final = 1000
 
 if TYPE_CHECKING:
     RequestId: TypeAlias = int | str | None
+    OptionalName: TypeAlias = str | None
     NotBuilt: TypeAlias = None
 else:
     # None is what an absent id decodes to, but `"id":null` is a wrong id: so it is a default and not in the type.
+    OptionalName = str
     RequestId = Annotated[int, Meta(ge=-ID_LIMIT, le=ID_LIMIT)] | Annotated[str, Meta(max_length=ID_LIMIT_BYTES)]
 
     class NotBuilt:
@@ -98,17 +108,20 @@ def _refuse(type_: type, value: object) -> NoReturn:
 
 
 class Login(Struct, tag_field="type", tag="login", frozen=True, gc=False):
-    """The first message of a connection. Which of the two fields is wanted is the authenticator's business.
+    """The first message of a connection. Which of `token` and `user` is wanted is the authenticator's business.
 
     Attributes:
         token: a JWT or a session token.
         user: who it is, where the server runs without auth; a valid user name.
         id: of the request.
+        previous: the client id of the connection before, None if there was none. Any string: one that is not known
+            means nothing.
     """
 
     token: str | None = None
     user: str | None = None
     id: RequestId = None
+    previous: str | None = None
 
 
 class Direct(Struct, tag_field="type", tag="direct", frozen=True, gc=False):
@@ -125,12 +138,45 @@ class Direct(Struct, tag_field="type", tag="direct", frozen=True, gc=False):
     id: RequestId = None
 
 
-class Join(Struct, tag_field="type", tag="join", frozen=True, gc=False):
-    """Subscribe to a channel. (`since` is not built.)"""
+_ABSENT: Final = Raw()
+
+
+class JoinItem(Struct, frozen=True, gc=False):
+    """One channel of a join of several.
+
+    Attributes:
+        channel: its name, which was not looked at: a wrong one fails alone.
+        since: not built, so a channel that has it, with whatever value, fails with 108.
+    """
 
     channel: str
+    since: Raw = _ABSENT
+
+    @property
+    def has_since(self) -> bool:
+        """Whether it came with a `since`."""
+        return self.since is not _ABSENT
+
+
+if TYPE_CHECKING:
+    JoinItems: TypeAlias = tuple[JoinItem, ...] | None
+else:
+    JoinItems = Annotated[tuple[JoinItem, ...], Meta(min_length=1, max_length=JOINS_LIMIT)]  # as RequestId: no null
+
+
+class Join(Struct, tag_field="type", tag="join", frozen=True, gc=False):
+    """Subscribe to a channel, or to several. (`since` is not built.)
+
+    Attributes:
+        channel: its name; None if the message names several.
+        id: of the request, None if it has none.
+        channels: at most `JOINS_LIMIT` of them, in order; None if the message names one.
+    """
+
+    channel: OptionalName = None
     id: RequestId = None
     since: NotBuilt = None
+    channels: JoinItems = None
 
 
 class Leave(Struct, tag_field="type", tag="leave", frozen=True, gc=False):
@@ -227,7 +273,6 @@ Command = Login | Direct | Join | Leave | Publish | Broadcast | Presence | Histo
 """What `decode` returns."""
 
 _BuiltIn = Login | Direct | Join | Leave | Publish | Broadcast | Presence | History | Refresh | Ping
-_ABSENT: Final = Raw()
 
 
 class _Envelope(Struct, gc=False):
@@ -260,6 +305,8 @@ _EXPECTED: Final = {
     "user": _USER_RULE,
     "to": _USER_RULE,
     "channel": f"a channel name: 1-{NAME_LIMIT_BYTES} bytes of A-Z a-z 0-9 _ - . : / @ #",
+    "channels": f"1 to {JOINS_LIMIT} objects, each with a channel that is a string",
+    "previous": "a string",
     "data": "any JSON value",
     "limit": f"an integer from 0 to {PRESENCE_LIMIT}",
 }
@@ -337,7 +384,9 @@ def _fits(text: str, limit_bytes: int) -> bool:
 
 def _check_rare(command: _BuiltIn) -> None:
     """The rules of the commands that nobody sends a million times a second."""
-    if type(command) is Join or type(command) is Leave or type(command) is Presence:
+    if type(command) is Join:
+        _check_join(command)
+    elif type(command) is Leave or type(command) is Presence:
         if not is_channel(command.channel):
             raise _wrong("channel", command.id)
         if type(command) is Presence and command.id is None:
@@ -347,6 +396,22 @@ def _check_rare(command: _BuiltIn) -> None:
             raise _wrong("user", command.id)
     elif type(command) is History:
         raise RequestError(ErrorCode.NOT_AVAILABLE, "history: not available", command.id)
+
+
+def _check_join(command: Join) -> None:
+    """One channel with a valid name, or a list, of which every name is judged for itself later on."""
+    if command.channels is None:
+        if command.channel is None:
+            raise RequestError(ErrorCode.BAD_REQUEST, "channel: missing", command.id)
+        if not is_channel(command.channel):
+            raise _wrong("channel", command.id)
+    elif command.channel is not None:
+        raise RequestError(ErrorCode.BAD_REQUEST, "channels: not together with channel", command.id)
+
+
+def wrong_channel(name: str) -> RequestError | None:
+    """What is wrong with the name of one channel among several: error 107, or None for a valid name."""
+    return None if is_channel(name) else _wrong("channel", None)
 
 
 def _recover(message: bytes, failure: Exception) -> Custom:

@@ -7,14 +7,16 @@ without an id a success is silent.
 The functions raise TypeError (orjson's JSONEncodeError) for a value that JSON cannot express.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from orjson import dumps
 
 from starlight.close_codes import error_name
+from starlight.errors import RequestError
 
 __all__ = [
+    "ClientLimits",
     "bye",
     "error",
     "ok",
@@ -22,11 +24,28 @@ __all__ = [
     "ok_data",
     "ok_id",
     "ok_join",
+    "ok_joins",
     "ok_presence",
     "ok_publish",
     "pong",
     "welcome",
 ]
+
+
+class ClientLimits(NamedTuple):
+    """What a client is told of its limits in `welcome`; None where there is none.
+
+    Attributes:
+        message_bytes: the largest message; a larger one ends the connection with 1009.
+        channels: how many channels it may have joined (106 beyond).
+        message_rate: messages a second (111 beyond).
+        byte_rate: bytes of messages a second, likewise.
+    """
+
+    message_bytes: int | None = None
+    channels: int | None = None
+    message_rate: int | None = None
+    byte_rate: int | None = None
 
 
 def ok(id: int | str, **fields: Any) -> bytes:
@@ -54,6 +73,15 @@ def ok_join(id: int | str, channel: str) -> bytes:
     return b'{"type":"ok","id":%b,"channel":%b}' % (dumps(id), dumps(channel))
 
 
+def ok_joins(id: int | str, outcomes: Iterable[tuple[str, RequestError | None]]) -> bytes:
+    """The reply to join of several channels, in the order of the request: each with its name, and its error if any."""
+    channels = [
+        {"channel": name} if error is None else {"channel": name, "error": _error_fields(error.code, error.message)}
+        for name, error in outcomes
+    ]
+    return dumps({"type": "ok", "id": id, "channels": channels})
+
+
 def ok_presence(id: int | str, users: Sequence[str], clients: int) -> bytes:
     """The reply to presence: some of the users (bounded by the request's limit), and the number of all clients."""
     return dumps({"type": "ok", "id": id, "users": list(users), "clients": clients})
@@ -69,10 +97,11 @@ def error(id: int | str | None, code: int, message: str) -> bytes:
     fields: dict[str, object] = {"type": "error"}
     if id is not None:
         fields["id"] = id
-    fields["code"] = int(code)
-    fields["name"] = error_name(code)
-    fields["message"] = message
-    return dumps(fields)
+    return dumps(fields | _error_fields(code, message))
+
+
+def _error_fields(code: int, message: str) -> dict[str, object]:
+    return {"code": int(code), "name": error_name(code), "message": message}
 
 
 def pong(id: int | str | None = None) -> bytes:
@@ -90,6 +119,8 @@ def welcome(
     pong_s: float,
     session: str | None = None,
     expires: int | None = None,
+    limits: ClientLimits | None = None,
+    previous: Mapping[str, object] | None = None,
 ) -> bytes:
     """The reply to login.
 
@@ -102,12 +133,20 @@ def welcome(
         pong_s: how long it waits for the pong, in seconds.
         session: a token to log in again with; None without auth.
         expires: when the session ends, in Unix seconds; None if it does not.
+        limits: of this client; None leaves them out.
+        previous: how the connection that the login named as its previous one ended; None, if that is not known, leaves
+            it out.
     """
     fields: dict[str, object] = {"type": "welcome"}
     if id is not None:
         fields["id"] = id
     fields |= {"user": user, "client": client, "node": node, "session": session, "expires": expires}
-    return dumps({**fields, "ping": _whole(ping_s), "pong": _whole(pong_s)})
+    fields |= {"ping": _whole(ping_s), "pong": _whole(pong_s)}
+    if limits is not None:
+        fields["limits"] = limits._asdict()
+    if previous is not None:
+        fields["previous"] = previous
+    return dumps(fields)
 
 
 def bye(code: int, reason: str, retry_ms: int | None = None) -> bytes:

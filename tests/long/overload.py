@@ -228,6 +228,9 @@ def judge(
     outcome.require(most_chunks <= budget_bytes + TURN_BYTES, f"outboxes held {most_chunks:,} bytes")
     outcome.require(grown_bytes <= budget_bytes + OTHER_BYTES, f"the process grew by {grown_bytes:,} bytes")
     outcome.expect(sum(reasons.values()) > 0, "nobody was evicted")
+    for name, count in reasons.items():
+        dropped = after[f"dropped_{name}_messages_total"]
+        outcome.require(bool(count) or not dropped, f"{dropped:,} messages were dropped and nobody evicted: {name}")
     outcome.require(abs(sum(reasons.values()) - seen) <= SUBSCRIBERS, f"{reasons} evicted, {seen} noticed it")
     outcome.expect(recovery_s <= RECOVERY_S, f"it took {recovery_s:.1f} s to recover")
     outcome.require(end["live"] == 0 and not end["log"], f"left behind {end['live']}, logged {end['log']}")
@@ -239,6 +242,7 @@ def judge(
         "most resident MiB": watch.most["rss_bytes"] / 2**20,
         "samples": watch.most["samples"],
         "evicted": reasons,
+        "messages they never got": sum(after[f"dropped_{name}_messages_total"] for name in reasons),
         "seen by clients": seen,
         "healthy client's answers": len(answers_ms),
         "their p99 ms": answers_ms[int(0.99 * (len(answers_ms) - 1))] if answers_ms else 0.0,
