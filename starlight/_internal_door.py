@@ -92,14 +92,18 @@ class Exchange(web.RequestHandler):
         self._left: asyncio.Future[None] | None = None  # set while the peer may read the refusal of its body
         self._discarded_bytes = 0
         self.is_refused = False
-        self.phase = Phase.IDLE
-        self.since_s = door.now_s()
         self.has_answered = False
+        self.phase = Phase.IDLE
+        self.since_s = 0.0
+        self.order = 0  # of the phases of all: one turn of the loop has one time
+        self.enter(Phase.IDLE)
 
     def enter(self, phase: Phase) -> None:
-        """Begin a phase."""
+        """Begin a phase. The head of the first request has its time since the connect, which is when it began."""
+        if not (phase is Phase.HEAD and not self.has_answered):
+            self.since_s = self._door.now_s()
+            self.order = self._door.next_order()
         self.phase = phase
-        self.since_s = self._door.now_s()
 
     @property
     def writing_bytes(self) -> int:
@@ -146,10 +150,7 @@ class Exchange(web.RequestHandler):
                 self._socket.pause_reading()
             return
         if data and self.phase is Phase.IDLE:
-            since_s = self.since_s
             self.enter(Phase.HEAD)
-            if not self.has_answered:
-                self.since_s = since_s  # the first one has had its time since the connect
         super().data_received(data)
 
     def eof_received(self) -> None:
@@ -218,6 +219,7 @@ class Door:
         self._server = server
         self._limit = limit
         self._loop = asyncio.get_running_loop()
+        self._order = 0
         self._exchanges: set[Exchange] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -228,6 +230,11 @@ class Door:
     def now_s(self) -> float:
         """The loop's clock, in seconds."""
         return self._loop.time()
+
+    def next_order(self) -> int:
+        """A number above all before."""
+        self._order += 1
+        return self._order
 
     def open(self) -> None:
         """Accept from now on."""
@@ -305,7 +312,7 @@ class Door:
             ]
         if not idle:
             return False
-        oldest = min(idle, key=lambda exchange: (exchange.has_answered, exchange.since_s))
+        oldest = min(idle, key=lambda exchange: (exchange.has_answered, exchange.order))
         self.forget(oldest)
         oldest.abort()
         return True

@@ -91,6 +91,20 @@ async def test_idle_sockets_keep_nobody_out(tmp_path: Path):
             client.close()
 
 
+async def test_of_those_that_come_in_one_turn_the_first_make_room(tmp_path: Path):
+    async with inside(tmp_path) as on:
+        clients = []
+        for _ in range(2 * LIMIT):  # without a turn between them
+            sock = socket.create_connection(("127.0.0.1", on.port.port))
+            sock.setblocking(False)
+            clients.append(RawClient(sock))
+        for client in clients[-LIMIT:]:
+            assert await asks(client)
+        for client in clients[:LIMIT]:
+            assert await all_of(client) == b""
+            client.close()
+
+
 @pytest.mark.parametrize(
     "begun", [b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n", b"G", ASKING], ids=["idle", "slow", "byte", "keep"]
 )
