@@ -44,6 +44,7 @@ class Connection(Protocol):
     """What the connection is asked here."""
 
     def on_refused(self) -> None: ...
+    def on_bad_request(self, is_too_large: bool) -> None: ...
     def on_parser_error(self, code: int) -> None: ...
     def on_eof(self) -> bool: ...
     def on_discarded(self) -> None: ...
@@ -53,24 +54,30 @@ class Connection(Protocol):
 class Answering:
     """What picows takes for the transport during the handshake: a refusal echoes nothing, and arrives."""
 
-    __slots__ = ("connection", "is_answered", "is_ours", "transport")
+    __slots__ = ("connection", "is_answered", "is_head", "is_ours", "transport")
 
     def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
         self.connection = connection
         self.transport = transport
         self.is_answered = False
         self.is_ours = False  # the answer; picows' own refusals quote the request
+        self.is_head = False  # the request: its answer has no body
 
     def write(self, data: bytes | bytearray) -> None:
         """The response."""
         if not self.is_ours:
-            data = TOO_LARGE if b"contains more than" in data else BAD_REQUEST
+            is_too_large = b"contains more than" in data
+            self.connection.on_bad_request(is_too_large)
+            data = TOO_LARGE if is_too_large else BAD_REQUEST
+        if self.is_head:
+            data = data[: data.index(b"\r\n\r\n") + 4]
         self.is_answered = True
         self.transport.write(bytes(data))
 
     def close(self) -> None:
         """The request was refused; without an answer so far if it was too large to be parsed."""
         if not self.is_answered:
+            self.connection.on_bad_request(True)
             self.transport.write(TOO_LARGE)
         self.connection.on_refused()
 

@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol, cast
 import aiofastnet
 
 from starlight._listener import LISTEN_BACKLOG, SHARED_BACKLOG, bind_all
+from starlight._refusals import Cause
 from starlight.config import Settings
 from starlight.errors import ConfigError
 
@@ -87,6 +88,7 @@ class Connection(Protocol):
 
     def admit(self, peername: tuple[Any, ...] | None) -> bool: ...
     def on_socket_lost(self) -> None: ...
+    def blame(self, cause: Cause, peer: tuple[Any, ...] | None) -> None: ...
 
 
 class Acceptor(Protocol):
@@ -242,7 +244,7 @@ class TlsListener:
                 sock.close()
                 continue
             sock.setblocking(False)
-            task = self._loop.create_task(self._shake_hands(sock, protocol, connection))
+            task = self._loop.create_task(self._shake_hands(sock, peer, protocol, connection))
             self._handshakes[task] = sock, connection
             task.add_done_callback(self._forget)
         return True
@@ -259,7 +261,9 @@ class TlsListener:
         if listening in self.sockets:
             self._loop.add_reader(listening, self._accept, listening)
 
-    async def _shake_hands(self, sock: socket.socket, protocol: Any, connection: Connection) -> None:
+    async def _shake_hands(
+        self, sock: socket.socket, peer: tuple[Any, ...], protocol: Any, connection: Connection
+    ) -> None:
         try:
             await aiofastnet.connect_accepted_socket(
                 self._reporting_loop,
@@ -271,7 +275,11 @@ class TlsListener:
                 ssl_incoming_bio_size=BIO_BYTES,
                 ssl_outgoing_bio_size=BIO_BYTES,
             )
-        except (OSError, asyncio.CancelledError):  # ssl.SSLError and TimeoutError are OSErrors
+        except (OSError, asyncio.CancelledError) as error:  # ssl.SSLError and TimeoutError are OSErrors
+            if isinstance(error, ssl.SSLError):
+                connection.blame("tls", peer)
+            elif isinstance(error, (TimeoutError, ConnectionAbortedError)):
+                connection.blame("timeout", peer)
             connection.on_socket_lost()  # the socket itself is the transport's to close
         except Exception:
             log.exception("a TLS handshake failed in a way that is not the client's")

@@ -185,7 +185,8 @@ class Settings(BaseSettings):
         "",
         max_length=65_536,
         description="Pages that may connect, with commas. Origins such as https://app.example.com, "
-        "https://*.example.com, or * for any; by default pages of the host they connect to.",
+        "https://*.example.com, capacitor://localhost, chrome-extension://<id>, file://, null, or * for any; by "
+        "default pages of the host they connect to, which on loopback has to be an address or localhost.",
     )
     trusted_proxies: Annotated[TextList, RELOADS] = Field(
         "",

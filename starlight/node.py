@@ -35,9 +35,10 @@ from starlight.errors import ListenFailed, NotServing
 from starlight.handlers import Handlers, Timer, call_logged
 from starlight.hub import Hub
 from starlight.internal import Internal
-from starlight.limits import Limits
+from starlight.limits import Limits, internal_connections
 from starlight.permissions import make_permissions
 from starlight.reload import Reloader
+from starlight.stats import not_ready
 from starlight.units import format_duration, format_size
 
 __all__ = ["Node", "raise_open_files_limit"]
@@ -161,6 +162,7 @@ class Node:
         self._loop = asyncio.get_running_loop()
         self.settings = _within_open_files(self.settings)
         self.core.bind(self._loop, self.settings.coalesce_delay_s)
+        self._gate.is_ready = lambda: not not_ready(self)
         self._acceptor = self.make_acceptor()
         self._acceptor.start()
         self.is_serving = True
@@ -463,7 +465,8 @@ def _within_open_files(settings: Settings) -> Settings:
     Without descriptors an accept fails and is tried again in a busy loop; so that limit must never be reached.
     """
     limit = raise_open_files_limit()
-    room = sys.maxsize if limit == resource.RLIM_INFINITY else max(1, limit - RESERVED_FILES)
+    reserved = RESERVED_FILES + (internal_connections(limit) if settings.internal_port is not None else 0)
+    room = sys.maxsize if limit == resource.RLIM_INFINITY else max(1, limit - reserved)
     if settings.max_connections <= room:
         return settings
     log.warning("max_connections=%d: only %d files may be open, so it is %d", settings.max_connections, limit, room)

@@ -166,7 +166,7 @@ class Reloader:
         if self._certificate is not None and parts.certificate is not None:
             self._certificate.take_over(parts.certificate)
         self._rekey(parts.internal_key)
-        self._gate.change(limits, parts.origins, parts.proxies)
+        self._gate.change(settings, parts.origins, parts.proxies)
         self._hub.change(
             limits,
             channels_limit=settings.channels_per_client,

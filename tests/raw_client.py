@@ -375,14 +375,18 @@ class Stage:
 
 
 class Errors(logging.Handler):
-    """Collects what is logged at WARNING or above: no client may make the node complain, or fill its disk."""
+    """Collects what is logged at WARNING or above: no client may make the node complain, or fill its disk.
+
+    The first refusal of each cause is a warning on purpose; `test_refusals` looks at those.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(self.format(record))
+        if record.name != "starlight._refusals":
+            self.lines.append(self.format(record))
 
 
 @asynccontextmanager

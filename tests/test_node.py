@@ -18,6 +18,7 @@ from websockets.asyncio.client import connect
 from starlight.app import Starlight
 from starlight.config import Settings
 from starlight.errors import ConfigError, ListenFailed
+from starlight.limits import internal_connections
 from starlight.node import Node, _within_open_files, raise_open_files_limit
 from tests.support import eventually
 from tests.wire_client import WireClient
@@ -229,7 +230,10 @@ def test_the_soft_limit_of_open_files_is_raised_and_bounds_the_connections(caplo
         if hard == resource.RLIM_INFINITY:
             return
         assert _within_open_files(small(max_connections=1)).max_connections == 1
+        internal = _within_open_files(small(max_connections=1_000_000, internal_port=0)).max_connections
         if hard < 1_000_000:
+            plain = _within_open_files(small(max_connections=1_000_000)).max_connections
+            assert plain - internal == internal_connections(hard), "the internal port has descriptors of its own"
             assert _within_open_files(small(max_connections=1_000_000)).max_connections < hard
             assert "max_connections=1000000" in caplog.text
     finally:
