@@ -139,7 +139,8 @@ class Watch {
 
   /** The page was frozen or hidden, or the network has changed: is the line still alive? */
   checkNow() {
-    this.#ask(Math.min(this.#answerMs, WAKE_ANSWER_MS));
+    const isAsked = this.#askedAt !== null && this.#line.heardAt < this.#askedAt;
+    if (!isAsked) this.#ask(Math.min(this.#answerMs, WAKE_ANSWER_MS));
   }
 
   #lookIn(ms) {
@@ -245,8 +246,8 @@ export class Client {
     while (!this.#error) {
       const { code, error, isSessionRefused } = await this.#connect();
       if (this.#error) return;
-      this.#lastCode = code;
       if (isSessionRefused) continue; // nothing was wrong but the session: the token is next
+      this.#lastCode = code;
       const next = policy(code);
       if (!this.#readyAt || !reconnect || next === "never") return this.#finish(error);
       const delayMs = this.#delayMs(next);
@@ -421,7 +422,8 @@ export class Client {
       for (const item of Array.isArray(reply.channels) ? reply.channels : [])
         if (isObject(item) && isObject(item.error)) refusals.set(item.channel, item.error);
     } catch (error) {
-      if (typeof error.code !== "number" || error.name === "ConnectionLost" || error.name === "Timeout") throw error;
+      const isAnswer = typeof error.code === "number" && error.name !== "ConnectionLost";
+      if (!isAnswer && !(error.name === "MessageTooBig" && names.length === 1)) throw error;
       if (names.length > 1 && ![100, 106, 111].includes(error.code)) {
         rejoin.isOneByOne = true; // whatever is wrong with the message, it is not wrong with all channels
         return false;

@@ -27,7 +27,9 @@ class JoinedChannel:
     """A channel as this client joined it; made by `Client.join`. Iterate over it for its publications.
 
     After a reconnect it is joined again and the iteration goes on; what was published in between is not seen (a channel
-    without history). If joining again is refused, the iteration raises that `RequestFailed`.
+    without history). One that is refused then for a rate is asked for again until it is joined; one that is refused
+    for a limit, or by a fault of the server, for a minute. Any other refusal ends the iteration with that
+    `RequestFailed`.
 
     Attributes:
         channel: its name.

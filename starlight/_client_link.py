@@ -31,6 +31,7 @@ from starlight import close_codes
 from starlight._client_watch import PONG_TIMEOUT_S, Watch
 from starlight.errors import ConnectFailed
 from starlight.protocol import lines
+from starlight.protocol._lines import Lines
 from starlight.protocol.client import Welcome
 
 __all__ = ["Closed", "Link"]
@@ -183,7 +184,7 @@ class Link(WSListener):
             self._heard_s = max(self._heard_s, now_s - _silent_s(self._transport))  # a large message is under way
         decision = watch.look(now_s, self._heard_s)
         if decision == "drop":
-            log.warning("nothing came from the server for %.1f s: the connection is given up", watch.silence_s)
+            log.info("nothing came from the server for %.1f s: the connection is given up", watch.silence_s)
             self._finish(Closed(close_codes.ABNORMAL, close_codes.reason(close_codes.ABNORMAL)))
             return self.abort()
         if decision == "ask":
@@ -207,7 +208,7 @@ class Link(WSListener):
 
     def _deliver(self, whole: bytes) -> None:
         if self.is_lines:
-            for message in lines.split(whole):
+            for message in Lines(whole):
                 self._on_message(message)
         else:
             self._on_message(whole)

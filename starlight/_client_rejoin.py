@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final
 
 from starlight.close_codes import ErrorCode
-from starlight.errors import RequestFailed
+from starlight.errors import ClientError, MessageTooBig, RequestFailed
 from starlight.protocol.client import Ok
 
 __all__ = ["JOINS_LIMIT", "PATIENCE_S", "Rejoin"]
@@ -25,6 +25,9 @@ JOINS_LIMIT: Final = 256
 
 JOIN_BYTES: Final = 32 << 10
 """The most bytes of one message: half of what a server takes by default, and 256 ordinary names."""
+
+_ENVELOPE_BYTES: Final = 64
+"""What a join is without its channels, and a little more."""
 
 PATIENCE_S: Final = 60.0
 """How long a channel is tried again that is full, or that the server fails at: longer than a connection that is dead
@@ -61,7 +64,7 @@ class Rejoin:
         *,
         ask: Callable[[dict[str, Any]], Awaitable[Ok]],
         leave: Callable[[str], None],
-        refuse: Callable[[str, RequestFailed], None],
+        refuse: Callable[[str, ClientError], None],
         message_rate: int | None = None,
         byte_rate: int | None = None,
         message_bytes: int | None = None,
@@ -106,7 +109,7 @@ class Rejoin:
     def _messages(self) -> Iterator[list[str]]:
         """The names that are left, as many together as fit into one message."""
         names: list[str] = []
-        size_bytes = 0
+        size_bytes = _ENVELOPE_BYTES
         for name in list(self._waiting):
             if name not in self._channels:
                 del self._waiting[name]  # left in the meantime
@@ -114,7 +117,7 @@ class Rejoin:
             size_bytes += _size_bytes(name)
             if names and (self._one_by_one or len(names) == JOINS_LIMIT or size_bytes > self._size_bytes):
                 yield names
-                names, size_bytes = [], _size_bytes(name)
+                names, size_bytes = [], _ENVELOPE_BYTES + _size_bytes(name)
             names.append(name)
         if names:
             yield names
@@ -129,6 +132,11 @@ class Rejoin:
         fields = {"channel": names[0]} if len(names) == 1 else {"channels": [{"channel": name} for name in names]}
         try:
             reply = await self._ask(fields)
+        except MessageTooBig as error:
+            if len(names) > 1:
+                raise
+            self._give_up(names[0], error)  # not even alone
+            return True
         except RequestFailed as error:
             if len(names) > 1 and error.code not in _FOR_EVER | _FOR_A_WHILE:
                 self._one_by_one = True  # whatever is wrong with the message, it is not wrong with all channels
@@ -146,12 +154,17 @@ class Rejoin:
 
     def _settle(self, name: str, error: RequestFailed | None) -> None:
         if error is not None and self._may_try_again(error.code):
-            return
+            return None
+        if error is not None and error.code != ErrorCode.ALREADY_JOINED:
+            return self._give_up(name, error)
         self._waiting.pop(name, None)
-        if error is None or error.code == ErrorCode.ALREADY_JOINED:
-            if name not in self._channels:
-                self._leave(name)
-        elif name in self._channels:
+        if name not in self._channels:
+            self._leave(name)
+        return None
+
+    def _give_up(self, name: str, error: ClientError) -> None:
+        self._waiting.pop(name, None)
+        if name in self._channels:
             self._refuse(name, error)
 
     def _may_try_again(self, code: int) -> bool:

@@ -13,9 +13,9 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from starlight._arena cimport arena_trim, chunk_t, frame_start, lane_close, vector_free, vector_push, vector_t
+from starlight._clock cimport clock_look
 from starlight._core cimport (HELD_UP_MS, EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYTES, apply_flush, budget_bytes,
                               channel_add, channel_remove, channel_t, check_core, compact, core_t, count_transport, doom,
                               drop_outbox,
@@ -54,7 +54,6 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef enum:
     MAX_MESSAGE_BYTES = 1 << 30  # offsets in a chunk are 32 bits wide
-    PAUSE_MS = 1000              # a gap in the clock longer than this was the process itself: forgiven
     COMPACT_ABOVE_BYTES = 16 * 1024 * 1024
 
 FRAMES = FORM_FRAMES
@@ -217,15 +216,15 @@ cdef class Core:
         return 0
 
     cpdef uint64_t now_ms(self) except? 0:
-        """The core's clock in milliseconds: monotonic, and standing still while the process itself was stopped."""
-        cdef timespec t
-        clock_gettime(CLOCK_MONOTONIC, &t)
-        cdef uint64_t raw = <uint64_t>t.tv_sec * 1000 + <uint64_t>t.tv_nsec // 1_000_000
-        if self.last_raw_ms and raw - self.last_raw_ms > PAUSE_MS:
-            self.forgiven_ms += raw - self.last_raw_ms
-        self.last_raw_ms = raw
-        self.c.flusher.now_ms = <uint32_t>(raw - self.forgiven_ms)
-        return raw - self.forgiven_ms
+        """The core's clock in milliseconds: monotonic, and standing still while the process did not run (_clock.pxd)."""
+        cdef uint64_t now_ms = clock_look(&self.clock)
+        self.c.flusher.now_ms = <uint32_t>now_ms
+        return now_ms
+
+    cpdef uint64_t stopped_ms(self) except? 0:
+        """How long the process did not run so far, in the stops that the clock has forgiven."""
+        self.now_ms()
+        return self.clock.stopped_ms
 
     def bind(self, loop, double coalesce_delay_s=0.0):
         """Run on this loop, from its own thread: it wakes full subscribers and ends each turn with a flush.

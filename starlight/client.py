@@ -489,7 +489,7 @@ class Client:
             if not self._is_ready:  # otherwise `leave` has told the server itself
                 link.send(wire.encode("leave", channel=channel))
 
-        def refuse(channel: str, error: RequestFailed) -> None:
+        def refuse(channel: str, error: ClientError) -> None:
             self._channels.pop(channel).inbox.end(error)
 
         return Rejoin(
@@ -545,8 +545,9 @@ class Client:
             log.info("reconnecting failed: %s", error)
         except Exception:  # a token function that raised: the application's fault, and it may recover
             log.exception("reconnecting failed")
-        if self._link is not None and self._link.closed.done():  # after the login, say while joining again
-            return self._link.closed.result()
+        link = self._link
+        if link is not None and link.welcome is not None and link.closed.done():  # while it joined again, say
+            return link.closed.result()
         return closed
 
     def _lost(self, link: Link, closed: Closed) -> None:

@@ -30,6 +30,7 @@ class ScriptedServer:
         self.session: str | None = None  # what every welcome says
         self.refuse_tokens: set[str] = set()  # with 4500
         self.is_silent = False
+        self.silent_about: set[str] = set()  # types that are not answered
         self._server: Server | None = None
         self._open: set[ServerConnection] = set()
         self._channels: dict[ServerConnection, set[str]] = {}  # of those that have logged in
@@ -42,6 +43,11 @@ class ScriptedServer:
     def connections(self) -> list[ServerConnection]:
         """Those that are open, logged in or not."""
         return list(self._open)
+
+    @property
+    def logged_in(self) -> int:
+        """How many are logged in."""
+        return len(self._channels)
 
     @property
     def joined(self) -> set[str]:
@@ -98,7 +104,7 @@ class ScriptedServer:
     async def _handle(self, connection: ServerConnection, command: dict[str, Any]) -> None:
         self.commands.append(command)
         kind, channel, reply = command["type"], command.get("channel", ""), {"type": "ok", "id": command.get("id")}
-        if self.is_silent:
+        if self.is_silent or kind in self.silent_about:
             return None
         if kind == "login":
             if self.close_logins_with is not None:
@@ -126,7 +132,7 @@ class ScriptedServer:
                     await other.send(json.dumps(publication))
         elif kind == "ping":
             reply["type"] = "pong"
-        if "id" in command:
+        if "id" in command or kind == "ping":
             await connection.send(json.dumps(reply))
         return None
 

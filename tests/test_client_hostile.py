@@ -8,10 +8,12 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import uvloop
 
 import starlight
 from starlight import close_codes
@@ -214,15 +216,15 @@ FRAMES = {
 }
 
 
-@pytest.mark.parametrize("name", FRAMES)
-async def test_frames_against_the_rules_raise_nothing(name: str) -> None:
-    errors: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
+@asynccontextmanager
+async def raw_server(act: Callable[[asyncio.StreamWriter], Awaitable[None]], **welcome: Any) -> AsyncIterator[str]:
+    """Welcomes whoever comes, then does as it is told with the first connection's bytes. Gives its URL."""
     opened = 0
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal opened
         opened += 1
+        is_first = opened == 1
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             key = re.search(r"(?i)sec-websocket-key: *(\S+)", head)
@@ -234,24 +236,34 @@ async def test_frames_against_the_rules_raise_nothing(name: str) -> None:
             )
             await reader.read(4096)
             for id in (1, 2):  # whichever login it is of this client
-                welcome = json.dumps({"type": "welcome", "id": id, "user": "ada"}).encode()
-                writer.write(b"\x81" + bytes([len(welcome)]) + welcome)
-            if opened == 1:
-                writer.write(FRAMES[name])
+                text = json.dumps({"type": "welcome", "id": id, "user": "ada", **welcome}).encode()
+                writer.write(b"\x81" + bytes([len(text)]) + text)
+            if is_first:
+                await act(writer)
             await reader.read()
         writer.close()
 
     listener = await asyncio.start_server(talk, "127.0.0.1", 0)
-    states = States()
     async with listener:
-        url = f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}/ws"
+        yield f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}/ws"
+
+
+@pytest.mark.parametrize("name", FRAMES)
+async def test_frames_against_the_rules_raise_nothing(name: str) -> None:
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
+
+    async def act(writer: asyncio.StreamWriter) -> None:
+        writer.write(FRAMES[name])
+
+    states = States()
+    async with raw_server(act) as url:
         try:
             client = await connect(url, user="ada", on_state=states, **FAST)
-        except ConnectFailed:
-            states = States()
+        except ConnectFailed:  # it came together with the welcome
             client = await connect(url, user="ada", on_state=states, **FAST)
         else:
-            await eventually(lambda: opened == 2 or states[-1][0] == "closed")
+            await eventually(lambda: len(states) > 1 and states[-1][0] != "reconnecting")
         await client.close()
     gc.collect()
     await asyncio.sleep(0)
@@ -382,6 +394,24 @@ async def test_a_token_that_fails_is_asked_for_again(server: ScriptedServer, giv
         await eventually(lambda: len(server.seen("login")) == 2)
         await client.ping()
         assert [command["token"] for command in server.seen("login")] == ["first", "second"]
+
+
+async def test_a_token_that_fails_behind_a_session_that_is_refused(server: ScriptedServer) -> None:
+    answers = iter(["first", OSError("away"), OSError("away"), "second"])
+
+    def fetch() -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    server.session = "a session"
+    async with connect(server.url, token=fetch, **FAST) as client:
+        server.refuse_tokens.add("a session")
+        server.drop_all()
+        await eventually(lambda: len(server.seen("login")) == 3)
+        await client.ping()
+        assert [command["token"] for command in server.seen("login")] == ["first", "a session", "second"]
 
 
 # --- close is final --------------------------------------------------------------------------------------------------
@@ -542,6 +572,30 @@ async def test_a_silent_line_is_given_up_by_what_the_welcome_says(server: Script
         await client.ping()
         for connection in swallowed:
             connection.transport.abort()
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_line_that_carries_a_large_message_slowly_is_kept(make_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """Its frame is whole only after a time in which the line would be given up."""
+    frame = b'{"type":"server","data":"slow"%b}' % (b" " * 1_000)
+    frame = b"\x81\x7e" + len(frame).to_bytes(2) + frame
+
+    async def trickle(writer: asyncio.StreamWriter) -> None:
+        for start in range(0, len(frame), 25):
+            writer.write(frame[start : start + 25])
+            await asyncio.sleep(0.1)
+
+    async def play() -> None:
+        states = States()
+        async with (
+            raw_server(trickle, ping=0.4, pong=0.4) as url,
+            connect(url, user="ada", on_state=states) as client,
+        ):
+            assert await anext(client) == Server("slow")
+            assert states == [("connected", None)]
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(play())
 
 
 async def test_a_line_on_which_the_server_answers_pings_is_kept(server: ScriptedServer) -> None:

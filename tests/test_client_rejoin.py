@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+import starlight
 from starlight import _client_rejoin
 from starlight._client_rejoin import JOINS_LIMIT, PATIENCE_S, Rejoin
-from starlight.errors import RequestFailed
+from starlight.errors import ClientError, MessageTooBig, RequestFailed
 from starlight.protocol.client import JoinedItem, Ok, Refusal
+from tests.support import eventually
 
 Answer = Callable[[str], int | None]
 
@@ -42,12 +44,13 @@ class Scene:
             return Ok()
         return Ok(channels=[JoinedItem(name, None if code is None else Refusal(code)) for name, code in codes.items()])
 
-    def refuse(self, name: str, error: RequestFailed) -> None:
+    def refuse(self, name: str, error: ClientError) -> None:
+        assert isinstance(error, RequestFailed)
         del self.channels[name]
         self.refused[name] = error.code
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long was waited; nothing is."""
     waited: list[float] = []
@@ -68,11 +71,37 @@ async def test_six_hundred_are_three_messages_no_faster_than_allowed(pauses: lis
     assert scene.rejoin.is_done
 
 
-async def test_messages_stay_below_the_servers_limit() -> None:
+async def test_messages_stay_below_the_servers_limit(pauses: list[float]) -> None:
     scene = Scene(*(f"{number:0255}" for number in range(20)), message_bytes=2_000)
     await scene.rejoin.round()
     assert {len(names) for names in scene.asked} == {7, 6}
     assert scene.rejoin.is_done
+
+
+@pytest.mark.parametrize("limit_bytes", [512, 1_000, 5_000])
+async def test_channels_come_back_whatever_the_nodes_limit(limit_bytes: int) -> None:
+    """A name that the node's limit doesn't allow ends alone."""
+    app = starlight.Starlight(port=0, drain_timeout_s=2)
+    async with app.serve() as first:
+        client = await starlight.connect(first.url, user="ada", backoff_s=0.01, backoff_max_s=0.05)
+        channels = [await client.join(f"{number:0255}" if number else "x") for number in range(20)]
+        port = first.port
+        for one in list(first.hub.clients()):
+            one.connection.close(4011, None, 10)
+    async with app.serve(port=port, read_limit_bytes=limit_bytes) as second, client:
+        await eventually(lambda: second.hub.counters()["channels"] == 20)
+        await client.publish("x", 1)
+        assert (await anext(channels[0])).data == 1
+    async with app.serve(port=port, read_limit_bytes=200) as third:
+        client = await starlight.connect(third.url, user="ada")
+        channel = client.join("y" * 255)
+        channel._enter()  # as if another node had allowed it
+        rejoin = client._make_rejoin(client._link, client._link.welcome)
+        await rejoin.round()
+        with pytest.raises(MessageTooBig):
+            await anext(channel)
+        assert rejoin.is_done and client.is_connected
+        await client.close()
 
 
 async def test_a_rate_never_gives_a_channel_up(pauses: list[float]) -> None:
@@ -86,7 +115,7 @@ async def test_a_rate_never_gives_a_channel_up(pauses: list[float]) -> None:
     assert _client_rejoin.RETRY_LIMIT_S / 2 <= max(pauses) <= _client_rejoin.RETRY_LIMIT_S
 
 
-async def test_one_channel_of_many_that_is_refused_for_a_rate_is_tried_again_alone() -> None:
+async def test_one_channel_of_many_that_is_refused_for_a_rate_is_tried_again_alone(pauses: list[float]) -> None:
     scene = Scene("a", "b", "c")
     codes = {"b": [111, 111]}
     scene.answer = lambda name: codes[name].pop() if codes.get(name) else None
@@ -97,7 +126,7 @@ async def test_one_channel_of_many_that_is_refused_for_a_rate_is_tried_again_alo
 
 
 @pytest.mark.parametrize("code", [102, 103, 107, 108, 999])
-async def test_what_is_final_ends_that_channel_alone_and_once(code: int) -> None:
+async def test_what_is_final_ends_that_channel_alone_and_once(code: int, pauses: list[float]) -> None:
     scene = Scene("a", "b", "c")
     scene.answer = lambda name: code if name == "b" else None
     await scene.rejoin.round()
@@ -105,7 +134,7 @@ async def test_what_is_final_ends_that_channel_alone_and_once(code: int) -> None
 
 
 @pytest.mark.parametrize("code", [100, 106])
-async def test_a_limit_is_tried_again_for_a_while(code: int) -> None:
+async def test_a_limit_is_tried_again_for_a_while(code: int, pauses: list[float]) -> None:
     scene = Scene("a", "b")
     scene.answer = lambda name: code if name == "b" else None
     await scene.rejoin.round()
@@ -115,7 +144,7 @@ async def test_a_limit_is_tried_again_for_a_while(code: int) -> None:
     assert scene.refused == {"b": code} and scene.rejoin.is_done
 
 
-async def test_a_server_that_refuses_the_whole_message_is_asked_one_by_one() -> None:
+async def test_a_server_that_refuses_the_whole_message_is_asked_one_by_one(pauses: list[float]) -> None:
     scene = Scene("a", "b", "c")
     scene.whole = [107]
     scene.answer = lambda name: 103 if name == "b" else None
@@ -125,7 +154,7 @@ async def test_a_server_that_refuses_the_whole_message_is_asked_one_by_one() -> 
     assert scene.refused == {"b": 103}
 
 
-async def test_already_joined_is_joined_and_what_was_left_meanwhile_is_left() -> None:
+async def test_already_joined_is_joined_and_what_was_left_meanwhile_is_left(pauses: list[float]) -> None:
     scene = Scene("a", "b", "c")
     scene.answer = lambda name: scene.channels.pop("c", None) or (105 if name == "a" else None)
     await scene.rejoin.round()

@@ -832,3 +832,20 @@ def test_one_pong_waits_the_latest(stage: Stage) -> None:
     frames = list(split_frames(stage.drain(peer)))
     assert frames == [(TEXT, b"torn frame"), (PING, b""), (TEXT, b"behind")]
     assert PONG not in [opcode for opcode, _ in frames]
+
+
+# --- the clock --------------------------------------------------------------------------------------------------------
+
+
+def test_68_the_clock_counts_our_own_work_and_forgives_what_we_slept_through() -> None:
+    """Longer than a stop has to be, both of them."""
+    core = Core()
+    began_ms, until_s = core.now_ms(), time.process_time() + 1.3
+    while time.process_time() < until_s:
+        pass
+    assert core.now_ms() - began_ms >= 1_280  # the CPU time is known to 10 ms
+    began_ms, stopped_ms, before_s = core.now_ms(), core.stopped_ms(), time.monotonic()
+    time.sleep(1.3)
+    passed_ms, gone_ms = core.now_ms() - began_ms, 1_000 * (time.monotonic() - before_s)
+    assert core.stopped_ms() - stopped_ms > 1_000
+    assert abs(passed_ms + core.stopped_ms() - stopped_ms - gone_ms) < 100  # what isn't forgiven has passed
