@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeAlias
 import typer
 import typer.core
 
+from starlight._printable import printable
+
 if TYPE_CHECKING:
     from starlight.config_types import Entry
     from starlight.errors import ConfigError
@@ -41,6 +43,9 @@ __all__ = [
 EXIT_REFUSED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
+
+COMPLAINT_LIMIT: Final = 4_000
+"""Characters of one complaint: a server's message in it may be as long as the server likes."""
 
 HELP_COLUMNS: Final = 120
 """The help is as wide as the terminal, and not wider than this."""
@@ -75,8 +80,7 @@ def fail(*messages: str, code: int = EXIT_USAGE) -> NoReturn:
 def complain(*messages: str, code: int = EXIT_USAGE) -> int:
     """Write each message to stderr in one line, which can do nothing to a terminal; returns the exit code."""
     for message in messages:
-        line = " ".join(message.split())
-        print(f"starlight: {''.join(c if c.isprintable() else repr(c)[1:-1] for c in line)}", file=sys.stderr)
+        print(f"starlight: {printable(' '.join(message.split()), COMPLAINT_LIMIT)}", file=sys.stderr)
     return code
 
 

@@ -31,6 +31,7 @@ from starlight import close_codes
 from starlight._client_watch import PONG_TIMEOUT_S, Watch
 from starlight.errors import ConnectFailed
 from starlight.protocol import lines
+from starlight.protocol._lines import Lines
 from starlight.protocol.client import Welcome
 
 __all__ = ["Closed", "Link"]
@@ -207,7 +208,7 @@ class Link(WSListener):
 
     def _deliver(self, whole: bytes) -> None:
         if self.is_lines:
-            for message in lines.split(whole):
+            for message in Lines(whole):
                 self._on_message(message)
         else:
             self._on_message(whole)

@@ -10,6 +10,7 @@ from picows.picows cimport WSFrame, WSListener, WSTransport
 from starlight._deadlines cimport deadline_t, wheel_t
 from starlight._fanout cimport Core, Subscriber
 from starlight._fragments cimport Fragments
+from starlight.protocol._lines cimport Lines
 
 
 cdef enum phase_t:
@@ -18,6 +19,9 @@ cdef enum phase_t:
     PHASE_OPEN = 2
     PHASE_CLOSING = 3
     PHASE_GONE = 4
+
+
+cdef class Connection(WSListener)
 
 
 cdef class Acceptor:
@@ -33,6 +37,12 @@ cdef class Acceptor:
     cdef object gate                     # who may connect: starlight._gate.Gate
     cdef object hub_login
     cdef object hub_receive
+    cdef object hub_count_bytes
+    cdef object hub_count_frames
+    cdef list waiting                    # connections that have had their share of this turn
+    cdef uint64_t turn_work              # what clients that want more than they get are given in a turn, all together
+    cdef uint64_t share_work             # what each client may make us do in a turn, see `spend`
+    cdef double ticked_s                 # when the latest tick was, on the loop's clock
     cdef wheel_t wheel
     cdef deadline_t due                  # list of those whose deadline has come, while they are told
     cdef int max_connections
@@ -48,6 +58,7 @@ cdef class Acceptor:
     cdef readonly bint echoes
 
     cdef int abort_all(self, phase_t last_phase) except -1
+    cdef int wait(self, Connection connection) except -1
 
 
 cdef class Connection(WSListener):
@@ -62,19 +73,24 @@ cdef class Connection(WSListener):
     cdef object client_peername          # as the gate found it; None before
     cdef object transport                # the asyncio transport; None until the handshake is done and after the end
     cdef object answering                # between picows and the transport during the handshake, else None
-    cdef object queue                    # deque of messages that wait for an async handler; None most of the time
+    cdef object queue                    # deque of messages, or frames of lines, that are held; None most of the time
+    cdef Lines lines                     # the frame of lines under way, before all in `queue`; None most of the time
     cdef object task                     # the handler under way
     cdef Fragments fragments             # the fragmented message under way; None most of the time
     cdef const uint8_t* read_at          # borrowed: where picows lets the next read begin, from get_buffer to buffer_updated
     cdef Py_ssize_t queued_bytes
     cdef Py_ssize_t stranger_bytes       # received since the handshake, while nobody has logged in
     cdef int fd
+    cdef uint64_t turn                   # the core's turn in which `work` was counted
+    cdef uint64_t work                   # what it made us do in it, see `spend`
+    cdef int fault                       # close code of what is wrong behind messages that wait for the next turn
     cdef int parser_error                # close code of an error that picows found, to be acted on behind the frame before it
     cdef int peer_code                   # of the peer's close frame; 0: none has come. Nothing behind it is delivered
     cdef phase_t phase
     cdef bint is_lines
     cdef bint awaits_pong
-    cdef readonly bint is_paused         # reading, because too much waits for an async handler
+    cdef readonly bint is_paused         # reading, because too much is held, or for a moment by the meter
+    cdef bint is_waiting                 # for the next turn: not read meanwhile
     cdef bint is_discarding              # reading goes on without the parser
     cdef bint is_evicted                 # the end is an abort with SO_LINGER 0
     cdef bint is_close_sent              # our close frame is with the kernel
@@ -84,6 +100,7 @@ cdef class Connection(WSListener):
     cdef deadline_t deadline
 
     cdef int receive(self, WSFrame frame) except -1
+    cdef int receive_control(self, WSFrame frame) except -1
     cdef int receive_data(self, WSFrame frame) except -1
     cdef Py_ssize_t message_limit(self) noexcept
     cdef int receive_stranger(self, Py_ssize_t n_bytes) except -1
@@ -91,7 +108,16 @@ cdef class Connection(WSListener):
     cdef int look_ahead(self, const uint8_t* data, Py_ssize_t n_bytes) except -1
     cdef int receive_close(self, WSFrame frame) except -1
     cdef int whole_message(self, bytes message, bint is_text) except -1
-    cdef int deliver(self, bytes message) except -1
+    cdef int count_read(self, Py_ssize_t n_bytes) except -1
+    cdef bint may_frames(self, uint64_t n_frames) except -1
+    cdef int spend(self, uint64_t work) except -1
+    cdef bint must_wait(self) noexcept
+    cdef bint is_holding(self) noexcept
+    cdef bint has_room(self) noexcept
+    cdef int read_on(self) except -1
+    cdef int deliver(self, bytes text) except -1
+    cdef int handle_held(self) except -1
+    cdef bytes next_held(self)
     cdef int dispatch(self, bytes message) except -1
     cdef int hold(self, bytes message) except -1
     cdef int fail(self, int code) except -1
@@ -99,6 +125,7 @@ cdef class Connection(WSListener):
     cdef int begin_close(self, uint64_t within_ms) except -1
     cdef int discard(self) except -1
     cdef int start_linger(self) except -1
+    cdef int close_transport(self) except -1
     cdef int leave_hub(self) except -1
     cdef int set_deadline(self, uint64_t after_ms) except -1
     cdef int on_due(self) except -1

@@ -6,6 +6,10 @@ by EOF and reading until the peer's, not by a reset that destroys it.
 
 picows looks one frame ahead: it reports an error in frame N+1 before it delivers frame N. The error is therefore kept, frame
 N is handled, and then the connection fails; reading stops meanwhile, so that nothing behind the error is ever delivered.
+
+Law: what a client makes us do is counted before it is done, in two ways. Where rates are set, each byte that is read and each
+frame or line is charged to the client's meter, which slows it down and ends it. And with or without rates, a client gets
+its share of a loop turn (`spend`): beyond it reading stops and messages are held until the next turn, when others have had theirs.
 """
 
 import asyncio
@@ -22,17 +26,18 @@ from starlight._deadlines cimport (WHEEL_SLOTS, WHEEL_TICK_MS, deadline_clear, d
 from starlight._fanout cimport Core
 from starlight._fragments cimport Fragments
 from starlight._wire cimport wire_is_utf8
+from starlight.protocol._lines cimport Lines
 
 from picows.picows import WSProtocol
 
 from starlight import close_codes
 from starlight._fanout import FRAMES, LINES
 from starlight._gate import Gate
-from starlight._handover import DISARMED, Answering, Discard, ParserLog, reset_on_close, resume_reading, set_send_buffer
+from starlight._handover import (DISARMED, Answering, Discard, ParserLog, reset_on_close, resume_reading,
+                                 resume_reading_now, set_send_buffer)
 from starlight._pinned import check_versions
 from starlight.errors import CloseConnection
 from starlight.protocol.lines import LINES as LINES_SUBPROTOCOL
-from starlight.protocol.lines import split
 from starlight.protocol.replies import bye
 
 check_versions()
@@ -54,6 +59,12 @@ cdef enum:
     STRANGER_BYTES = 24 * 1024   # all that may come before the login, so that a stranger costs less than 64 KiB
     READ_BUFFER_BYTES = 2048     # picows' minimum; it grows with what really arrives
     BURST_BYTES = 16 * 1024      # up to here by any burst, beyond only by a frame that is larger
+    FRAME_WORK = 256             # work is counted in bytes, about a nanosecond each: parsing a frame is as much as so many,
+    MESSAGE_WORK = 2048          # and handling a message
+    TURN_WORK = 2 * 1024 * 1024  # about 2 ms: what clients that want more than they get are given in a turn, all together
+    SHARE_WORK = 32 * 1024       # what a client gets at least: about 15 messages
+    READS_OF_SHARE = 64          # a read may bring this part of a share: its frames, which can't wait, take 40 times their bytes
+    LATE_MS = 3 * WHEEL_TICK_MS  # a tick that comes so late was held up: sockets are read before deadlines are judged
 
 cdef object PING_WHEN_IDLE = 1
 cdef MemoryBuffer NO_WRITE_BUFFER = MemoryBuffer(16)     # for all connections: picows writes nothing after the handshake
@@ -76,17 +87,23 @@ class Protocol(WSProtocol):
             transport.abort()
 
     def get_buffer(self, size_hint):
-        """picows doubles its buffer whenever a read fills it, and a flood fills any: see that only a large frame does."""
+        """picows doubles its buffer whenever a read fills it, and a flood fills any: see that only a large frame does.
+
+        While clients share turns, a read brings so little that its frames fit into the share.
+        """
         cdef Connection connection = self.connection
         view = WSProtocol.get_buffer(self, size_hint)
         cdef Py_ssize_t n_bytes = len(view)
         connection.read_at = <const uint8_t*>PyMemoryView_GET_BUFFER(view).buf
-        return view if n_bytes <= BURST_BYTES else view[:n_bytes - n_bytes // 4]
+        cdef Py_ssize_t limit_bytes = n_bytes if n_bytes <= BURST_BYTES else n_bytes - n_bytes // 4
+        if connection.acceptor.share_work < connection.acceptor.turn_work:
+            limit_bytes = min(limit_bytes, max(READ_BUFFER_BYTES, <Py_ssize_t>connection.acceptor.share_work // READS_OF_SHARE))
+        return view if n_bytes <= limit_bytes else view[:limit_bytes]
 
     def buffer_updated(self, n_bytes):
-        """Count what strangers send, and see the headers of fragments before picows waits for their ends."""
+        """Count what was read, and see the headers of fragments before picows waits for their ends."""
         cdef Connection connection = self.connection
-        connection.acceptor.bytes_in += n_bytes
+        connection.count_read(n_bytes)
         connection.look_ahead(connection.read_at, n_bytes)
         WSProtocol.buffer_updated(self, n_bytes)
         if connection.phase == PHASE_LOGIN:
@@ -220,6 +237,7 @@ cdef class Connection(WSListener):
         self.phase = PHASE_GONE
         deadline_clear(&self.deadline)
         self.queue = None
+        self.lines = None
         self.fragments = None
         self.answering = None
         if self.subscriber is not None:                  # the fd first: nothing of an application may come between
@@ -257,9 +275,11 @@ cdef class Connection(WSListener):
     cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
         if self.phase == PHASE_CLOSING and frame.msg_type == WSMsgType.CLOSE:
             self.on_peer_closed()
-        if self.phase >= PHASE_CLOSING or self.phase == PHASE_HANDSHAKE or self.peer_code or self.subscriber.s.events:
+        if (self.phase >= PHASE_CLOSING or self.phase == PHASE_HANDSHAKE or self.peer_code or self.fault
+                or self.subscriber.s.events):
             return                                       # events: the core is about to evict it
         try:
+            self.spend(FRAME_WORK)
             self.receive(frame)
         except CloseConnection as close:
             self.close(close.code, close.reason)
@@ -273,16 +293,21 @@ cdef class Connection(WSListener):
             return self.fail(1002)
         if kind == WSMsgType.TEXT or kind == WSMsgType.BINARY or kind == WSMsgType.CONTINUATION:
             return self.receive_data(frame)
-        if kind == WSMsgType.PING:
-            return self.acceptor.core.pong(self.subscriber, frame.payload_ptr, frame.payload_size)
-        if kind == WSMsgType.PONG:
-            if self.awaits_pong:
-                self.awaits_pong = False
-                self.set_deadline(self.acceptor.ping_interval_ms)
-            else:
-                self.acceptor.counts["unsolicited_pongs"] += 1
-            return 0
+        if kind == WSMsgType.PING or kind == WSMsgType.PONG:
+            return self.receive_control(frame)
         return self.receive_close(frame)
+
+    cdef int receive_control(self, WSFrame frame) except -1:
+        """A ping or pong. The pong that is awaited is free; any other is charged, and passed over if it is too many."""
+        if frame.msg_type == WSMsgType.PONG and self.awaits_pong:
+            self.awaits_pong = False
+            return self.set_deadline(self.acceptor.ping_interval_ms)
+        if not self.may_frames(1):
+            return 0
+        if frame.msg_type == WSMsgType.PING:
+            return self.acceptor.core.pong(self.subscriber, frame.payload_ptr, frame.payload_size)
+        self.acceptor.counts["unsolicited_pongs"] += 1
+        return 0
 
     cdef int receive_data(self, WSFrame frame) except -1:
         cdef bint is_text
@@ -302,8 +327,12 @@ cdef class Connection(WSListener):
     cdef int receive_stranger(self, Py_ssize_t n_bytes) except -1:
         """picows would read a whole frame of the read limit before it shows it to us."""
         self.stranger_bytes += n_bytes
-        if self.stranger_bytes > STRANGER_BYTES and self.task is None:
-            return self.fail(1009)
+        if self.stranger_bytes > STRANGER_BYTES:
+            if self.task is None:
+                return self.fail(1009)
+            if not self.is_paused:                       # its login is being checked: the rest waits for that
+                self.is_paused = True
+                self.transport.pause_reading()
         return 0
 
     cdef int receive_fragment(self, WSFrame frame) except -1:
@@ -318,6 +347,7 @@ cdef class Connection(WSListener):
         if code:
             return self.fail(code)
         if not frame.fin:
+            self.may_frames(1)                           # the last one is charged as the message
             return self.look_ahead(<const uint8_t*>frame.payload_ptr + frame.payload_size, frame.tail_size)
         fragments, self.fragments = self.fragments, None
         return self.whole_message(bytes(fragments.data), fragments.is_text)
@@ -341,7 +371,7 @@ cdef class Connection(WSListener):
         elif frame.payload_size == 1:
             return self.fail(1002)
         self.peer_code = code
-        if self.task is None:
+        if self.task is None and not self.is_holding():
             return self.answer_close()
         self.is_paused = True                            # what it sent before the close is handled first
         self.transport.pause_reading()
@@ -358,24 +388,104 @@ cdef class Connection(WSListener):
             return 0
         if not is_text:
             return self.fail(1003)
-        if not self.is_lines:
-            return self.deliver(message)
-        for line in split(message):
-            if self.phase >= PHASE_CLOSING or self.subscriber.s.events:
-                break
-            self.deliver(line)
+        return self.deliver(message)
+
+    # ---- how much a client makes us do
+
+    cdef int count_read(self, Py_ssize_t n_bytes) except -1:
+        """Charge what was read, before anything of it is looked at."""
+        self.acceptor.bytes_in += n_bytes
+        if self.phase == PHASE_LOGIN or self.phase == PHASE_OPEN:
+            self.spend(n_bytes)
+            if self.client is not None and self.client.meter is not None:
+                self.acceptor.hub_count_bytes(self.client, n_bytes)
         return 0
+
+    cdef bint may_frames(self, uint64_t n_frames) except -1:
+        """Charge frames or lines that are no message. False if they are too many; those read before a pause are passed over."""
+        if self.client is None or self.client.meter is None:
+            return True
+        return not self.is_throttled and self.acceptor.hub_count_frames(self.client, n_frames)
+
+    cdef int spend(self, uint64_t work) except -1:
+        """Count work for this client. Beyond its share of the turn nothing more is read, and messages are held."""
+        cdef Acceptor acceptor = self.acceptor
+        cdef uint64_t turn = acceptor.core.c.totals.turns
+        if self.turn != turn:                            # it counts on in a turn without output: a share comes sooner or later
+            self.turn = turn
+            self.work = 0
+        self.work += work
+        if self.work > acceptor.share_work and not self.is_waiting:
+            self.is_waiting = True
+            self.transport.pause_reading()
+            acceptor.wait(self)
+        return 0
+
+    def on_turn(self):
+        """A new turn, with a new share of it."""
+        self.is_waiting = False
+        self.work = 0
+        if self.phase == PHASE_LOGIN or self.phase == PHASE_OPEN:
+            self.go_on()
 
     # ---- messages, strictly one after the other
 
-    cdef int deliver(self, bytes message) except -1:
-        self.messages_in += 1
-        self.acceptor.messages_in += 1
-        if self.task is not None:
-            return self.hold(message)
-        return self.dispatch(message)
+    cdef bint must_wait(self) noexcept:
+        """Whether the next message has to be held."""
+        return self.task is not None or self.is_waiting or self.is_throttled
+
+    cdef bint is_holding(self) noexcept:
+        """Whether messages, or frames of lines, are held."""
+        return self.queue is not None or self.lines is not None
+
+    cdef int deliver(self, bytes text) except -1:
+        """Handle what a whole frame holds: a message, or lines."""
+        if self.is_holding() or self.must_wait():
+            return self.hold(text)
+        if not self.is_lines:
+            return self.dispatch(text)
+        self.lines = Lines(text)
+        if len(text) == 0:
+            self.may_frames(1)
+        return self.handle_held()
+
+    cdef int handle_held(self) except -1:
+        """Handle messages that are held, as far as none has to wait."""
+        cdef bytes message
+        while self.phase < PHASE_CLOSING and not self.must_wait() and not self.subscriber.s.events:
+            message = self.next_held()
+            if message is None:
+                break
+            self.dispatch(message)
+        return 0
+
+    cdef bytes next_held(self):
+        """The next message of those that are held; None if there is none, or if it has to wait now."""
+        cdef uint64_t n_empty
+        cdef bytes text
+        while True:
+            if self.lines is not None:
+                n_empty = self.lines.skip()
+                if n_empty and (not self.may_frames(n_empty)) and self.must_wait():
+                    return None
+                text = self.lines.cut()
+                if text is not None:
+                    return text
+                self.lines = None
+            if self.queue is None:
+                return None
+            text = self.queue.popleft()
+            self.queued_bytes -= len(text)
+            if not self.queue:
+                self.queue = None
+            if not self.is_lines:
+                return text
+            self.lines = Lines(text)
 
     cdef int dispatch(self, bytes message) except -1:
+        self.messages_in += 1
+        self.acceptor.messages_in += 1
+        self.spend(MESSAGE_WORK)
         if self.client is not None:
             awaitable = self.acceptor.hub_receive(self.client, message)
             if awaitable is not None:
@@ -415,32 +525,51 @@ cdef class Connection(WSListener):
         self.on_handled()
 
     def on_handled(self):
-        """Go on with the messages that were held, until one needs a task again."""
+        """The handler is done."""
         self.task = None
-        try:
-            while self.queue and self.task is None and self.phase < PHASE_CLOSING:
-                message = self.queue.popleft()
-                self.queued_bytes -= len(message)
-                self.dispatch(message)
-        except CloseConnection as close:
-            self.close(close.code, close.reason)
-        except Exception:
-            log.exception("a message could not be handled")
-            self.close(1011)
+        self.go_on()
+
+    def go_on(self):
+        """Go on with the messages that are held, until one has to wait again; then read on, or end."""
+        if self.phase < PHASE_CLOSING:
+            try:
+                self.handle_held()
+            except CloseConnection as close:
+                self.close(close.code, close.reason)
+            except Exception:
+                log.exception("a message could not be handled")
+                self.close(1011)
         if self.phase >= PHASE_CLOSING:
             self.queue = None
-            return
-        if not self.queue:
-            self.queue = None
-        if self.peer_code:
-            if self.task is None:
+            self.lines = None
+        elif self.is_waiting or self.is_throttled:
+            return                                       # until this is called again
+        elif self.fault:
+            self.close(self.fault)
+        elif self.peer_code:
+            if self.task is None and not self.is_holding():
                 self.answer_close()
-        elif self.is_paused and not self.is_throttled and (
-                self.queue is None or len(self.queue) <= HOLD_MESSAGES // 2 and self.queued_bytes <= HOLD_BYTES // 2):
-            self.is_paused = False
-            resume_reading(self.transport)
-            if self.awaits_pong:                         # it may be behind all that we didn't read
-                self.set_deadline(self.acceptor.pong_timeout_ms)
+        elif not self.parser_error and self.has_room():
+            self.read_on()
+
+    cdef bint has_room(self) noexcept:
+        """Whether what is held lets reading go on: half of what stops it, and no login is being checked."""
+        if self.phase == PHASE_LOGIN and self.task is not None:
+            return not self.is_paused
+        return self.queue is None or (len(self.queue) <= HOLD_MESSAGES // 2 and self.queued_bytes <= HOLD_BYTES // 2)
+
+    def may_read(self):
+        """Whether the socket may be read: nothing has to wait for something else, or it closes."""
+        return self.phase == PHASE_CLOSING or not (
+            self.is_paused or self.is_waiting or self.parser_error or self.peer_code or self.fault)
+
+    cdef int read_on(self) except -1:
+        cdef bint was_paused = self.is_paused
+        self.is_paused = False
+        resume_reading(self.transport, self.may_read)
+        if was_paused and self.awaits_pong:              # it may be behind all that we didn't read
+            return self.set_deadline(self.acceptor.pong_timeout_ms)
+        return 0
 
     cdef int hold(self, bytes message) except -1:
         """Keep a message for later; reading stops when enough of them wait."""
@@ -455,7 +584,7 @@ cdef class Connection(WSListener):
         return 0
 
     def pause_reading(self, double seconds):
-        """Read nothing for so long; what was read already is still handled."""
+        """Read nothing for so long, and handle nothing: what was read already is held."""
         if self.phase != PHASE_OPEN or self.is_throttled:
             return
         self.is_throttled = True
@@ -465,10 +594,10 @@ cdef class Connection(WSListener):
         self.acceptor.loop.call_later(seconds, self.read_again)
 
     def read_again(self):
-        """The pause is over; if a handler is under way, it reads on when that is done."""
+        """The pause is over."""
         self.is_throttled = False
-        if self.phase == PHASE_OPEN and self.task is None:
-            self.on_handled()
+        if self.phase == PHASE_OPEN:
+            self.go_on()
 
     # ---- the ways to end
 
@@ -488,8 +617,11 @@ cdef class Connection(WSListener):
         self.begin_close(LINGER_MS if code == close_codes.NO_PONG else self.acceptor.write_timeout_ms)
 
     cdef int fail(self, int code) except -1:
-        """The peer broke the protocol."""
-        self.close(code)
+        """The peer broke the protocol. What it sent before that in the same turn is handled first."""
+        if self.is_waiting and self.is_holding():
+            self.fault = code
+        else:
+            self.close(code)
         return 0
 
     cdef int begin_close(self, uint64_t within_ms) except -1:
@@ -497,12 +629,13 @@ cdef class Connection(WSListener):
         self.phase = PHASE_CLOSING
         self.fragments = None
         self.queue = None
+        self.lines = None
         self.leave_hub()
         self.set_deadline(within_ms)
         if self.transport.can_write_eof() or self.parser_error:
             self.discard()
         else:
-            resume_reading(self.transport)               # TLS has no EOF to wait for: the peer's close frame is its last
+            resume_reading(self.transport, self.may_read)  # TLS has no EOF to wait for: the peer's close frame is its last
         return 0
 
     cdef int discard(self) except -1:
@@ -511,8 +644,19 @@ cdef class Connection(WSListener):
             self.is_discarding = True
             self.is_paused = False
             self.transport.set_protocol(Discard(self, self.transport.get_protocol()))
-        resume_reading(self.transport)
+        resume_reading(self.transport, self.may_read)
         return 0
+
+    def on_discarded(self):
+        """A closing peer floods: it is read on in the next turn, when others have had theirs. (TLS sees to that itself.)"""
+        if self.transport is not None and self.fd >= 0:
+            self.transport.pause_reading()
+            self.acceptor.loop.call_soon(self.discard_on)
+
+    def discard_on(self):
+        """The next turn."""
+        if self.transport is not None:
+            resume_reading(self.transport, self.may_read)
 
     cdef int leave_hub(self) except -1:
         client, self.client = self.client, None
@@ -540,9 +684,9 @@ cdef class Connection(WSListener):
         elif self.transport.can_write_eof():
             self.transport.write_eof()
         elif self.peer_code:
-            self.transport.close()
+            self.close_transport()
         if self.is_eof:
-            self.transport.close()
+            self.close_transport()
 
     cdef int start_linger(self) except -1:
         """All is with the kernel, so the peer has so long to close."""
@@ -554,7 +698,13 @@ cdef class Connection(WSListener):
         """The peer has answered our close frame (seen only where there is no EOF to wait for)."""
         self.peer_code = close_codes.NORMAL
         if self.is_close_sent:
-            self.transport.close()
+            self.close_transport()
+
+    cdef int close_transport(self) except -1:
+        """Close it in order. TLS must be reading then: a transport that is closing can't be told to go on."""
+        resume_reading_now(self.transport)
+        self.transport.close()
+        return 0
 
     def on_eof(self):
         """The peer's end of a connection that is closing: True while there is something left to write to it."""
@@ -621,13 +771,20 @@ cdef class Acceptor:
     gate: who may connect; by default made of the settings.
     echoes: send every message back to its sender instead (the conformance server; no login, no hub).
     fragments_limit: frames of one message.
+    turn_work: what clients that want more than they get are given in a turn, all together; in bytes, see `FRAME_WORK`.
     """
 
-    def __init__(self, Core core not None, hub, settings, *, gate=None, echoes=False, fragments_limit=FRAGMENTS_LIMIT):
+    def __init__(self, Core core not None, hub, settings, *, gate=None, echoes=False, fragments_limit=FRAGMENTS_LIMIT,
+                 turn_work=TURN_WORK):
         self.core = core
         self.hub = hub
         self.hub_login = getattr(hub, "login", None)
         self.hub_receive = getattr(hub, "receive", None)
+        self.hub_count_bytes = getattr(hub, "count_bytes", None)
+        self.hub_count_frames = getattr(hub, "count_frames", None)
+        self.waiting = []
+        self.turn_work = turn_work
+        self.share_work = turn_work
         self.echoes = echoes
         self.fragments_limit = fragments_limit
         self.gate = Gate(settings) if gate is None else gate
@@ -655,6 +812,7 @@ cdef class Acceptor:
     def start(self):
         """Start the sweeper on the running loop."""
         self.loop = asyncio.get_running_loop()
+        self.ticked_s = self.loop.time()
         self.tick()
 
     def stop(self):
@@ -679,10 +837,36 @@ cdef class Acceptor:
                 connection.abort()
         return 0
 
+    cdef int wait(self, Connection connection) except -1:
+        """A connection has had its share of this turn: it goes on in the next one, and shares that with others like it."""
+        if not self.waiting:
+            self.loop.call_soon(self.next_turn)
+        self.waiting.append(connection)
+        return 0
+
+    def next_turn(self):
+        """Whoever wanted more than its share goes on. Runs once all that was readable in this turn has been read."""
+        waiting, self.waiting = self.waiting, []
+        self.share_work = max(min(SHARE_WORK, self.turn_work), self.turn_work // len(waiting))
+        for connection in waiting:
+            (<Connection>connection).on_turn()
+
     def tick(self):
-        """Every 50 ms: whoever's deadline has come, and the core's own sweep."""
-        cdef Connection connection
+        """Every 50 ms. After a longer turn all sockets are read once before deadlines are judged: a pong may wait there."""
+        cdef double now_s = self.loop.time()
+        cdef bint is_late = now_s - self.ticked_s > (WHEEL_TICK_MS + LATE_MS) / 1000.0
+        self.ticked_s = now_s
         self.timer = self.loop.call_later(WHEEL_TICK_MS / 1000.0, self.tick)
+        if is_late:
+            self.loop.call_later(0.001, self.judge)      # a timer that isn't due yet: the loop polls before it
+        else:
+            self.judge()
+
+    def judge(self):
+        """Whoever's deadline has come, and the core's own sweep."""
+        cdef Connection connection
+        if self.timer is None:
+            return
         wheel_collect(&self.wheel, self.core.now_ms(), &self.due)
         while self.due.next != &self.due:
             connection = <Connection>self.due.next.owner

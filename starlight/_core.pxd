@@ -118,6 +118,7 @@ ctypedef struct core_t:
     uint64_t transport_bytes     # what transports below hold of full subscribers: counts against the budget
     uint32_t n_private           # lists that `act` and `write_transports` took out and walk now; the bits are still set
     uint32_t swept_ms            # when the full ones were last swept
+    uint32_t patience_ms         # what is left of the longest time between two sweeps: messages may be older by as much
     uint64_t turn_bytes          # appended since the last flush
     uint32_t round_start         # where in `flushing` the round began
     uint32_t n_channels
@@ -329,7 +330,7 @@ cdef inline int send_one(core_t* c, subscriber_t* sub, message_t* m) noexcept no
 cdef inline void channel_add(core_t* c, channel_t* channel, subscriber_t* sub) noexcept nogil:
     cdef membership_t* membership
     if channel.n_members == channel.capacity:
-        channel.capacity = channel.capacity * 2 if channel.capacity else 4
+        channel.capacity = channel.capacity * 2 if channel.capacity else 1   # very many channels have one member
         channel.members = <member_t*>checked_realloc(channel.members, channel.capacity * sizeof(member_t))
     if sub.n_memberships == sub.membership_capacity:
         sub.membership_capacity = sub.membership_capacity * 2 if sub.membership_capacity else 2
@@ -500,11 +501,20 @@ cdef inline bint is_held_up(core_t* c) noexcept nogil:
     return c.flusher.now_ms - c.swept_ms > HELD_UP_MS
 
 
-cdef inline uint8_t verdict(core_t* c, subscriber_t* sub) noexcept nogil:
-    """Why a full subscriber has to go, by what is known of it now.
+cdef inline uint32_t patience_ms(core_t* c) noexcept nogil:
+    """By how much messages may be older than the write timeout, as the loop was held up and wrote nothing meanwhile."""
+    return max(c.patience_ms, c.flusher.now_ms - c.swept_ms)
 
-    After the loop was held up the age of its messages proves nothing: it may not have been written to meanwhile.
-    """
+
+cdef inline void sweep_begins(core_t* c) noexcept nogil:
+    """A time in which the loop was held up is given back to clients once, and then runs out as time goes on."""
+    cdef uint32_t passed_ms = c.flusher.now_ms - c.swept_ms
+    c.patience_ms = max(passed_ms, c.patience_ms - min(c.patience_ms, passed_ms))
+    c.swept_ms = c.flusher.now_ms
+
+
+cdef inline uint8_t verdict(core_t* c, subscriber_t* sub) noexcept nogil:
+    """Why a full subscriber has to go, by what is known of it now."""
     cdef limits_t* limits = &c.limits
     cdef uint32_t now_ms = c.flusher.now_ms
     cdef uint32_t stalled_ms = now_ms - sub.stalled_since_ms
@@ -513,7 +523,7 @@ cdef inline uint8_t verdict(core_t* c, subscriber_t* sub) noexcept nogil:
     if sub.state == STATE_OPEN and (sub.out_messages > limits.outbox_messages or sub.out_bytes > limits.outbox_bytes):
         if stalled_ms >= limits.evict_after_ms:
             return REASON_SLOW
-        if outbox_age_ms(sub, now_ms) >= limits.write_timeout_ms and not is_held_up(c):
+        if outbox_age_ms(sub, now_ms) >= <uint64_t>limits.write_timeout_ms + patience_ms(c):
             return REASON_SLOW
     elif stalled_ms >= limits.write_timeout_ms:
         return REASON_TIMEOUT

@@ -5,6 +5,7 @@
 # first, so that what they call may publish, close and detach.
 
 from libc.stdint cimport uint32_t, uint64_t
+from starlight._clock cimport forgiving_clock_t
 from starlight._core cimport channel_t, core_t
 from starlight._outbox cimport subscriber_t
 
@@ -29,9 +30,8 @@ cdef class Core:
     cdef double coalesce_delay_s
     cdef object on_turn_end      # the bound method, made once
     cdef object test_script      # keeps the flusher's script alive
-    cdef uint64_t last_raw_ms
+    cdef forgiving_clock_t clock
     cdef uint64_t compact_above_bytes    # held chunks, before a turn looks after the budget (again)
-    cdef uint64_t forgiven_ms
 
     cpdef Channel channel(self)
     cpdef Subscriber subscriber(self, object owner, int fd, object transport, int form)
@@ -47,6 +47,7 @@ cdef class Core:
     cpdef flush(self)
     cpdef sweep(self)
     cpdef uint64_t now_ms(self) except? 0
+    cpdef uint64_t stopped_ms(self) except? 0
     cdef int pong(self, Subscriber subscriber, const char* payload, Py_ssize_t size) except -1
     cdef int check_thread(self) except -1
     cdef int schedule(self) except -1

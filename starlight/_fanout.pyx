@@ -13,15 +13,15 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from starlight._arena cimport arena_trim, chunk_t, frame_start, lane_close, vector_free, vector_push, vector_t
+from starlight._clock cimport clock_look
 from starlight._core cimport (HELD_UP_MS, EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYTES, apply_flush, budget_bytes,
                               channel_add, channel_remove, channel_t, check_core, compact, core_t, count_transport, doom,
                               drop_outbox,
                               epoll_create1, epoll_ctl, epoll_event, epoll_wait, flush_slice, full_add, full_remove,
                               is_held_up, is_member, judge_new, largest_full, limits_t, mark, mark_first, measure,
-                              message_t, note_end, payload_bytes, run_append, run_t, send_one, settle, settle_member,
+                              message_t, note_end, payload_bytes, run_append, run_t, send_one, settle, settle_member, sweep_begins,
                               unlist, unsettled_from, verdict, write_once)
 from starlight._counters cimport core_counters
 from starlight._flush cimport STAGE_BYTES, flush_one, flusher_t, raise_event
@@ -54,7 +54,6 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef enum:
     MAX_MESSAGE_BYTES = 1 << 30  # offsets in a chunk are 32 bits wide
-    PAUSE_MS = 1000              # a gap in the clock longer than this was the process itself: forgiven
     COMPACT_ABOVE_BYTES = 16 * 1024 * 1024
 
 FRAMES = FORM_FRAMES
@@ -217,15 +216,15 @@ cdef class Core:
         return 0
 
     cpdef uint64_t now_ms(self) except? 0:
-        """The core's clock in milliseconds: monotonic, and standing still while the process itself was stopped."""
-        cdef timespec t
-        clock_gettime(CLOCK_MONOTONIC, &t)
-        cdef uint64_t raw = <uint64_t>t.tv_sec * 1000 + <uint64_t>t.tv_nsec // 1_000_000
-        if self.last_raw_ms and raw - self.last_raw_ms > PAUSE_MS:
-            self.forgiven_ms += raw - self.last_raw_ms
-        self.last_raw_ms = raw
-        self.c.flusher.now_ms = <uint32_t>(raw - self.forgiven_ms)
-        return raw - self.forgiven_ms
+        """The core's clock in milliseconds: monotonic, and standing still while the process did not run (_clock.pxd)."""
+        cdef uint64_t now_ms = clock_look(&self.clock)
+        self.c.flusher.now_ms = <uint32_t>now_ms
+        return now_ms
+
+    cpdef uint64_t stopped_ms(self) except? 0:
+        """How long the process did not run so far, in the stops that the clock has forgiven."""
+        self.now_ms()
+        return self.clock.stopped_ms
 
     def bind(self, loop, double coalesce_delay_s=0.0):
         """Run on this loop, from its own thread: it wakes full subscribers and ends each turn with a flush.
@@ -680,6 +679,7 @@ cdef class Core:
         settle(c)
         if is_held_up(c):
             self.forgive_transports(c.flusher.now_ms - c.swept_ms - HELD_UP_MS)
+        sweep_begins(c)
         for i in range(c.full.n, 0, -1):                 # from the end: who takes more now leaves the list
             sub = <subscriber_t*>c.full.items[i - 1]
             reason = verdict(c, sub)
@@ -687,7 +687,6 @@ cdef class Core:
                 reason = verdict(c, sub)
             if reason:
                 doom(c, sub, reason)
-        c.swept_ms = c.flusher.now_ms
         apply_flush(c)
         if c.full.n and c.arena.held_bytes > COMPACT_ABOVE_BYTES:
             compact(c)

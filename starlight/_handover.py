@@ -10,12 +10,22 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from starlight import close_codes
 
-__all__ = ["DISARMED", "Answering", "Discard", "ParserLog", "reset_on_close", "resume_reading", "set_send_buffer"]
+__all__ = [
+    "DISARMED",
+    "Answering",
+    "Discard",
+    "ParserLog",
+    "reset_on_close",
+    "resume_reading",
+    "resume_reading_now",
+    "set_send_buffer",
+]
 
 BAD_REQUEST: Final = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 """For what picows can't parse."""
@@ -24,6 +34,7 @@ TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection:
 """For a head of more than 16 KiB or 128 lines, picows' limits."""
 
 DISCARD_BYTES: Final = 64 * 1024
+"""What a closing connection may bring in one turn."""
 
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """struct linger: close(2) drops what the kernel holds, and resets."""
@@ -35,6 +46,7 @@ class Connection(Protocol):
     def on_refused(self) -> None: ...
     def on_parser_error(self, code: int) -> None: ...
     def on_eof(self) -> bool: ...
+    def on_discarded(self) -> None: ...
     def resume_writing(self) -> None: ...
 
 
@@ -110,19 +122,24 @@ class ParserLog:
 class Discard(asyncio.BufferedProtocol):
     """What reads a closing connection: picows' parser would keep, and grow its buffer for, what is behind an error."""
 
-    __slots__ = ("connection", "protocol")
+    __slots__ = ("connection", "discarded_bytes", "protocol")
     buffer = bytearray(DISCARD_BYTES)  # shared by all: nobody looks at what is in it
 
     def __init__(self, connection: Connection, protocol: asyncio.BaseProtocol) -> None:
         self.connection = connection
         self.protocol = protocol
+        self.discarded_bytes = 0
 
     def get_buffer(self, sizehint: int) -> bytearray:
         """Where to put what nobody reads."""
         return self.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Ignored."""
+        """Ignored; of a flood so much in each turn."""
+        self.discarded_bytes += nbytes
+        if self.discarded_bytes >= DISCARD_BYTES:
+            self.discarded_bytes = 0
+            self.connection.on_discarded()
 
     def eof_received(self) -> bool:
         """Whether to keep the transport open nevertheless."""
@@ -137,21 +154,38 @@ class Discard(asyncio.BufferedProtocol):
         self.protocol.connection_lost(exc)
 
 
-def resume_reading(transport: asyncio.Transport) -> None:
+def resume_reading(transport: asyncio.Transport, may_read: Callable[[], bool]) -> None:
     """Read on, if reading was paused.
 
-    aiofastnet 1.2.0 then asks the socket only. What its TLS engine had taken from there already would wait for more of
-    the peer's bytes, and a peer that waits for an answer sends none.
+    With TLS that comes a moment later, as this may be called while a read is being handled.
+
+    Args:
+        transport: TCP's or TLS's.
+        may_read: whether that is still wanted.
     """
     if transport.is_reading():
         return
-    transport.resume_reading()
     if hasattr(transport, "_do_read"):
-        asyncio.get_running_loop().call_soon(_read_what_is_held, transport)
+        asyncio.get_running_loop().call_soon(_resume_if, transport, may_read)
+    else:
+        transport.resume_reading()
 
 
-def _read_what_is_held(transport: Any) -> None:
-    if transport.is_closing():
+def _resume_if(transport: asyncio.Transport, may_read: Callable[[], bool]) -> None:
+    if may_read():
+        resume_reading_now(transport)
+
+
+def resume_reading_now(transport: Any) -> None:
+    """As `resume_reading`, at once; never while a read is being handled.
+
+    aiofastnet 1.2.0 would ask the socket only. What its TLS engine had taken from there already would wait for more of
+    the peer's bytes, and a peer that waits for an answer sends none; and there would be no room for more of them.
+    """
+    if transport.is_closing() or transport.is_reading():
+        return
+    transport.resume_reading()
+    if not hasattr(transport, "_do_read"):
         return
     try:
         transport._do_read()

@@ -32,6 +32,7 @@ from starlight._cli import (
     make_app,
     whole_number,
 )
+from starlight._printable import printable
 
 if TYPE_CHECKING:
     from starlight.client import Client, Message, Publication
@@ -174,7 +175,8 @@ def sub(
 
     async def follow(client: Client) -> None:
         async with client.join(channel) as joined:
-            print(f"joined {channel} on {url} as {client.user}", file=sys.stderr, flush=True)
+            place = f"joined {printable(channel)} on {printable(url)} as {printable(client.user)}"
+            print(place, file=sys.stderr, flush=True)
             await _print_messages(client, joined, limit, as_json)
 
     return _as_client(follow, url, user, token, reconnect=True)
@@ -194,7 +196,7 @@ def pub(
     async def publish(client: Client) -> None:
         receipt = await client.publish(channel, payload)
         if receipt is not None:
-            print(f"published in {channel} to {counted(receipt.subscribers, 'subscriber')}")
+            print(f"published in {printable(channel)} to {counted(receipt.subscribers, 'subscriber')}")
 
     return _as_client(publish, url, user, token, reconnect=False)
 
@@ -212,7 +214,7 @@ def send(
 
     async def direct(client: Client) -> None:
         clients = await client.direct(to, payload)
-        print(f"sent to {counted(clients or 0, 'client')} of {to}")
+        print(f"sent to {counted(clients or 0, 'client')} of {printable(to)}")
 
     return _as_client(direct, url, user, token, reconnect=False)
 
@@ -257,7 +259,7 @@ def _as_client(
         fail(str(error))
     except LoginRefused as error:
         fail(f"{error}{_login_hint(error.code, token)}", code=EXIT_REFUSED)
-    except (ClientError, ValueError) as error:  # a ValueError: DATA that Python takes for JSON, and nobody else
+    except (ClientError, ValueError) as error:  # a ValueError: DATA is JSON to Python alone, such as NaN
         fail(str(error), code=EXIT_REFUSED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing is left to flush at exit
@@ -320,6 +322,6 @@ def _as_text(message: Publication | Message) -> str:
 
     data = message.seconds if isinstance(message, Expiring) else getattr(message, "data", None)
     text = data if isinstance(data, str) and data.isprintable() else json.dumps(data)
-    where = message.channel if isinstance(message, Publication) else type(message).__name__.lower()
+    where = printable(message.channel) if isinstance(message, Publication) else type(message).__name__.lower()
     who = getattr(message, "from_user", None) or getattr(message, "user", None) or "server"
     return f"{where} {who if who.isprintable() else json.dumps(who)}: {text}"

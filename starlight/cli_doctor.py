@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from starlight._cli import EXIT_REFUSED, Application, PanelCommand, describe, fail, make_app, takes_settings, words_of
+from starlight._printable import printable
 
 if TYPE_CHECKING:
     from starlight.config import Settings
@@ -77,18 +78,13 @@ def to_text(checks: list[Check]) -> str:
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:
-        lines.append(f"{check.verdict:8} {check.name:{width}}  {_shown(check.found)}")
+        lines.append(f"{check.verdict:8} {check.name:{width}}  {printable(check.found)}")
         if check.verdict not in ("ok", "unknown"):
-            lines.append(f"{'':8} {'':{width}}  should be: {check.expected}")
-            lines.append(f"{'':8} {'':{width}}  change: {check.change}")
+            lines.append(f"{'':8} {'':{width}}  should be: {printable(check.expected)}")
+            lines.append(f"{'':8} {'':{width}}  change: {printable(check.change)}")
     counts = [f"{number} {name}" for name in ("ok", "unknown", "advice", "wrong") if (number := _count(checks, name))]
     return "\n".join([*lines, "", ", ".join(counts)])
 
 
 def _count(checks: list[Check], verdict: str) -> int:
     return sum(check.verdict == verdict for check in checks)
-
-
-def _shown(text: str) -> str:
-    """Without anything that would do something to a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)

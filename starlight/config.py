@@ -221,15 +221,16 @@ class Settings(BaseSettings):
         200,
         ge=0,
         le=1_000_000,
-        description="Messages of one client a second. Two seconds' worth at once; 111 beyond, then 4013. Nobody types "
-        "or drags faster; programs may. 0: no limit, as is the default with auth none.",
+        description="Messages of one client a second. Control frames, fragments and empty lines count as well. Two "
+        "seconds' worth at once; 111 beyond, then 4013. Nobody types or drags faster; programs may. 0: no limit, as is "
+        "the default with auth none.",
     )
     byte_rate_bytes: Annotated[Size, Shown("{} with tokens"), RELOADS] = Field(
         2**20,
         ge=0,
         le=2**30,
-        description="Bytes of messages of one client a second. Two seconds' worth at once, as for messages. 1 MiB is "
-        "8 Mbit/s from each. 0: no limit, as is the default with auth none.",
+        description="Bytes read from one client a second. Two seconds' worth at once, as for messages. 1 MiB is 8 "
+        "Mbit/s from each. 0: no limit, as is the default with auth none.",
     )
     read_limit_bytes: Size = Field(
         64 * 2**10,
@@ -242,8 +243,8 @@ class Settings(BaseSettings):
         1_000,
         ge=1,
         le=1_000_000,
-        description="Channels one client may have joined. 106 beyond. A membership takes about 250 bytes, people use "
-        "tens of channels, programs rarely hundreds.",
+        description="Channels one client may have joined. 106 beyond. A membership takes about 120 bytes, 470 to 710 "
+        "if nobody else is in the channel; people use tens of channels, programs rarely hundreds.",
     )
     clients_per_channel: Annotated[int, RELOADS] = Field(
         0,

@@ -57,6 +57,7 @@ class Client:
         expires: when the login ends, in Unix seconds; None if it does not.
         token_id: the name of the credential, by which it can be revoked; "" if it has none.
         is_resumed: it logged in with a session token, so its login message carries no other credential.
+        meter: of what it sends; None without rates.
         verdicts: what `Permissions` remembers about it.
         connection: the connection behind it; `connection.close(code)` ends it, `connection.peername` is its address.
         subscriber: the core's record of it.
@@ -76,12 +77,12 @@ class Client:
         "_heads",
         "_hub",
         "_issued",
-        "_meter",
         "connection",
         "expires",
         "id",
         "is_connected",
         "is_resumed",
+        "meter",
         "session",
         "subscriber",
         "token_id",
@@ -103,7 +104,7 @@ class Client:
         self._issued = identity.issued
         self._ends_s = 0.0  # when the login ends, by the hub's monotonic clock; 0.0 if it does not
         self._due_second = 0  # its place in the hub's expiries
-        self._meter: Meter | None = None
+        self.meter: Meter | None = None
         self.connection = connection
         self.subscriber: Subscriber = connection.subscriber
         self.is_connected = False

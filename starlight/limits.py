@@ -25,17 +25,13 @@ PAUSE_S: Final = 1.0
 """How long reading stops for a client that goes on asking although it is told that it asks too much."""
 
 REFUSALS_LIMIT: Final = 20
-"""Messages refused with 111 before reading stops."""
+"""Refusals before reading stops."""
 
 PAUSES_LIMIT: Final = 3
 """Pauses in `FORGIVE_S`; where the next one would begin, the connection ends with 4013."""
 
 FORGIVE_S: Final = 60.0
-"""After so long without a refused message all is forgotten."""
-
-STANDSTILL_S: Final = 2.0
-"""So long without a look at the clock, and the process itself stood still. It looks twice a second at least; up to here
-the burst is enough for what came meanwhile."""
+"""After so long without a refusal all is forgotten."""
 
 CATCH_UP_S: Final = 10.0
 """How long after a standstill what came meanwhile is still being read."""
@@ -64,8 +60,8 @@ class Limits(NamedTuple):
         connections_per_user: of one user at a time (4016).
         connections_per_address: of one address at a time (refused at accept).
         connection_rate: new connections a second of one address (refused at accept).
-        message_rate: messages a second of one client (111, 4013).
-        byte_rate_bytes: bytes a second of one client, alike.
+        message_rate: messages, lines, control frames and fragments a second of one client (111, 4013).
+        byte_rate_bytes: bytes a second that are read from one client, alike.
         burst_bytes: bytes that may come at once.
     """
 
@@ -105,37 +101,43 @@ class Limits(NamedTuple):
 
 
 class CatchUp:
-    """Notices that the process stood still, so that nobody is refused for what came meanwhile and is read at once.
+    """Sees that nobody is refused for what came while the process stood still, and is read at once.
 
     Args:
         clock: monotonic seconds.
+        stopped_ms: how long the process did not run so far: what the core's clock forgives, and nothing else.
 
     Attributes:
         since_s: from when on the messages that are read now may be: the last look, but after a standstill its
             beginning, for `CATCH_UP_S`.
     """
 
-    __slots__ = ("_clock", "_looked_s", "_over_s", "since_s")
+    __slots__ = ("_clock", "_over_s", "_stopped_ms", "_told_ms", "since_s")
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], stopped_ms: Callable[[], int]) -> None:
         self._clock = clock
-        self._looked_s = self.since_s = clock()
+        self._stopped_ms = stopped_ms
+        self._told_ms = stopped_ms()
+        self.since_s = clock()
         self._over_s = 0.0
 
     def look(self) -> float:
         """The time in monotonic seconds. To be asked twice a second at least."""
-        now_s = self._clock()
-        if now_s - self._looked_s > STANDSTILL_S:
-            self.since_s = max(self._looked_s, now_s - STANDSTILL_LIMIT_S)
+        stopped_ms, now_s = self._stopped_ms(), self._clock()
+        if stopped_ms != self._told_ms:
+            self.since_s = now_s - min((stopped_ms - self._told_ms) / 1e3, STANDSTILL_LIMIT_S)
             self._over_s = now_s + CATCH_UP_S
+            self._told_ms = stopped_ms
         elif now_s >= self._over_s:
             self.since_s = now_s
-        self._looked_s = now_s
         return now_s
 
 
 class Meter:
     """The two buckets of one client, and what becomes of it when they are empty.
+
+    Bytes are charged as they are read, before anything of them is looked at; messages, and frames that carry none,
+    before they are decoded or answered.
 
     Args:
         message_rate: messages a second; 0: no limit.
@@ -164,26 +166,37 @@ class Meter:
         self._pauses = 0
         self._refused_s = 0.0
 
-    def take(self, size_bytes: int, now_s: float, since_s: float) -> bool:
-        """Let one message through if there is room for it; False: refuse it.
+    def read(self, size_bytes: int, now_s: float, since_s: float) -> None:
+        """Charge what was read from the socket, whatever it is. Beyond the burst, `take` lets nothing through.
+
+        Never more is owed than what a pause pays off.
 
         Args:
-            size_bytes: of the message.
+            size_bytes: as they came.
+            now_s: monotonic seconds.
+            since_s: from when on they may be: now, or that of a `CatchUp`.
+        """
+        bytes_s = max(self._bytes_full_s, since_s) + self._byte_s * size_bytes
+        self._bytes_full_s = min(bytes_s, now_s + self._burst_s + PAUSE_S)
+
+    def take(self, now_s: float, since_s: float, messages: int = 1) -> bool:
+        """Let through if there is room for it; False: refuse it.
+
+        Args:
             now_s: monotonic seconds.
             since_s: from when on it may be: now, or that of a `CatchUp`.
+            messages: for how many it counts; it counts for a whole burst at most, so that it has room at some time.
         """
-        messages_s = max(self._messages_full_s, since_s) + self._message_s
-        bytes_s = max(self._bytes_full_s, since_s) + self._byte_s * size_bytes
-        if bytes_s - now_s > self._burst_s + _ROUNDING_S or (
-            self._message_s and messages_s - now_s > BURST_S + _ROUNDING_S
-        ):
+        if self._bytes_full_s - now_s > self._burst_s + _ROUNDING_S:
+            return False
+        messages_s = max(self._messages_full_s, since_s) + min(self._message_s * messages, BURST_S)
+        if self._message_s and messages_s - now_s > BURST_S + _ROUNDING_S:
             return False
         self._messages_full_s = messages_s
-        self._bytes_full_s = bytes_s
         return True
 
     def refuse(self, now_s: float) -> float:
-        """Count a refused message. 0: no more than that; above: stop reading for so many seconds; below: end it."""
+        """Count a refusal. 0: no more than that; above: stop reading for so many seconds; below: end the client."""
         if now_s - self._refused_s > FORGIVE_S:
             self._refusals = self._pauses = 0
         self._refused_s = now_s

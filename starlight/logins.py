@@ -111,7 +111,7 @@ class Logins:
             raise CloseConnection(close_codes.BAD_REQUEST)
         if self.limits.connections_per_user and present >= self.limits.connections_per_user:
             raise CloseConnection(close_codes.CONNECTION_LIMIT)
-        client._meter = self.limits.meter()
+        client.meter = self.limits.meter()
         if client.expires is not None:
             self._start(client, client.expires)
 

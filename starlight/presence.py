@@ -12,20 +12,32 @@ from itertools import islice
 
 
 class Presence:
-    """The users of one channel. Every operation but `users` is O(1)."""
+    """The users of one channel. Every operation but `users` is O(1).
 
-    __slots__ = ("_clients_by_user", "clients")
+    While there is one user only, as in most of very many channels, it is kept without a dict, which takes 200 bytes.
+    """
+
+    __slots__ = ("_clients_by_user", "_only_user", "clients")
 
     def __init__(self) -> None:
-        self._clients_by_user: dict[str, int] = {}
+        self._clients_by_user: dict[str, int] | None = None
+        self._only_user = ""  # whose all clients are, while there is no dict
         self.clients = 0
         """Number of clients in the channel, all users together."""
 
     def add(self, user: str) -> bool:
         """Count one more client of `user`. True if it is the user's first in this channel."""
-        count = self._clients_by_user.get(user, 0)
-        self._clients_by_user[user] = count + 1
+        counts = self._clients_by_user
         self.clients += 1
+        if counts is None:
+            if self.clients == 1:
+                self._only_user = user
+                return True
+            if user == self._only_user:
+                return False
+            counts = self._clients_by_user = {self._only_user: self.clients - 1}
+        count = counts.get(user, 0)
+        counts[user] = count + 1
         return count == 0
 
     def remove(self, user: str) -> bool:
@@ -33,18 +45,28 @@ class Presence:
 
         Raises KeyError for a user who isn't there: that is a bug of the caller, never input.
         """
-        count = self._clients_by_user[user]
+        counts = self._clients_by_user
+        if counts is None:
+            if not self.clients or user != self._only_user:
+                raise KeyError(user)
+            self.clients -= 1
+            return self.clients == 0
+        count = counts[user]
         self.clients -= 1
         if count > 1:
-            self._clients_by_user[user] = count - 1
+            counts[user] = count - 1
             return False
-        del self._clients_by_user[user]
+        del counts[user]
+        if not counts:
+            self._clients_by_user = None
         return True
 
     def users(self, limit: int) -> list[str]:
         """The first `limit` users in the order they joined; O(limit), however many there are."""
+        if self._clients_by_user is None:
+            return [self._only_user] if self.clients and limit > 0 else []
         return list(islice(self._clients_by_user, limit))
 
     def __len__(self) -> int:
         """Number of different users."""
-        return len(self._clients_by_user)
+        return min(self.clients, 1) if self._clients_by_user is None else len(self._clients_by_user)

@@ -175,6 +175,13 @@ def application() -> Handlers:
         await asyncio.sleep(0.005)
         return data
 
+    @handlers.on("burn")
+    def burn(client: Client, data: Any) -> None:
+        """Work for so many seconds."""
+        until_s = time.process_time() + data
+        while time.process_time() < until_s:
+            pass
+
     @handlers.on("threaded", thread=True)
     def threaded(client: Client, data: Any) -> Any:
         time.sleep(0.001)

@@ -341,6 +341,56 @@ def test_over_the_limits_the_age_of_the_oldest_message_ends_one_that_takes_a_byt
     assert over.events == [4008]
 
 
+def test_messages_may_be_older_by_the_time_in_which_the_loop_was_held_up(stage: Stage) -> None:
+    core = stage.core(outbox_messages=10, evict_after_ms=60_000, write_timeout_ms=200)
+    peer = stage.peer()
+    core.sweep()
+    stage.script(1, EAGAIN)
+    for _ in range(3_000):
+        core.send(peer.subscriber, b"x" * 10)
+    core.flush()
+    time.sleep(0.5)
+    for _ in range(3):
+        stage.script(1, EAGAIN)
+        core.sweep()
+        assert peer.events == [], "older than the write timeout, but not by its own fault"
+    began_s = time.monotonic()
+    while not peer.events and time.monotonic() - began_s < 20:
+        time.sleep(0.01)
+        stage.script(1, EAGAIN)
+        core.sweep()
+    stage.script()
+    assert peer.events == [4008], "the time that was given back has run out"
+
+
+def test_however_often_it_fills_it_is_in_each_list_once_and_is_freed_when_in_none(stage: Stage) -> None:
+    """300 times without a turn: a count of lists in 8 bits would wrap, and free what they still point to."""
+    core = stage.core(outbox_messages=1, evict_after_ms=0)
+    peer = stage.peer()
+    for number in range(300):
+        stage.script(EAGAIN, 1 << 20)  # full, and then it has read when it is written to once more
+        core.publish(core.everyone, b"a", b"%d" % number, b"")
+        core.publish(core.everyone, b"b", b"%d" % number, b"")
+        core.flush()
+        assert peer.subscriber.is_full
+        core.ping(peer.subscriber)
+        core.publish(core.everyone, b"c", b"%d" % number, b"")
+        core.sweep()
+        assert not peer.subscriber.is_full and not peer.subscriber.outbox_messages and not peer.events
+        core.check()
+        peer.read()
+    for number in range(255):  # over its limits again and again while messages are delivered, and nothing is flushed
+        stage.script(EAGAIN, 1 << 20)
+        core.publish(core.everyone, b"d", b"%d" % number, b"")
+        core.publish(core.everyone, b"e", b"%d" % number, b"")
+        core.check()
+        peer.read()
+    core.detach(peer.subscriber)
+    core.flush()
+    stage.turn(3)
+    core.check()
+
+
 def test_a_burst_in_one_turn_evicts_nobody_before_its_sinks_had_a_chance(stage: Stage) -> None:
     """The memory budget bounds what is many times the limits: the largest outbox goes, and is freed within the turn."""
     core = stage.core(memory_budget_bytes=8 << 20, evict_after_ms=60_000)
@@ -782,3 +832,20 @@ def test_one_pong_waits_the_latest(stage: Stage) -> None:
     frames = list(split_frames(stage.drain(peer)))
     assert frames == [(TEXT, b"torn frame"), (PING, b""), (TEXT, b"behind")]
     assert PONG not in [opcode for opcode, _ in frames]
+
+
+# --- the clock --------------------------------------------------------------------------------------------------------
+
+
+def test_68_the_clock_counts_our_own_work_and_forgives_what_we_slept_through() -> None:
+    """Longer than a stop has to be, both of them."""
+    core = Core()
+    began_ms, until_s = core.now_ms(), time.process_time() + 1.3
+    while time.process_time() < until_s:
+        pass
+    assert core.now_ms() - began_ms >= 1_280  # the CPU time is known to 10 ms
+    began_ms, stopped_ms, before_s = core.now_ms(), core.stopped_ms(), time.monotonic()
+    time.sleep(1.3)
+    passed_ms, gone_ms = core.now_ms() - began_ms, 1_000 * (time.monotonic() - before_s)
+    assert core.stopped_ms() - stopped_ms > 1_000
+    assert abs(passed_ms + core.stopped_ms() - stopped_ms - gone_ms) < 100  # what isn't forgiven has passed

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.fuzz.bench import Bench
 from tests.fuzz.decode import Decode
 from tests.fuzz.engine import Difference, Fuzzer
 from tests.fuzz.frames import BINARY, FIN, RSV1, TEXT, any_frame, frame, split
@@ -15,8 +16,8 @@ SEED = 5
 """The same cases every time, if not as many: new ones are for `.ci/sanitize` and by hand."""
 
 
-@pytest.mark.parametrize("make", [Decode, Read])
-def test_fuzz(make: type[Decode] | type[Read]) -> None:
+@pytest.mark.parametrize("make", [Decode, Read, Bench])
+def test_fuzz(make: type[Decode] | type[Read] | type[Bench]) -> None:
     target: Any = make()
     try:
         fuzzer: Fuzzer[Any] = Fuzzer(target, SEED)

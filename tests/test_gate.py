@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -156,6 +158,34 @@ async def test_55_who_does_not_stop_is_ended_with_4013():
         client = await on_stage.login()
         await client.send(message("ping") * 200)  # all at once: TLS holds the rest while reading is paused
         assert await client.close_code() == 4013
+
+
+OWN, OWN_LONG, SHARED = ("", True, 450), ("x" * 225, True, 690), ("", False, 250)
+
+
+@pytest.mark.parametrize(("prefix", "is_alone", "most_bytes"), [OWN, OWN_LONG, SHARED])
+async def test_56_a_membership_takes_no_more_than_the_docs_say(prefix: str, is_alone: bool, most_bytes: int):
+    """As Python counts; the core's own 50 bytes come on top. In channels of its own, and in those of another client."""
+    async with stage() as on_stage:
+        names = [f"{prefix}channel-of-thirty-bytes-{number:06}" for number in range(1_000)]
+        first, second = await on_stage.login("ann"), await on_stage.login("bob")
+        await ask_all(first, "join", names)  # what is kept of names that were seen before is no membership
+        if is_alone:
+            await ask_all(first, "leave", names)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            await ask_all(second, "join", names)
+            gc.collect()
+            taken_bytes = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert taken_bytes < most_bytes * len(names), taken_bytes / len(names)
+
+
+async def ask_all(client: RawClient, type: str, names: list[str]) -> None:
+    for name in names:
+        assert (await client.ask(type, channel=name))["type"] == "ok"
 
 
 async def test_56_too_many_channels_are_106():

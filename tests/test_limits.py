@@ -37,25 +37,44 @@ def test_a_burst_always_has_room_for_the_largest_message():
     limits = Limits.of(Settings(auth="jwt", byte_rate_bytes="1KiB", read_limit_bytes="64KiB"))
     meter = limits.meter()
     assert meter is not None
-    assert meter.take(64 * 1024, 100.0, 100.0)
+    for _ in range(2):
+        meter.read(64 * 1024, 100.0, 100.0)
+        assert meter.take(100.0, 100.0)
 
 
 def test_messages_a_second():
     meter = Meter(10, 0, 0)
-    assert sum(meter.take(1_000_000, 100.0, 100.0) for _ in range(100)) == 10 * BURST_S
-    assert not meter.take(1, 100.05, 100.05)
-    assert meter.take(1, 100.1, 100.1)
-    assert not meter.take(1, 100.1, 100.1)
-    assert sum(meter.take(1, 1000.0, 1000.0) for _ in range(100)) == 10 * BURST_S
+    assert sum(meter.take(100.0, 100.0) for _ in range(100)) == 10 * BURST_S
+    assert not meter.take(100.05, 100.05)
+    assert meter.take(100.1, 100.1)
+    assert not meter.take(100.1, 100.1)
+    assert sum(meter.take(1000.0, 1000.0) for _ in range(100)) == 10 * BURST_S
 
 
-def test_bytes_a_second():
+def test_what_counts_for_many_needs_room_for_all_but_never_more_than_a_burst():
+    meter = Meter(10, 0, 0)
+    assert meter.take(100.0, 100.0, 15)
+    assert not meter.take(100.0, 100.0, 6)
+    assert meter.take(100.0, 100.0, 5)
+    assert not meter.take(101.9, 101.9, 65_536)
+    assert meter.take(102.0, 102.0, 65_536)
+    assert not meter.take(102.0, 102.0)
+
+
+def test_bytes_a_second_are_charged_as_they_are_read():
     meter = Meter(0, 1000, 2000)
-    assert meter.take(1500, 50.0, 50.0)
-    assert not meter.take(501, 50.0, 50.0)
-    assert meter.take(500, 50.0, 50.0)
-    assert not meter.take(100, 50.05, 50.05)
-    assert meter.take(100, 50.1, 50.1)
+
+    def read(size_bytes: int, now_s: float) -> bool:
+        meter.read(size_bytes, now_s, now_s)
+        return meter.take(now_s, now_s)
+
+    assert read(1500, 50.0) and read(500, 50.0)
+    assert not read(1, 50.0)
+    assert not read(0, 50.0005)
+    assert read(0, 50.001)
+    assert not read(1_000_000, 50.001)
+    assert not read(0, 51.0)
+    assert read(0, 50.001 + PAUSE_S)  # never more is owed than what a pause pays off
 
 
 @given(st.integers(1, 1000), st.lists(st.floats(0, 0.5), max_size=200))
@@ -63,7 +82,7 @@ def test_never_more_than_the_rate_and_the_burst(rate: int, gaps_s: list[float]):
     meter, now_s, taken = Meter(rate, 0, 0), 10.0, 0
     for gap_s in gaps_s:
         now_s += gap_s
-        taken += meter.take(1, now_s, now_s)
+        taken += meter.take(now_s, now_s)
     assert taken <= rate * (now_s - 10.0 + BURST_S) + 1
 
 
@@ -84,19 +103,19 @@ def test_refusals_are_forgiven():
 
 def test_68_what_came_while_the_process_stood_is_no_more_than_the_rate():
     clock = Clock()
-    catch_up, meter = CatchUp(clock), Meter(8, 0, 0)  # an eighth of a second is exact
+    catch_up, meter = CatchUp(clock, lambda: clock.stopped_ms), Meter(8, 0, 0)  # an eighth of a second is exact
 
     def taken(messages: int) -> int:
-        return sum(meter.take(1, catch_up.look(), catch_up.since_s) for _ in range(messages))
+        return sum(meter.take(catch_up.look(), catch_up.since_s) for _ in range(messages))
 
     assert taken(100) == 16
-    clock.now_s += 30
+    clock.stop(30)
     assert taken(240) == 240  # what it sent meanwhile
     for _ in range(100):  # and it goes on as before
         clock.now_s += 0.5
         assert taken(4) == 4
     assert taken(100) == 0  # its burst was spent before
-    clock.now_s += 100_000
+    clock.stop(100_000)
     assert taken(10_000) == 480 + 16
     for _ in range(int(CATCH_UP_S) + 3):
         clock.now_s += 1
@@ -104,8 +123,21 @@ def test_68_what_came_while_the_process_stood_is_no_more_than_the_rate():
     assert taken(100) == 16  # nobody gets it twice
 
 
+def test_68_rates_forgive_no_time_in_which_the_process_worked():
+    clock = Clock()
+    catch_up, meter = CatchUp(clock, lambda: clock.stopped_ms), Meter(8, 0, 0)
+    clock.now_s += 30
+    assert sum(meter.take(catch_up.look(), catch_up.since_s) for _ in range(240)) == 16
+
+
 class Clock:
     now_s = 100.0
+    stopped_ms = 0
+
+    def stop(self, seconds: int) -> None:
+        """The process stands still for so long."""
+        self.now_s += seconds
+        self.stopped_ms += seconds * 1_000
 
     def __call__(self) -> float:
         return self.now_s

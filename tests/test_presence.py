@@ -29,6 +29,23 @@ def test_users_come_in_the_order_they_joined_and_no_more_than_asked_for():
     assert presence.clients == 151
 
 
+def test_one_user_alone_takes_no_dict_and_nobody_is_mixed_up_when_others_come_and_go():
+    presence = Presence()
+    for _ in range(3):
+        presence.add("ann")
+    assert presence._clients_by_user is None and (len(presence), presence.users(5)) == (1, ["ann"])
+    assert presence.users(0) == []
+    presence.add("bob")
+    assert presence.users(5) == ["ann", "bob"] and presence.clients == 4
+    assert [presence.remove("ann") for _ in range(3)] == [False, False, True]
+    assert presence.remove("bob") is True
+    assert (len(presence), presence.clients, presence.users(5)) == (0, 0, [])
+    assert presence._clients_by_user is None
+    with pytest.raises(KeyError):
+        presence.remove("bob")
+    assert presence.add("cat") is True
+
+
 def test_removing_a_stranger_is_a_bug_of_the_caller_and_changes_nothing():
     presence = Presence()
     presence.add("ann")

@@ -1,6 +1,7 @@
 """Decoding: every command, every wrong field, and that nothing but valid JSON can be spliced to others."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -461,6 +462,33 @@ def depth_of(value: object) -> int:
     if isinstance(value, list):
         return 1 + max((depth_of(inner) for inner in value), default=0)
     return 0
+
+
+def test_many_brackets_in_any_place() -> None:
+    """More than levels are allowed, so that they are counted one by one; the strings would unbalance them."""
+    for text in ('"', "\\", '\\"', "]}", "[{" * 300, "x" * 20 + '"[', "\\" * 8 + '"' * 8):
+        for times in (1, 7, 8, 9, 600):
+            data = json.dumps([[text * times]] * 300).encode()
+            for around in (MAX_DEPTH - 3, MAX_DEPTH - 2):
+                nested_data = b"[" * around + data + b"]" * around
+                if around + 3 <= MAX_DEPTH:
+                    command = decode(with_data(nested_data))
+                    assert isinstance(command, Direct) and bytes(command.data) == nested_data
+                else:
+                    assert "512 levels" in refused(with_data(nested_data)).message
+
+
+def test_a_deep_text_is_found_in_a_time_that_grows_with_its_length() -> None:
+    """Work is counted, not timed: a text of brackets takes no object for each of them."""
+    text = with_data(b"[" * 500 + b"[]," * 20_000 + b"1" + b"]" * 500)
+    decode(text)
+    tracemalloc.start()
+    try:
+        decode(text)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 16 * 1024
 
 
 nested = st.recursive(

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starlight.protocol.lines import LINES, SUBPROTOCOLS, V1, select_subprotocol, split
+from starlight.protocol._lines import Lines
+from starlight.protocol.lines import LINES, SUBPROTOCOLS, V1, select_subprotocol
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_nothing_offered_is_reflected(offers: list[str]) -> None:
     ],
 )
 def test_split(frame: bytes, messages: list[bytes]) -> None:
-    assert list(split(frame)) == messages
+    assert list(Lines(frame)) == messages
 
 
 json_values = st.recursive(
@@ -68,5 +69,5 @@ json_values = st.recursive(
 @given(st.lists(json_values), st.sampled_from([b"\n", b"\r\n", b"\n\n"]))
 def test_messages_joined_are_messages_split(values: list[object], separator: bytes) -> None:
     messages = [json.dumps(value, ensure_ascii=False).encode(errors="replace") for value in values]
-    assert list(split(separator.join(messages))) == messages
-    assert list(split(separator.join(messages) + separator)) == messages
+    assert list(Lines(separator.join(messages))) == messages
+    assert list(Lines(separator.join(messages) + separator)) == messages

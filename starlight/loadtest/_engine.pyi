@@ -8,6 +8,9 @@ SETTLE: int
 CLOSE: int
 IDLE: int
 MAX_STREAMS: int
+PROTOCOL_ERRORS: tuple[str, ...]
+"""The kinds in which a server can break the protocol."""
+
 LEAST_DATA_BYTES: int
 MOST_DATA_BYTES: int
 
@@ -60,7 +63,13 @@ class Engine:
         connections: list[tuple[int, list[int], bytes, int, bool]],
     ) -> None: ...
     def set_target(
-        self, address: bytes, request: bytes, key_at: int, keys: list[tuple[bytes, bytes]], source: int
+        self,
+        address: bytes,
+        request: bytes,
+        key_at: int,
+        keys: list[tuple[bytes, bytes]],
+        source: int,
+        protocols: bytes = b"",
     ) -> None: ...
     def set_dialect(
         self,
@@ -104,6 +113,7 @@ class Engine:
     def abandon(self) -> None: ...
     def failure(self) -> str: ...
     def first_error(self) -> str: ...
+    def protocol_errors(self) -> dict[str, int]: ...
     def close_codes(self) -> dict[int, int]: ...
 
 class Checker:

@@ -1,7 +1,8 @@
 """The compiled engine: connections, frames, schedule and delivery checks of one process, without the GIL and without Python objects.
 
 This file is only its Python face. The parts, bottom up: `_stamp.pxd` (what a message carries), `_arena.pxd` (what processes share, the
-histogram), `_check.pxd` (the delivery checker), `_net.pxd` (sockets and sending), `_receive.pxd` (receiving), `_loop.pxd` (the loop).
+histogram), `_check.pxd` (the delivery checker), `_protocol.pxd` (what a server must not do), `_net.pxd` (sockets and sending),
+`_receive.pxd` (receiving), `_loop.pxd` (the loop).
 One thread uses an Engine; Arena's reading methods may be called from any thread of any process while engines run.
 """
 
@@ -37,6 +38,7 @@ SETTLE = PHASE_SETTLE
 CLOSE = PHASE_CLOSE
 IDLE = PHASE_IDLE
 MAX_STREAMS = 1 << 18
+PROTOCOL_ERRORS = tuple((<bytes>sl_kind_text(kind)).decode() for kind in range(SL_KINDS))
 LEAST_DATA_BYTES = 16
 MOST_DATA_BYTES = 1 << 18
 
@@ -313,12 +315,14 @@ cdef class Engine:
             free(<void *><size_t>p)
         free(e)
 
-    def set_target(self, bytes address not None, bytes request not None, int key_at, list keys not None, int source) -> None:
+    def set_target(self, bytes address not None, bytes request not None, int key_at, list keys not None, int source,
+                   bytes protocols not None = b"") -> None:
         if len(address) > 128:
             raise ValueError("socket address too long")
         memcpy(self.e.address, PyBytes_AS_STRING(address), len(address))
         self.e.address_size = <int>len(address)
         self.text(&self.e.request, request)
+        self.text(&self.e.protocols, protocols)
         self.e.key_at = key_at
         self.text(&self.e.keys, b"".join(key for key, _ in keys))
         self.text(&self.e.accepts, b"".join(accept for _, accept in keys))
@@ -545,6 +549,10 @@ cdef class Engine:
     def first_error(self) -> str:
         """The first error reply, as received; empty if there was none."""
         return (<bytes>self.e.first_error).decode("utf-8", "replace")
+
+    def protocol_errors(self) -> dict[str, int]:
+        """How often the server broke the protocol, by kind (PROTOCOL_ERRORS)."""
+        return {name: self.e.protocol_errors[<int>kind] for kind, name in enumerate(PROTOCOL_ERRORS) if self.e.protocol_errors[<int>kind]}
 
     def close_codes(self) -> dict[int, int]:
         """Close codes by which the server ended connections (1006: without a close frame)."""

@@ -1,4 +1,5 @@
-# Connections of the engine: sockets, the RFC 6455 client side, what goes out. (_receive.pxd: what comes in.)
+# Connections of the engine: sockets, the RFC 6455 client side, what goes out. (_receive.pxd: what comes in;
+# _protocol.pxd: what must not.)
 #
 #   CLOSED -> CONNECTING -> UPGRADING -> LOGIN -> JOINING -> READY -> CLOSING -> CLOSED
 #             connect(2)    101          welcome  every `ok`           close sent
@@ -14,6 +15,7 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove, memset, strerror
 from starlight.loadtest._arena cimport *
 from starlight.loadtest._check cimport *
+from starlight.loadtest._protocol cimport *
 from starlight.loadtest._stamp cimport *
 
 cdef extern from *:
@@ -134,8 +136,13 @@ cdef enum:
 
     OUT_LIMIT = 1 << 20          # unwritten bytes at which a sender counts as blocked
     BUFFER_BYTES = 1 << 20       # the receive buffer: large reads are what makes coalesced frames cheap
-    LARGEST_FRAME = 1 << 19
-    LARGEST_PILE = 1 << 23
+    LARGEST_PILE = 1 << 23       # of one message in fragments
+    LARGEST_OPERATION = 1 << 16  # of the line that begins a NATS operation
+    MOST_FRAGMENTS = 1 << 16     # of one message; a server that writes each KiB of 8 MiB as one sends 8,192
+    LARGEST_HELD = 1 << 30       # torn frames and unfinished messages of all connections of a process
+    KEPT_ROOM = 1 << 16          # a larger buffer is given back when it is empty
+    PONG_BACKLOG = 1 << 14       # with more than this unwritten, only the latest ping is answered (RFC 6455 section 5.5.3)
+    MOST_BUFFERED = 1 << 30      # no buffer ever needs so much
     EVENTS_PER_TURN = 512
     PADDING_PERIOD = 4096
     MEMBER_NO = 0                # what a connection is to one of its channels
@@ -167,7 +174,10 @@ ctypedef struct Connection:
     uint8_t checked              # deliveries are checked one by one (else only counted)
     uint8_t present              # ready since before the first message: its count of deliveries can be judged
     uint8_t is_sender
-    uint8_t in_message           # a fragmented message is under way
+    uint8_t in_message           # the opcode of the fragmented message under way; 0: none is
+    uint8_t pong_waits           # the latest ping is answered when what is unwritten has gone
+    uint8_t pong_size
+    uint8_t pong[125]
     uint32_t generation          # of the socket; tells events of the one before
     uint32_t number              # over all processes
     uint32_t pending_joins
@@ -180,11 +190,13 @@ ctypedef struct Connection:
     uint8_t *pile
     uint32_t input_size
     uint32_t input_room
+    uint32_t input_needed        # with a torn frame whose length is known: its size with the header
     uint32_t out_at
     uint32_t out_size
     uint32_t out_room
     uint32_t pile_size
     uint32_t pile_room
+    uint32_t fragments           # of the message under way
     Receiver receiver
     uint64_t deliveries
     int64_t started_ns
@@ -219,6 +231,7 @@ ctypedef struct Eng:
     uint32_t key_at
     Text keys                    # n_keys of 24 bytes each ...
     Text accepts                 # ... and the 28 bytes that answer them
+    Text protocols               # subprotocols asked for, with commas between
     uint32_t n_keys
     int form
     uint8_t opcode
@@ -277,6 +290,9 @@ ctypedef struct Eng:
     uint32_t failed
     char failure[400]
     uint32_t close_codes[5000]
+    uint64_t protocol_errors[24]  # by kind (_protocol.pxd)
+    uint64_t held_bytes          # room of all `input` and `pile`
+    uint8_t is_text              # the message at hand came as text
     char first_error[300]
 
 
@@ -294,6 +310,8 @@ cdef inline bint grow(uint8_t **buffer, uint32_t *room, uint32_t need) noexcept 
     cdef uint32_t size = room[0] if room[0] else 512
     if need <= room[0]:
         return True
+    if need > MOST_BUFFERED:
+        return False
     while size < need:
         size *= 2
     bigger = <uint8_t *>realloc(buffer[0], size)
@@ -302,6 +320,26 @@ cdef inline bint grow(uint8_t **buffer, uint32_t *room, uint32_t need) noexcept 
     buffer[0] = bigger
     room[0] = size
     return True
+
+
+cdef inline bint hold(Eng *e, uint8_t **buffer, uint32_t *room, uint32_t need) noexcept nogil:
+    """`grow` for what the server sends: all of that together is bounded. False: it would be too much, or there is no memory."""
+    cdef uint32_t before = room[0]
+    if need > before and e.held_bytes + need - before > LARGEST_HELD:
+        return False
+    if not grow(buffer, room, need):
+        return False
+    e.held_bytes += room[0] - before
+    return True
+
+
+cdef inline void let_go(Eng *e, uint8_t **buffer, uint32_t *room) noexcept nogil:
+    """Give an empty buffer of `hold` back if it is large."""
+    if room[0] > KEPT_ROOM:
+        e.held_bytes -= room[0]
+        free(buffer[0])
+        buffer[0] = NULL
+        room[0] = 0
 
 
 cdef inline void mark_dirty(Eng *e, Connection *c) noexcept nogil:
@@ -346,7 +384,7 @@ cdef inline uint8_t *frame_begin(Eng *e, Connection *c, uint8_t opcode, uint32_t
 cdef inline void send_frame(Eng *e, Connection *c, uint8_t opcode, const uint8_t *payload, uint32_t size) noexcept nogil:
     cdef uint64_t key
     cdef uint8_t *p = frame_begin(e, c, opcode, size, &key)
-    if p != NULL:
+    if p != NULL and size:
         memcpy(p, payload, size)
         sl_mask(p, size, key)
 
@@ -364,7 +402,8 @@ cdef inline void release_buffers(Connection *c) noexcept nogil:
     free(c.pile)
     c.input = c.out = c.pile = NULL
     c.input_size = c.input_room = c.out_at = c.out_size = c.out_room = c.pile_size = c.pile_room = 0
-    c.in_message = 0
+    c.in_message = c.pong_waits = 0
+    c.input_needed = c.fragments = 0
 
 
 cdef inline void leave_all(Eng *e, Connection *c) noexcept nogil:
@@ -403,6 +442,7 @@ cdef inline void connection_end(Eng *e, Connection *c, uint8_t state, bint reset
     c.state = state
     c.generation += 1
     c.writing = 0
+    e.held_bytes -= <uint64_t>c.input_room + c.pile_room
     release_buffers(c)
 
 
@@ -425,6 +465,28 @@ cdef inline void connection_lost_errno(Eng *e, Connection *c, const char *what, 
     while text[n]:
         n += 1
     connection_lost(e, c, what, text, n)
+
+
+cdef inline void connection_broken(Eng *e, Connection *c, int kind) noexcept nogil:
+    """The server broke the protocol: count it by its kind, say so in a close frame if the kernel takes one, and end the connection."""
+    cdef const char *text = sl_kind_text(kind)
+    cdef uint16_t code = <uint16_t>sl_kind_code(kind)
+    cdef uint8_t close[8]
+    cdef size_t n = 0
+    e.protocol_errors[kind] += 1
+    if c.state == CLOSING:
+        connection_end(e, c, CLOSED, False)
+        return
+    if code and c.out_at == c.out_size:    # else it would stand inside a frame of ours
+        memset(close, 0, 8)                # a mask of zeros
+        close[0] = 0x88
+        close[1] = 0x82
+        close[6] = code >> 8
+        close[7] = code & 255
+        sl_send(c.fd, close, 8, MSG_NOSIGNAL | MSG_DONTWAIT)
+    while text[n]:
+        n += 1
+    connection_lost(e, c, b"the server broke the protocol: ", text, n)
 
 
 cdef inline uint64_t event_data(Eng *e, Connection *c) noexcept nogil:
@@ -467,10 +529,33 @@ cdef inline void connection_open(Eng *e, Connection *c) noexcept nogil:
     sl_watch(e.epoll, EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLOUT, event_data(e, c))
 
 
+cdef inline void late_pong(Eng *e, Connection *c) noexcept nogil:
+    """Append the pong that waited until there was nothing else to write. For flush_connection, which writes it at once."""
+    cdef uint8_t dirty = c.dirty
+    c.pong_waits = 0
+    c.dirty = 1                            # not once more into Eng.dirty, which may just be walked through
+    send_frame(e, c, 10, c.pong, c.pong_size)
+    c.dirty = dirty
+
+
+cdef inline void answer_ping(Eng *e, Connection *c, const uint8_t *p, uint8_t size) noexcept nogil:
+    """A pong at once, or in place of the one that waits: a peer that sends pings and reads nothing costs 125 bytes."""
+    if c.out_size - c.out_at <= PONG_BACKLOG and not c.pong_waits:
+        send_frame(e, c, 10, p, size)
+        return
+    c.pong_waits = 1
+    c.pong_size = size
+    if size:
+        memcpy(c.pong, p, size)
+
+
 cdef inline void flush_connection(Eng *e, Connection *c) noexcept nogil:
     """Write what there is; whatever the kernel doesn't take waits for EPOLLOUT."""
     cdef Py_ssize_t n
-    while c.out_at < c.out_size:
+    while c.out_at < c.out_size or c.pong_waits:
+        if c.out_at == c.out_size:
+            late_pong(e, c)
+            continue
         n = sl_send(c.fd, c.out + c.out_at, c.out_size - c.out_at, MSG_NOSIGNAL | MSG_DONTWAIT)
         e.counters[SENDS] += 1
         if n < 0:

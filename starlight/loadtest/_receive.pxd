@@ -12,13 +12,8 @@ from libc.string cimport memchr, memcmp, memcpy, memmove
 from starlight.loadtest._arena cimport *
 from starlight.loadtest._check cimport *
 from starlight.loadtest._net cimport *
+from starlight.loadtest._protocol cimport *
 from starlight.loadtest._stamp cimport *
-
-cdef extern from *:
-    """
-    #include <strings.h>
-    """
-    int strncasecmp(const char *a, const char *b, size_t n) noexcept nogil
 
 cdef extern from "string.h" nogil:
     void *memmem(const void *where, size_t n, const void *what, size_t m)
@@ -26,6 +21,10 @@ cdef extern from "string.h" nogil:
 
 cdef inline bint contains(const uint8_t *p, Py_ssize_t n, const char *what, Py_ssize_t size) noexcept nogil:
     return memmem(p, n, what, size) != NULL
+
+
+cdef inline bint starts(const uint8_t *p, const uint8_t *end, const char *what, Py_ssize_t size) noexcept nogil:
+    return end - p >= size and memcmp(p, what, size) == 0
 
 
 # ---- login, joins, replies
@@ -133,11 +132,22 @@ cdef inline void note_error(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t 
         sl_fail_text(e.first_error, 300, b"", <const char *>p, n)
 
 
+cdef inline void answer(Eng *e, Connection *c, const uint8_t *p, uint32_t size) noexcept nogil:
+    """Answer a protocol's own ping. A server that asks and asks without reading is one that breaks it."""
+    if c.out_size - c.out_at > OUT_LIMIT:
+        connection_broken(e, c, UNREAD_ANSWERS)
+        return
+    send_frame(e, c, e.opcode, p, size)
+
+
 cdef inline void take_reply(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n) noexcept nogil:
     """A message without a stamp."""
     cdef const uint8_t *at
     cdef uint64_t identity
     e.counters[REPLIES] += 1
+    if e.is_text and not sl_is_utf8(p, n):
+        connection_broken(e, c, TEXT_ENCODING)
+        return
     if c.state == LOGIN:
         if contains(p, n, <const char *>e.welcome.bytes, e.welcome.size):
             begin_joins(e, c)
@@ -146,26 +156,26 @@ cdef inline void take_reply(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t 
         return
     if not e.json:
         if n == 1 and p[0] == 50:
-            send_frame(e, c, e.opcode, b"3", 1)        # Engine.IO asks whether we are alive
+            answer(e, c, b"3", 1)                      # Engine.IO asks whether we are alive
         elif e.traffic:
             e.counters[DAMAGED] += 1                   # a plain echo or broadcast server has nothing of its own to say, but a greeting
         return
     at = <const uint8_t *>memmem(p, n if n < 200 else 200, b'"type":', 7)
-    if at == NULL or p + n - at < 12:
+    if at == NULL or p + n - at < 9:
         e.counters[DAMAGED] += 1
         return
     at += 8 if at[7] == 34 else 9
-    if memcmp(at, b"ok\"", 3) == 0:
+    if starts(at, p + n, b"ok\"", 3):
         identity = reply_id(p, n)
         take_ok(e, c, identity)
-    elif memcmp(at, b"erro", 4) == 0:
+    elif starts(at, p + n, b"erro", 4):
         identity = reply_id(p, n)
         if identity >= SL_PUBLISH_ID and identity - SL_PUBLISH_ID == c.ack_seen:
             c.ack_seen += 1
         note_error(e, c, p, n)
         if c.state == JOINING:
             connection_lost(e, c, b"the server refused a join: ", <const char *>p, n)
-    elif memcmp(at, b"publ", 4) == 0 or memcmp(at, b"dire", 4) == 0 or memcmp(at, b"broa", 4) == 0:
+    elif starts(at, p + n, b"publ", 4) or starts(at, p + n, b"dire", 4) or starts(at, p + n, b"broa", 4):
         e.counters[DAMAGED] += 1                       # a delivery whose stamp is destroyed
 
 
@@ -182,8 +192,15 @@ cdef inline void log_delivery(Eng *e, Connection *c, uint32_t stream, uint32_t n
     e.log_size += 1
 
 
-cdef inline void take_stamped(Eng *e, Connection *c, const uint8_t *p, const uint8_t *mark, int64_t now) noexcept nogil:
-    """A delivery. `p` is where the message begins, `mark` where its stamp does."""
+cdef inline void damaged(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n) noexcept nogil:
+    """What looked like a delivery and is none; now its text is looked at too."""
+    e.counters[DAMAGED] += 1
+    if e.is_text and not sl_is_utf8(p, n):
+        connection_broken(e, c, TEXT_ENCODING)
+
+
+cdef inline void take_stamped(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n, const uint8_t *mark, int64_t now) noexcept nogil:
+    """A delivery. `p` is where the message begins, `mark` where its stamp does; there is a byte behind the stamp."""
     cdef uint32_t stream, number, checksum, size
     cdef Stream *s
     cdef Entry *entry
@@ -195,14 +212,14 @@ cdef inline void take_stamped(Eng *e, Connection *c, const uint8_t *p, const uin
     if not c.checked and e.window == 0:
         return
     if sl_get(mark + 1, &stream, &number, &checksum) or stream >= e.shared.n_streams:
-        e.counters[DAMAGED] += 1
+        damaged(e, c, p, n)
         return
     s = &e.shared.streams[stream]
     entry = &e.shared.entries[s.ring + (number & s.mask)]
     if not c.checked:
         settle(&e.shared, stream, number)              # closed model: every delivery completes its message
         return
-    if sl_likely(entry.number == number):
+    if sl_likely(entry.number == number and entry.size >= 16):     # an entry that was never written is all zeros
         size = entry.size
     else:
         start = mark - 1
@@ -211,7 +228,7 @@ cdef inline void take_stamped(Eng *e, Connection *c, const uint8_t *p, const uin
         size = <uint32_t>(mark - start) + 15
     start = mark + 15 - size
     if start < p or start[0] != 34 or mark[14] not in (34, 92) or sl_checksum(start, size - 6) != checksum:
-        e.counters[DAMAGED] += 1
+        damaged(e, c, p, n)
         return
     e.counters[CHECKED] += 1
     deliver(&e.shared, &c.receiver, stream, number, e.counters)
@@ -231,14 +248,14 @@ cdef inline void take_stamped(Eng *e, Connection *c, const uint8_t *p, const uin
 cdef inline void take_message(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n, int64_t now) noexcept nogil:
     cdef const uint8_t *mark
     if sl_likely(n >= <Py_ssize_t>e.stamp_back and p[n - e.stamp_back] == 0x7E and c.state >= LOGIN):
-        take_stamped(e, c, p, p + n - e.stamp_back, now)
+        take_stamped(e, c, p, n, p + n - e.stamp_back, now)
         return
     mark = stamp_find(p, n)
     if mark == NULL:
         take_reply(e, c, p, n)
         return
     e.stamp_back = <uint32_t>(p + n - mark)
-    take_stamped(e, c, p, mark, now)
+    take_stamped(e, c, p, n, mark, now)
 
 
 cdef inline void take_lines(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n, int64_t now) noexcept nogil:
@@ -262,30 +279,39 @@ cdef inline Py_ssize_t nats_operations(Eng *e, Connection *c, const uint8_t *p, 
     cdef uint32_t size, scale
     while p < end and c.fd >= 0:
         line = <const uint8_t *>memchr(p, 10, end - p)
+        if line == NULL and end - p <= LARGEST_OPERATION:
+            break
         if line == NULL:
+            connection_broken(e, c, NATS_OPERATION)
             break
         if p[0] == 77:                                 # MSG <subject> <sid> <size>\r\n<payload>\r\n
             size = 0
             scale = 1
-            digit = line - 2
-            while digit > p and 48 <= digit[0] <= 57:
+            digit = line - 1                           # the \r
+            while digit > p + 1 and 48 <= (digit - 1)[0] <= 57 and scale < 10000000:
+                digit -= 1
                 size += (digit[0] - 48) * scale
                 scale *= 10
-                digit -= 1
+            if scale == 1 or digit <= p + 1 or (digit - 1)[0] != 32 or (line - 1)[0] != 13:
+                connection_broken(e, c, NATS_OPERATION)
+                break
             if end - line - 1 < <Py_ssize_t>size + 2:
+                break
+            if line[1 + size] != 13 or line[2 + size] != 10:
+                connection_broken(e, c, NATS_OPERATION)
                 break
             take_message(e, c, line + 1, size, now)
             p = line + 1 + size + 2
             continue
         if line - p >= 4 and memcmp(p, b"PING", 4) == 0:
-            send_frame(e, c, e.opcode, b"PONG\r\n", 6)
+            answer(e, c, b"PONG\r\n", 6)
         elif line - p >= 4 and memcmp(p, b"PONG", 4) == 0:
             if c.state == LOGIN:
                 begin_joins(e, c)
         elif p[0] == 45:                               # -ERR
             note_error(e, c, p, line - p)
             if c.state < READY_STATE:
-                connection_lost(e, c, b"the server refused the login: ", <const char *>p, line - p - 1)
+                connection_lost(e, c, b"the server refused the login: ", <const char *>p, line - p)
         p = line + 1
     return p - start
 
@@ -299,15 +325,21 @@ cdef inline void take_nats(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n
         n -= taken
     if n == 0 or c.fd < 0:
         return
-    if c.pile_size + n > LARGEST_PILE or not grow(&c.pile, &c.pile_room, c.pile_size + <uint32_t>n):
-        connection_lost(e, c, b"the server sent an operation that is too large", b"", 0)
+    if c.pile_size + n > LARGEST_PILE:
+        connection_broken(e, c, LONG_MESSAGE)
+        return
+    if not hold(e, &c.pile, &c.pile_room, c.pile_size + <uint32_t>n):
+        connection_broken(e, c, UNFINISHED)
         return
     memcpy(c.pile + c.pile_size, p, n)
     c.pile_size += <uint32_t>n
     taken = nats_operations(e, c, c.pile, c.pile_size, now)
     if c.fd >= 0:
         c.pile_size -= <uint32_t>taken
-        memmove(c.pile, c.pile + taken, c.pile_size)
+        if c.pile_size:
+            memmove(c.pile, c.pile + taken, c.pile_size)
+        else:
+            let_go(e, &c.pile, &c.pile_room)
 
 
 cdef inline void take_payload(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n, int64_t now) noexcept nogil:
@@ -325,13 +357,16 @@ cdef inline void take_close(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t 
     """The close frame: a reply to ours, or the server's own."""
     cdef uint32_t code = 1005
     cdef char text[64]
+    cdef int fault = close_fault(p, n)
+    if fault != NO_FAULT:
+        connection_broken(e, c, fault)
+        return
     if n >= 2:
         code = <uint32_t>p[0] << 8 | p[1]
     if c.state == CLOSING:
         connection_end(e, c, CLOSED, False)
         return
-    if code < 5000:
-        e.close_codes[code] += 1
+    e.close_codes[code] += 1
     sl_fail_text(text, 64, b"the server closed the connection: ", b"", 0)
     put_digits(<uint8_t *>text + 34, code, 4)
     text[38] = 32
@@ -339,43 +374,58 @@ cdef inline void take_close(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t 
     send_frame(e, c, 8, p, 2 if n >= 2 else 0)
     flush_connection(e, c)
     if c.fd >= 0:
-        connection_lost(e, c, text, <const char *>p + 2, n - 2 if n > 2 else 0)
+        connection_lost(e, c, text, <const char *>p + (2 if n > 2 else 0), n - 2 if n > 2 else 0)
+
+
+cdef inline void take_fragment(Eng *e, Connection *c, uint8_t first, const uint8_t *p, Py_ssize_t n, int64_t now) noexcept nogil:
+    """A piece of a message: kept until the last one has come. NATS reads a stream, so there it is taken at once."""
+    cdef uint32_t size
+    cdef uint32_t generation = c.generation
+    if first & 15:
+        c.in_message = first & 15
+        c.fragments = 0
+    c.fragments += 1
+    if c.fragments > MOST_FRAGMENTS:
+        connection_broken(e, c, MANY_FRAGMENTS)
+        return
+    if e.form == FORM_NATS:
+        if first & 0x80:
+            c.in_message = 0
+        take_nats(e, c, p, n, now)
+        return
+    if c.pile_size + n > LARGEST_PILE:
+        connection_broken(e, c, LONG_MESSAGE)
+        return
+    if not hold(e, &c.pile, &c.pile_room, c.pile_size + <uint32_t>n + 1):  # at least one byte: it is never NULL
+        connection_broken(e, c, UNFINISHED)
+        return
+    memcpy(c.pile + c.pile_size, p, n)
+    c.pile_size += <uint32_t>n
+    if first & 0x80:
+        size = c.pile_size
+        e.is_text = c.in_message == 1
+        c.pile_size = 0
+        c.in_message = 0
+        take_payload(e, c, c.pile, size, now)
+        if c.generation == generation:
+            let_go(e, &c.pile, &c.pile_room)
 
 
 cdef inline void odd_frame(Eng *e, Connection *c, uint8_t first, const uint8_t *p, Py_ssize_t n, int64_t now) noexcept nogil:
-    """Everything but an unfragmented data frame of the expected kind."""
+    """Everything but an unfragmented data frame of the expected kind. Its header has been judged."""
     cdef uint8_t opcode = first & 15
-    cdef uint32_t size
-    if first & 0x70 or 3 <= opcode <= 7 or opcode > 10:
-        connection_lost(e, c, b"the server broke RFC 6455: a frame with reserved bits or opcode", b"", 0)
-    elif opcode == 8:
+    if opcode == 8:
         take_close(e, c, p, n)
     elif opcode == 9:
         e.counters[PINGS] += 1
-        send_frame(e, c, 10, p, <uint32_t>n)
+        answer_ping(e, c, p, <uint8_t>n)
     elif opcode == 10:
         pass
     elif first & 0x80 and opcode != 0:
+        e.is_text = opcode == 1
         take_payload(e, c, p, n, now)                  # binary where text was expected, or the other way round
     else:
-        if (opcode == 0) != (c.in_message != 0):
-            connection_lost(e, c, b"the server broke RFC 6455: fragments out of order", b"", 0)
-            return
-        if e.form == FORM_NATS:
-            take_payload(e, c, p, n, now)
-            c.in_message = not first & 0x80
-            return
-        if c.pile_size + n > LARGEST_PILE or not grow(&c.pile, &c.pile_room, c.pile_size + <uint32_t>n):
-            connection_lost(e, c, b"the server sent a message that is too large", b"", 0)
-            return
-        memcpy(c.pile + c.pile_size, p, n)
-        c.pile_size += <uint32_t>n
-        c.in_message = 1
-        if first & 0x80:
-            size = c.pile_size
-            c.pile_size = 0
-            c.in_message = 0
-            take_payload(e, c, c.pile, size, now)
+        take_fragment(e, c, first, p, n, now)
 
 
 cdef inline Py_ssize_t walk(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n, int64_t now) noexcept nogil:
@@ -386,35 +436,43 @@ cdef inline Py_ssize_t walk(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t 
     cdef uint32_t header, i
     cdef uint32_t generation = c.generation
     cdef uint8_t expected = 0x80 | e.opcode
+    cdef int fault
+    c.input_needed = 0
     while end - p >= 2:
         size = p[1]
         header = 2
+        if sl_unlikely(p[0] != expected or size > 127 or c.in_message):
+            fault = header_fault(p[0], p[1], c.in_message != 0)
+            if fault != NO_FAULT:
+                connection_broken(e, c, fault)
+                break
         if size >= 126:
             if size == 126:
                 if end - p < 4:
                     break
                 size = <uint64_t>p[2] << 8 | p[3]
                 header = 4
-            elif size == 127:
+            else:
                 if end - p < 10:
                     break
                 size = 0
                 for i in range(8):
                     size = size << 8 | p[2 + i]
                 header = 10
-            else:
-                connection_lost(e, c, b"the server broke RFC 6455: a masked frame", b"", 0)
-                break
-            if size > LARGEST_FRAME:
-                connection_lost(e, c, b"the server sent a frame over 512 KiB", b"", 0)
+            fault = length_fault(p[1], size)
+            if fault != NO_FAULT:
+                connection_broken(e, c, fault)
                 break
         if <uint64_t>(end - p) < header + size:
+            c.input_needed = <uint32_t>(header + size)
             break
         sl_prefetch(p + 512)
-        if sl_likely(p[0] == expected and e.form == FORM_MESSAGE):
-            take_message(e, c, p + header, size, now)
-        elif p[0] == expected:
-            take_payload(e, c, p + header, size, now)
+        if sl_likely(p[0] == expected):
+            e.is_text = e.opcode == 1
+            if sl_likely(e.form == FORM_MESSAGE):
+                take_message(e, c, p + header, size, now)
+            else:
+                take_payload(e, c, p + header, size, now)
         else:
             odd_frame(e, c, p[0], p + header, size, now)
         p += header + size
@@ -426,36 +484,40 @@ cdef inline Py_ssize_t walk(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t 
 cdef inline Py_ssize_t handshake_answer(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t n) noexcept nogil:
     """The answer to the upgrade: bytes taken, 0 if it isn't whole yet (or was bad: then the connection is gone)."""
     cdef const uint8_t *end = <const uint8_t *>memmem(p, n, b"\r\n\r\n", 4)
-    cdef const uint8_t *line
-    cdef const uint8_t *stop
     cdef uint32_t key = c.number % e.n_keys
-    cdef Py_ssize_t size
-    if n >= 5 and memcmp(p, b"HTTP/", 5) != 0:
-        connection_lost(e, c, b"the target does not speak HTTP", b"", 0)
+    cdef char text[400]
+    cdef size_t size = 0
+    cdef int fault
+    if memcmp(p, b"HTTP/1.", n if n < 7 else 7) != 0:
+        e.protocol_errors[NOT_HTTP] += 1
+        connection_lost(e, c, b"the target does not speak HTTP/1.1", b"", 0)
+        return 0
+    if (n if end == NULL else end + 4 - p) > LARGEST_ANSWER:
+        connection_broken(e, c, LONG_ANSWER)
         return 0
     if end == NULL:
-        if n > 16384:
-            connection_lost(e, c, b"the target's HTTP answer has no end", b"", 0)
         return 0
-    if n < 12 or memcmp(p + 8, b" 101", 4) != 0:
-        line = <const uint8_t *>memchr(p, 13, n)
-        connection_lost(e, c, b"the target refused the upgrade: ", <const char *>p, line - p)
+    if end - p < 12 or memcmp(p + 8, b" 101", 4) != 0 or end - p > 12 and p[12] != 32 and p[12] != 13:
+        sl_refusal(text, 400, p, end - p)
+        while text[size]:
+            size += 1
+        connection_lost(e, c, b"the target refused the upgrade: ", text, size)
         return 0
-    line = p
-    while line < end:
-        stop = <const uint8_t *>memchr(line, 13, end - line + 1)
-        if strncasecmp(<const char *>line, b"sec-websocket-accept:", 21) == 0:
-            line += 21
-            while line < stop and line[0] == 32:
-                line += 1
-            if stop - line >= 28 and memcmp(line, e.accepts.bytes + 28 * key, 28) == 0:
-                size = end + 4 - p
-                upgraded(e, c)
-                return size
-            break
-        line = stop + 2
-    connection_lost(e, c, b"the target's Sec-WebSocket-Accept is wrong", b"", 0)
-    return 0
+    fault = answer_fault(p, end, e.accepts.bytes + ACCEPT_BYTES * key, e.protocols.bytes, e.protocols.size)
+    if fault != NO_FAULT:
+        connection_broken(e, c, fault)
+        return 0
+    upgraded(e, c)
+    return end + 4 - p
+
+
+cdef inline void keep_input(Eng *e, Connection *c, const uint8_t *p, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
+    """Keep a torn frame, or more of it, until the next read: p[0:n] goes to `at`."""
+    if not hold(e, &c.input, &c.input_room, <uint32_t>(at + n)):
+        connection_broken(e, c, UNFINISHED)
+        return
+    memcpy(c.input + at, p, n)
+    c.input_size = <uint32_t>(at + n)
 
 
 cdef inline void read_connection(Eng *e, Connection *c, Py_ssize_t limit) noexcept nogil:
@@ -466,8 +528,6 @@ cdef inline void read_connection(Eng *e, Connection *c, Py_ssize_t limit) noexce
     cdef Py_ssize_t room = BUFFER_BYTES - have
     cdef uint32_t generation = c.generation
     cdef int64_t now
-    if have:
-        memcpy(buffer, c.input, have)
     while True:
         n = sl_recv(c.fd, buffer + have, limit if 0 < limit < room else room, MSG_DONTWAIT)
         if n >= 0 or errno != EINTR:
@@ -488,6 +548,11 @@ cdef inline void read_connection(Eng *e, Connection *c, Py_ssize_t limit) noexce
         return
     now = e.now_ns = sl_now()
     e.counters[BYTES_RECEIVED] += <uint64_t>n
+    if have + n < c.input_needed:                      # a frame that comes in drops is not copied for each of them
+        keep_input(e, c, buffer + have, have, n)
+        return
+    if have:
+        memcpy(buffer, c.input, have)
     n += have
     taken = 0
     if c.state == UPGRADING:
@@ -497,9 +562,8 @@ cdef inline void read_connection(Eng *e, Connection *c, Py_ssize_t limit) noexce
     if c.generation != generation:
         return
     n -= taken
+    c.input_size = 0
     if n > 0:
-        if not grow(&c.input, &c.input_room, <uint32_t>n):
-            connection_lost(e, c, b"out of memory", b"", 0)
-            return
-        memcpy(c.input, buffer + taken, n)
-    c.input_size = <uint32_t>n
+        keep_input(e, c, buffer + taken, 0, n)
+    else:
+        let_go(e, &c.input, &c.input_room)

@@ -92,12 +92,12 @@ cdef extern from *:
 
 
 cdef inline const uint8_t *stamp_find(const uint8_t *p, Py_ssize_t n) noexcept nogil:
-    """The mark of the first well-formed stamp in p[0:n], or NULL. Slow path: messages whose stamp is not where it used to be."""
+    """The mark of the first well-formed stamp in p[0:n] with a byte behind it, or NULL. Slow path: messages whose stamp is not where it used to be."""
     cdef const uint8_t *end = p + n
     cdef const uint8_t *mark
     cdef uint32_t stream, number, checksum
-    while end - p >= SL_STAMP_LEN:
-        mark = <const uint8_t *>memchr(p, 0x7E, end - p - SL_STAMP_LEN + 1)
+    while end - p > SL_STAMP_LEN:
+        mark = <const uint8_t *>memchr(p, 0x7E, end - p - SL_STAMP_LEN)
         if mark == NULL:
             return NULL
         if sl_get(mark + 1, &stream, &number, &checksum) == 0:

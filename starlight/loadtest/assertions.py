@@ -85,6 +85,7 @@ METRICS: dict[str, Metric] = {
     "checked": _count(lambda r: r.check.share, unit="share"),
     "errors": _count(lambda r: r.errors),
     "disconnects": _count(lambda r: r.disconnects),
+    "protocol_errors": _count(lambda r: sum(r.protocol_errors.values())),
     "connect_failures": _count(lambda r: r.connect_failures),
     "cpu": _count(lambda r: r.server.cpu_share if r.server else None, unit="share"),
     "cpu_per_delivery": Metric("time", False, lambda r: _us_to_ms(r.server.cpu_us_per_delivery) if r.server else None),
@@ -177,9 +178,9 @@ def is_void(result: Result) -> bool:
 
 
 def exit_code(verdicts: Iterable[Verdict], result: Result) -> int:
-    """0; 1 if an assertion failed, the checker found faults or nothing arrived; 3 if a verdict was refused and nothing
-    failed."""
+    """0; 1 if an assertion failed, the checker found faults, the server broke the protocol or nothing arrived; 3 if a
+    verdict was refused and nothing failed."""
     outcomes = {verdict.outcome for verdict in verdicts}
-    if "failed" in outcomes or result.check.faults or is_void(result):
+    if "failed" in outcomes or result.check.faults or result.protocol_errors or is_void(result):
         return EXIT_FAILED
     return EXIT_REFUSED if "refused" in outcomes else 0

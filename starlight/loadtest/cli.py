@@ -1,7 +1,8 @@
 """`starlight bench`: the harness on the command line.
 
-Exit codes: 0 good, 1 a service level failed or deliveries were wrong, 2 the run could not be made, 3 a verdict on rate
-or latency was refused because the generator was saturated; 130 interrupted before there was anything to say.
+Exit codes: 0 good, 1 a service level failed, deliveries were wrong or the server broke the protocol, 2 the run could
+not be made, 3 a verdict on rate or latency was refused because the generator was saturated; 130 interrupted before
+there was anything to say.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from starlight._cli import EXIT_INTERRUPTED, PanelCommand, counted, make_app
+from starlight._printable import printable
 from starlight.errors import StarlightError
 from starlight.loadtest import assertions as levels
 from starlight.loadtest import compare as comparing
@@ -147,12 +149,17 @@ def _with_options(*groups: dict[str, tuple[Any, Any]]) -> Callable[[Callable[...
     return decorate
 
 
+def _shown(text: str) -> str:
+    """Text that may hold something of a server or of a file: harmless to the terminal, and no markup."""
+    return escape(printable(text))
+
+
 def _guard(function: Callable[[], None]) -> None:
     """Run a command; what is wrong with its input is one line and exit code 2."""
     try:
         function()
     except (StarlightError, OSError) as error:
-        Console(stderr=True).print(f"starlight bench: {escape(str(error))}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"starlight bench: {_shown(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(levels.EXIT_BAD_INPUT) from None
     except KeyboardInterrupt:
         Console(stderr=True).print("starlight bench: stopped before anything was measured", highlight=False)
@@ -243,15 +250,15 @@ def print_result(console: Console, result: Result, verdicts: list[levels.Verdict
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     for name, value in summary.figures(result):
-        table.add_row(name, escape(value))
+        table.add_row(name, _shown(value))
     console.print(table)
     for notice in result.notices:
-        console.print(f"[yellow]note: {escape(notice)}[/yellow]", highlight=False)
-    colour = "red" if result.check.faults or levels.is_void(result) else "green"
+        console.print(f"[yellow]note: {_shown(notice)}[/yellow]", highlight=False)
+    colour = "red" if result.check.faults or result.protocol_errors or levels.is_void(result) else "green"
     console.print(f"[{colour}]{escape(str(result.check))}[/{colour}]", highlight=False)
     for verdict in verdicts:
         colour = {"held": "green", "failed": "red"}.get(verdict.outcome, "yellow")
-        console.print(f"[{colour}]{escape(verdict.line)}[/{colour}]", highlight=False)
+        console.print(f"[{colour}]{_shown(verdict.line)}[/{colour}]", highlight=False)
 
 
 def _add_built_in(name: str, about: str) -> None:
@@ -325,7 +332,7 @@ def find_max(**options: Any) -> None:
         precision=options["precision"],
         max_probes=max(1, options["max_probes"]),
         on_probe=lambda probe: console.print(
-            f"{probe.rate:>12,.0f}/s  {probe.outcome}  {escape('; '.join(probe.reasons))}", highlight=False
+            f"{probe.rate:>12,.0f}/s  {probe.outcome}  {_shown('; '.join(probe.reasons))}", highlight=False
         ),
     )
     console.print(_curve(found))
@@ -378,7 +385,7 @@ def _compare(console: Console, a: list[Result], b: list[Result]) -> None:
         table.add_row(ratio.metric, f"{ratio.a:,.4g}", f"{ratio.b:,.4g}", f"{ratio.ratio:.3f}", spread, style=style)
     console.print(table)
     for line in comparing.notes(a, b):
-        console.print(f"[yellow]note: {escape(line)}[/yellow]", highlight=False)
+        console.print(f"[yellow]note: {_shown(line)}[/yellow]", highlight=False)
 
 
 def main() -> None:

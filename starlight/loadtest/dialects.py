@@ -7,6 +7,7 @@ of it: simple peers find `to` and `channel` by a byte scan, with `data` last.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,6 +39,8 @@ class Dialect(ABC):
     """Whether joins and acknowledged publications are answered with our JSON replies."""
     welcome: bytes = b""
     """What the answer to the login contains; empty: a connection is ready once it is upgraded."""
+    subprotocols: Sequence[str] = ()
+    """Asked for in the upgrade; a server may take one of them, or none."""
     kinds: tuple[str, ...] = ("broadcast", "channels", "direct", "echo")
     """Kinds of traffic it can carry."""
 
@@ -66,6 +69,7 @@ class Native(Dialect):
 
     def __init__(self, form: int = FORM_MESSAGE) -> None:
         self.form = form
+        self.subprotocols = ["starlight.v1.lines" if form == FORM_LINES else "starlight.v1"]
 
     def login(self, user: str, channels: list[str]) -> bytes:
         return b'{"type":"login","user":"%s"}' % user.encode()

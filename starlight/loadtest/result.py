@@ -205,6 +205,8 @@ class Result(msgspec.Struct, kw_only=True, frozen=True):
     first_disconnect: str = ""
     connect_failures: int = 0
     close_codes: dict[str, int] = {}
+    protocol_errors: dict[str, int] = {}
+    """How often the server broke the protocol, by kind; each ended a connection."""
     churned: int = 0
     rejoins: int = 0
     slow_deliveries: int = 0

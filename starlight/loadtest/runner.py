@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from starlight._printable import printable
 from starlight.loadtest import _engine, checker, procstat
 from starlight.loadtest._engine import Arena, Engine
 from starlight.loadtest.dialects import DIALECTS, Dialect, Group, Template
@@ -30,6 +31,7 @@ from starlight.loadtest.errors import BadScenario, BadTarget
 from starlight.loadtest.plan import Plan, make_plan
 from starlight.loadtest.result import FAULTS, Check, Generator, Latency, Machine, Point, Result, Server
 from starlight.loadtest.scenario import MOST_LOGGED, Scenario, payload_sizes
+from starlight.loadtest.summary import protocol_errors_text
 from starlight.loadtest.target import Target, websocket_keys
 from starlight.loadtest.workers import Fleet, fleet
 
@@ -138,9 +140,10 @@ def _make_engine(
     ]
     engine = Engine(arena, process, mine.start, connections)
     request, key_at = target.request()
+    protocols = ",".join(target.subprotocols).encode()
     spare = FIRST_SOURCE + 8 * process if is_loopback else 0
     needs_sources = scenario.connections > 20_000 or scenario.churn_per_s > 0 or scenario.churn_window > 0
-    engine.set_target(address, request, key_at, websocket_keys(), spare if needs_sources else 0)
+    engine.set_target(address, request, key_at, websocket_keys(), spare if needs_sources else 0, protocols)
     _set_dialect(engine, scenario, target, dialect, plan, mine)
     _set_load(engine, scenario, plan, mine)
     if scenario.order:
@@ -292,12 +295,14 @@ class _Run:
         limit, began = self.scenario.ramp_timeout_s, time.monotonic()
         futures = [worker.call("run", _engine.RAMP, limit) for worker in self.workers.workers]
         self.workers.wait(futures, STEP_S, lambda: self.on_progress("connecting", None))
-        failures = [text for text in self.workers.call("failure") if text]
+        failure = self.first("failure")
         self.ramp_s = max(time.monotonic() - began, 1e-9)
         ready = self.arena.counters()["ready"]
-        if failures:
-            text = " ".join(failures[0].split())
-            raise BadTarget(f"{self.target.url}: {text} ({ready} of {self.scenario.connections} were ready)")
+        if failure:
+            found = self.by_name("protocol_errors")
+            broken = f"; protocol errors: {protocol_errors_text(found)}" if found else ""
+            count = f"{ready} of {self.scenario.connections} were ready"
+            raise BadTarget(f"{self.target.url}: {failure} ({count}{broken})")
         wanted = self.scenario.connections
         if ready < wanted:
             raise BadTarget(f"{self.target.url}: only {ready} of {wanted} connections were ready after {limit:g} s")
@@ -438,11 +443,12 @@ class _Run:
             ack=Latency.of(self.arena.histogram(3)),
             acks=total["acks"],
             errors=total["errors"],
-            first_error=next((text for text in self.workers.call("first_error") if text), ""),
+            first_error=self.first("first_error"),
             disconnects=total["closed_by_server"],
-            first_disconnect=next((text for text in self.workers.call("failure") if text), ""),
+            first_disconnect=self.first("failure"),
             connect_failures=total["connect_failures"],
-            close_codes=self.close_codes(),
+            close_codes=self.by_name("close_codes"),
+            protocol_errors=self.by_name("protocol_errors"),
             churned=total["churned"],
             rejoins=total["rejoins"],
             slow_deliveries=total["slow_deliveries"],
@@ -469,12 +475,17 @@ class _Run:
             spin=self.scenario.spin,
         )
 
-    def close_codes(self) -> dict[str, int]:
-        """How many connections the server closed with which code, over all processes."""
-        codes: Counter[str] = Counter()
-        for found in self.workers.call("close_codes"):
-            codes.update({str(code): count for code, count in found.items()})
-        return dict(codes)
+    def by_name(self, method: str) -> dict[str, int]:
+        """The counts by name (or close code) that a method of the engines gives, over all processes."""
+        total: Counter[str] = Counter()
+        for found in self.workers.call(method):
+            total.update({str(name): count for name, count in found.items()})
+        return dict(total)
+
+    def first(self, method: str) -> str:
+        """The first text that a method of the engines gives, if any; it is a server's, so it is made harmless."""
+        text = next((text for text in self.workers.call(method) if text), "")
+        return printable(" ".join(text.split()))
 
     def server_figures(self, before: _Moment, ramped: _Moment, begin: _Moment, end: _Moment) -> Server:
         cpu_s = end.server.cpu_s_since(begin.server)

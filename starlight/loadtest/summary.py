@@ -77,7 +77,14 @@ def _troubles(result: Result) -> list[tuple[str, str]]:
             f"{result.disconnects:,} by the server ({codes or 'reset'}), {result.connect_failures:,} failed connects"
         )
         rows.append(("disconnects", f"{counts}; the first: {result.first_disconnect[:200]}"))
+    if result.protocol_errors:
+        rows.append(("protocol errors", protocol_errors_text(result.protocol_errors)))
     return rows
+
+
+def protocol_errors_text(found: dict[str, int]) -> str:
+    """``masked frame: 1, control frame over 125 bytes: 3``: by kind, the most frequent first."""
+    return ", ".join(f"{kind}: {count:,}" for kind, count in sorted(found.items(), key=lambda item: -item[1]))
 
 
 def _server(result: Result) -> list[tuple[str, str]]:

@@ -46,6 +46,8 @@ class Target:
         for name, value in self.headers.items():
             if any(character in name + value for character in "\r\n"):
                 raise BadScenario(f"header {name!r} has a line break")
+            if name.lower() == "sec-websocket-extensions":
+                raise BadScenario(f"header {name!r}: the harness speaks no extension")
         parts = urlsplit(self.url)
         if parts.scheme == "wss":
             raise BadScenario(f"{self.url}: the harness speaks no TLS; put it behind a local TLS proxy")
@@ -55,6 +57,15 @@ class Target:
             _ = parts.port
         except ValueError as error:
             raise BadScenario(f"{self.url!r}: {error}") from error
+
+    @property
+    def subprotocols(self) -> list[str]:
+        """Those asked for: of the headers, otherwise of the dialect. A server that takes another breaks RFC 6455."""
+        asked = [word.strip() for value in self._asked() for word in value.split(",")]
+        return asked or list(DIALECTS[self.dialect].subprotocols)
+
+    def _asked(self) -> list[str]:
+        return [value for name, value in self.headers.items() if name.lower() == "sec-websocket-protocol"]
 
     def resolve(self) -> tuple[bytes, bool]:
         """Return the target's socket address as the kernel wants it, and whether it is an IPv4 loopback address.
@@ -83,8 +94,8 @@ class Target:
             "Sec-WebSocket-Version: 13",
             f"Sec-WebSocket-Key: {KEY_MARK.decode()}",
         ]
-        if self.dialect == "lines":
-            lines.append("Sec-WebSocket-Protocol: starlight.v1.lines")
+        if self.subprotocols and not self._asked():
+            lines.append(f"Sec-WebSocket-Protocol: {', '.join(self.subprotocols)}")
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
         text = "\r\n".join([*lines, "", ""]).encode()
         return text, text.index(KEY_MARK)

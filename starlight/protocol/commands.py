@@ -14,7 +14,7 @@ does when it skips a value into a Raw (each line has its test, against orjson an
 - lax, closed here: nesting. msgspec stops at the interpreter's recursion limit, which is about 980 levels on Python
   3.11 and many thousands later; a receiver may stop far earlier. `MAX_DEPTH` bounds it.
 - lax, closed by the caller: bytes that are not UTF-8 pass inside a Raw. The connection has checked the whole message
-  (RFC 6455 section 8.1), and `lines.split` cuts only at ``\\n``, which is never part of a longer sequence.
+  (RFC 6455 section 8.1), and `Lines` cuts only at ``\\n``, which is never part of a longer sequence.
 - allowed by JSON, so passed on as it is: duplicate keys inside `data`, numbers that overflow a double (``1e400``),
   integers of any length (RFC 8259 sections 4 and 6 leave both to the receiver). Telling them apart would mean parsing
   every payload. Receivers differ: orjson refuses ``1e400``, json makes it inf, and both refuse an integer of 5,000
@@ -35,7 +35,6 @@ How the other bad input reads:
 
 import re
 from collections.abc import Callable
-from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn, TypeAlias
 
 import msgspec
@@ -43,6 +42,7 @@ from msgspec import Meta, Raw, Struct
 
 from starlight.close_codes import ErrorCode
 from starlight.errors import BadMessage, RequestError
+from starlight.protocol._depth import is_deeper
 
 __all__ = [
     "JOINS_LIMIT",
@@ -64,6 +64,7 @@ __all__ = [
     "decode",
     "is_channel",
     "is_user",
+    "read_id",
     "wrong_channel",
 ]
 
@@ -348,6 +349,15 @@ def decode(message: bytes) -> Command:
     return command
 
 
+def read_id(message: bytes) -> int | str | None:
+    """The id of a message that is refused, if it has a valid one: a pass over the message and nothing else."""
+    try:
+        request_id = _decode_id(message).id
+    except _FAILURES:
+        return None
+    return request_id if not isinstance(request_id, str) or _is_id(request_id) else None
+
+
 def is_channel(name: str) -> bool:
     """Whether this is a valid channel name: 1-255 bytes of ``A-Z a-z 0-9 _ - . : / @ #``."""
     if name in _known_channels:
@@ -435,8 +445,8 @@ def _recover(message: bytes, failure: Exception) -> Custom:
 def _explain(message: bytes, failure: Exception) -> RequestError:
     """The error for a message that a decoder refused with this failure."""
     if isinstance(failure, RecursionError):
-        return _too_deep(_read_id(message))
-    request_id = _read_id(message)
+        return _too_deep(read_id(message))
+    request_id = read_id(message)
     found = _FIELD_AT.search(str(failure))
     if not found:
         return BadMessage(ErrorCode.BAD_REQUEST, "not a JSON object")
@@ -448,36 +458,14 @@ def _explain(message: bytes, failure: Exception) -> RequestError:
     return _wrong(field, request_id)
 
 
-def _read_id(message: bytes) -> int | str | None:
-    """The id of a message that is wrong elsewhere, if it has a valid one."""
-    try:
-        request_id = _decode_id(message).id
-    except _FAILURES:
-        return None
-    return request_id if not isinstance(request_id, str) or _is_id(request_id) else None
-
-
 def _wrong(field: str, request_id: int | str | None) -> RequestError:
     expected = _EXPECTED.get(field, "another value")
     return RequestError(ErrorCode.BAD_REQUEST, f"{field}: expected {expected}", request_id)
 
 
-_STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as signed bytes: +1 and -1
-_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[{]}"))
-
-
 def check_depth(message: bytes, request_id: int | str | None) -> None:
-    """Refuse a valid JSON text that nests deeper than MAX_DEPTH.
-
-    Most messages have fewer brackets than that, and two counts in C say so. Otherwise the depth is the highest sum of
-    +1 and -1 over the brackets outside strings; without escapes, every second piece between quotes is outside.
-    """
-    if message.count(b"[") + message.count(b"{") <= MAX_DEPTH:
-        return
-    unescaped = message.replace(b"\\\\", b"").replace(b'\\"', b"")
-    outside = b"".join(unescaped.split(b'"')[::2])
-    steps = memoryview(outside.translate(_STEPS, _NO_BRACKETS)).cast("b")
-    if max(accumulate(steps), default=0) > MAX_DEPTH:
+    """Refuse a valid JSON text that nests deeper than MAX_DEPTH."""
+    if is_deeper(message, MAX_DEPTH):
         raise _too_deep(request_id)
 
 

@@ -1,14 +1,14 @@
-"""The two subprotocols: which of them a connection speaks, and how a frame of ``starlight.v1.lines`` is split.
+"""The two subprotocols, and which of them a connection speaks.
 
 ``starlight.v1`` has one JSON message per text frame. ``starlight.v1.lines`` may carry several, separated by ``\\n``. No
-JSON text needs a raw newline, so splitting is exact, and it leaves every piece valid UTF-8. The other direction,
-joining messages into a frame, is the core's: it replaces newlines inside spliced data by spaces.
+JSON text needs a raw newline, so cutting them apart (`_lines`) is exact, and it leaves every piece valid UTF-8. The
+other direction, joining messages into a frame, is the core's: it replaces newlines inside spliced data by spaces.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["LINES", "SUBPROTOCOLS", "V1", "select_subprotocol", "split"]
+__all__ = ["LINES", "SUBPROTOCOLS", "V1", "select_subprotocol"]
 
 V1: Final = "starlight.v1"
 LINES: Final = "starlight.v1.lines"
@@ -31,11 +31,3 @@ def select_subprotocol(offers: Iterable[str]) -> str | None:
             if offer == known:
                 return known
     return V1 if none_offered else None
-
-
-def split(frame: bytes) -> Iterator[bytes]:
-    """The messages of one whole text frame: empty lines are skipped, one trailing ``\\r`` of each line is dropped."""
-    for line in frame.split(b"\n"):
-        message = line[:-1] if line.endswith(b"\r") else line
-        if message:
-            yield message

@@ -1,6 +1,7 @@
-"""Fuzzers of what strangers' bytes reach first: the read side of a connection, and the decoder of messages.
+"""Fuzzers of what strangers' bytes reach first: the read side of a connection, the decoder of messages, and what
+`starlight bench` reads of a server.
 
-    python -m tests.fuzz read --seconds 3600          # or: decode; --seed N repeats a run
+    python -m tests.fuzz read --seconds 3600          # or: decode, bench; --seed N repeats a run
     python -m tests.fuzz read --case tests/fuzz/corpus/read/some-case
 
 Strategy: `engine` mutates cases of a corpus and compares two verdicts on each, ours and that of code nobody here wrote.

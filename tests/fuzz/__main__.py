@@ -6,15 +6,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.fuzz.bench import Bench
 from tests.fuzz.decode import Decode
 from tests.fuzz.engine import Difference, Fuzzer, load
 from tests.fuzz.read import Read
 
-TARGETS: dict[str, Any] = {"read": Read, "decode": Decode}
+TARGETS: dict[str, Any] = {"read": Read, "decode": Decode, "bench": Bench}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz the read side or the decoder.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz", description="Fuzz the read side, the decoder or the load harness."
+    )
     parser.add_argument("target", choices=sorted(TARGETS))
     parser.add_argument("--seconds", type=float, default=60.0, help="how long (default: 60)")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="repeats a run of as many cases")

@@ -1,4 +1,4 @@
-"""The decoder of messages against a slow reading by the standard library's json, and what is spliced from it."""
+"""The decoder of messages against a slow reading by the standard library's json, what is spliced from it, and lines."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Hashable
 from typing import Any
 
 from starlight.errors import RequestError
+from starlight.protocol._depth import is_deeper
+from starlight.protocol._lines import Lines
 from starlight.protocol.commands import MAX_DEPTH, Broadcast, Command, Custom, Direct, Presence, Publish, decode
 from starlight.protocol.pushes import TAIL, broadcast_head, direct_head, publication_head
 from starlight.protocol.replies import error, ok_id
@@ -48,6 +50,10 @@ TOKENS = [
         b'"*"',
         b'"' + b"x" * 256 + b'"',
         b'"' + "é".encode() * 40 + b'"',
+        *(b'"[[[{{"', b'"\\\\"', b'"\\"[{"', b'"]]}}"', b'"\\\\\\"{', b"[]," * 600, b'{"a":{}},' * 300, b'"[",' * 600),
+        b"\r\n",
+        b"\n" * 9,
+        b"\r\n" * 5,
         b",}",
         b'"a":1,',
     ),
@@ -233,6 +239,8 @@ class Decode:
 
     def run(self, case: bytes) -> Hashable:
         """Compare the readings; the signature is the outcome and the error's text."""
+        check_lines(case)
+        check_depth(case)
         try:
             command = decode(case)
         except RequestError as refusal:
@@ -272,6 +280,23 @@ class Decode:
     def write(self, case: bytes) -> str:
         """The reverse."""
         return case.decode("latin-1") + "\n"
+
+
+def check_lines(frame: bytes) -> None:
+    """A frame of lines is cut as it is split at once."""
+    lines = [line.removesuffix(b"\r") for line in frame.split(b"\n")]
+    same(list(Lines(frame)), [line for line in lines if line], "lines")
+
+
+def check_depth(text: bytes) -> None:
+    """A JSON text is as deep as its value, at each limit; any other text is looked at and nothing breaks."""
+    try:
+        levels = depth(read(text))
+    except NotJson:
+        is_deeper(text, 3)
+        return
+    for limit in {0, 1, 2, levels - 1, levels, levels + 1, MAX_DEPTH} - {-1}:
+        same(is_deeper(text, limit), levels > limit, f"deeper than {limit}")
 
 
 def check_command(command: Command, fields: dict[Any, Any]) -> None:

@@ -1,7 +1,8 @@
 """The read side: a client's bytes, cut anywhere, through a real acceptor over TCP; what comes back against `reference`.
 
 The connections are echoes, so all that a verdict needs is on the wire: messages come back as they were understood,
-pings as pongs, and the end is a close frame.
+pings as pongs, and the end is a close frame. Every frame is more than a client's share of a turn (`TURN_WORK`), so that
+reading stops behind each read, wherever that ends, and goes on in the next turn.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from tests.support import split_frames
 LIMIT_BYTES = 1024
 """Of a message: small, so that short cases reach it."""
 DATA_LIMIT_BYTES = 8 * 1024
+TURN_WORK = 100
+"""Less than any frame."""
 END_LIMIT_S = 5.0
 REQUEST = (
     b"GET / HTTP/1.1\r\nHost: fuzz\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -76,7 +79,7 @@ class Read:
         """An acceptor of echoes on the loop."""
         self.core.bind(self.loop)
         settings = conformance_settings(read_limit_bytes=LIMIT_BYTES)
-        acceptor = Acceptor(self.core, None, settings, echoes=True)
+        acceptor = Acceptor(self.core, None, settings, echoes=True, turn_work=TURN_WORK)
         acceptor.start()
         return acceptor
 

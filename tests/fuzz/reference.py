@@ -1,4 +1,4 @@
-"""What the `websockets` library makes of a client's bytes: its sans-I/O protocol, fed frame by frame.
+"""What the `websockets` library makes of a peer's bytes: its sans-I/O protocol, fed frame by frame.
 
 `expect` also knows where starlight differs on purpose. Each such difference has a name here, and no other is accepted:
 
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 from websockets.exceptions import PayloadTooBig
 from websockets.frames import Opcode
-from websockets.protocol import OPEN, SERVER, Protocol
+from websockets.protocol import OPEN, SERVER, Protocol, Side
 
 from starlight import close_codes
 from tests.fuzz.engine import Difference
@@ -49,11 +49,13 @@ class Verdict:
 
 
 class Reader:
-    """Reads one connection's frames."""
+    """Reads one connection's frames, as a server or as a client."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, side: Side = SERVER, fragments_limit: int = FRAGMENTS_LIMIT) -> None:
         self.limit_bytes = limit_bytes
-        self.protocol = Protocol(SERVER, state=OPEN, max_size=limit_bytes)
+        self.side = side
+        self.fragments_limit = fragments_limit
+        self.protocol = Protocol(side, state=OPEN, max_size=limit_bytes)
         self.verdict = Verdict()
         self.n_fragments = 0
         self.size = 0
@@ -90,7 +92,7 @@ class Reader:
             if seen.opcode == CLOSE:
                 return self.read_close(seen)
             self.n_fragments += seen.opcode < CLOSE
-            if self.n_fragments >= FRAGMENTS_LIMIT and not seen.is_final and seen.opcode < CLOSE:
+            if self.n_fragments >= self.fragments_limit and not seen.is_final and seen.opcode < CLOSE:
                 return self.close("fragments", 1008)
         self.protocol.receive_data(data[seen.start : seen.end])
         return self.events(seen, faults)
@@ -107,7 +109,12 @@ class Reader:
         return codes
 
     def is_malformed(self, seen: Seen) -> bool:
-        if not seen.is_masked or seen.has_reserved_bits or not seen.is_minimal or seen.size >= 2**63:
+        if (
+            seen.is_masked is not (self.side is SERVER)
+            or seen.has_reserved_bits
+            or not seen.is_minimal
+            or seen.size >= 2**63
+        ):
             return True
         if seen.opcode >= CLOSE:
             return seen.opcode > PONG or not seen.is_final or seen.size > 125
@@ -117,8 +124,8 @@ class Reader:
         """A whole close frame with a right header."""
         if self.protocol.current_size is not None:
             self.verdict.named.add("close-in-message")
-        alone = Protocol(SERVER, state=OPEN)
-        alone.receive_data(frame(CLOSE, seen.payload))
+        alone = Protocol(self.side, state=OPEN)
+        alone.receive_data(frame(CLOSE, seen.payload, mask=b"\0\0\0\0" if self.side is SERVER else None))
         sent = alone.close_sent
         assert sent is not None
         code = int.from_bytes(seen.payload[:2], "big")
@@ -168,9 +175,13 @@ class Reader:
         return True
 
 
-def expect(data: bytes, limit_bytes: int) -> Verdict:
-    """What must come of these bytes after the handshake. limit_bytes: of a message."""
-    reader = Reader(limit_bytes)
+def expect(data: bytes, limit_bytes: int, side: Side = SERVER, fragments_limit: int = FRAGMENTS_LIMIT) -> Verdict:
+    """What must come of these bytes after the handshake.
+
+    limit_bytes: of a message. side: who receives them. fragments_limit: so many that do not end their message are too
+    many.
+    """
+    reader = Reader(limit_bytes, side, fragments_limit)
     for seen in split(data):
         if not reader.read(seen, data):
             break

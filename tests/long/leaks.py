@@ -208,7 +208,7 @@ class Crowd:
         self._stalled: list[tuple[float, int, Guest]] = []  # a heap: when to read, the guest's number, the guest
 
     def live(self, port: int, n: int, count: int, tls: ssl.SSLContext | None = None) -> None:
-        """Let the guests from number `n` on come and go; of those that stall, half stay until evicted, half until reset."""
+        """Let the guests from number `n` on come and go; of those that stall, half stay until reset."""
         guests = [Guest(port, i, self.seed, tls) for i in range(n, n + count)]
         for guest in guests:
             guest.wait()

@@ -1,0 +1,3 @@
+"""Stub of the depth check. What it means stands in _depth.pyx."""
+
+def is_deeper(text: bytes, limit: int) -> bool: ...
