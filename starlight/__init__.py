@@ -34,7 +34,7 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("starlight._"):
+        if (error.name or "").startswith("starlight."):
             hint = "these are sources that nobody compiled: pip install -e . there, or work in another directory"
             raise ImportError(f"{error} in {__path__[0]}; {hint}", name=error.name) from error
         raise
