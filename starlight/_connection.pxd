@@ -42,7 +42,7 @@ cdef class Acceptor:
     cdef readonly uint64_t bytes_in      # read from sockets, the handshakes included
     cdef object loop
     cdef object timer
-    cdef object gate                     # who may connect: starlight._gate.Gate
+    cdef readonly object gate            # who may connect: starlight._gate.Gate
     cdef object departures               # watches those that aren't read: starlight._departures.Departures
     cdef dict left_behind                # tasks of handlers whose clients have gone, the oldest first; a dict as ordered set
     cdef object hub_login
@@ -90,6 +90,7 @@ cdef class Connection(WSListener):
     cdef str peer_reason                 # of the peer's close frame; None without one
     cdef Fragments fragments             # the fragmented message under way; None most of the time
     cdef const uint8_t* read_at          # borrowed: where picows lets the next read begin, from get_buffer to buffer_updated
+    cdef Py_ssize_t request_bytes        # of the request, received so far
     cdef Py_ssize_t queued_bytes
     cdef int64_t received_bytes          # from the peer, as the kernel had counted them when it was pinged; -1: unknown
     cdef int64_t acked_bytes             # of ours by the peer, likewise
@@ -104,6 +105,10 @@ cdef class Connection(WSListener):
     cdef int parser_error                # close code of an error that picows found, to be acted on behind the frame before it
     cdef int peer_code                   # of the peer's close frame; 0: none has come. Nothing behind it is delivered
     cdef phase_t phase
+    cdef bint is_looked_at               # the request's first bytes
+    cdef bint is_answered                # the request, and if that was a refusal it is counted
+    cdef bint is_healthy                 # the request: one for a health route, which is no failed handshake
+    cdef bint is_late                    # the handshake: it has had its time
     cdef bint is_lines
     cdef bint awaits_pong
     cdef readonly bint is_paused         # reading, because too much is held, or for a moment by the meter
@@ -116,6 +121,8 @@ cdef class Connection(WSListener):
     cdef bint is_throttled               # it sends too much and is not read for a moment; paused as well
     cdef deadline_t deadline
 
+    cdef bint look_at_request(self, Py_ssize_t n_bytes) except -1
+    cdef bint is_secure(self) except -1
     cdef int receive(self, WSFrame frame) except -1
     cdef int receive_control(self, WSFrame frame) except -1
     cdef int receive_data(self, WSFrame frame) except -1

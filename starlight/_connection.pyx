@@ -20,6 +20,7 @@ from collections import Counter, deque
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memcmp, memcpy
 from picows.picows cimport MemoryBuffer, WSFrame, WSListener, WSMsgType, WSTransport
 from starlight._deadlines cimport (WHEEL_SLOTS, WHEEL_TICK_MS, deadline_clear, deadline_set, deadline_t, list_init,
                                    wheel_collect, wheel_init)
@@ -34,7 +35,7 @@ from starlight import close_codes
 from starlight._departures import Departures, progress, unread_bytes
 from starlight._fanout import FRAMES, LINES
 from starlight._gate import Gate
-from starlight._handover import (DISARMED, Answering, Discard, ParserLog, reset_on_close, resume_reading,
+from starlight._handover import (BAD_REQUEST, DISARMED, Answering, Discard, ParserLog, reset_on_close, resume_reading,
                                  resume_reading_now, set_send_buffer)
 from starlight._pinned import check_versions
 from starlight.dry_run import DryRun
@@ -60,6 +61,7 @@ cdef enum:
     FRAGMENTS_LIMIT = 64         # of one message; a client that sends more plays with us
     LOGIN_BYTES = 16 * 1024      # the first message: a token has 8 KiB at most
     STRANGER_BYTES = 24 * 1024   # all that may come before the login, so that a stranger costs less than 64 KiB
+    HEAD_BYTES = 5               # of "HEAD "
     READ_BUFFER_BYTES = 2048     # picows' minimum; it grows with what really arrives
     BURST_BYTES = 16 * 1024      # up to here by any burst, beyond only by a frame that is larger
     DOUBTS_LIMIT = 3             # pong timeouts for a peer of which nothing can be told while it isn't read
@@ -70,6 +72,7 @@ cdef enum:
     READS_OF_SHARE = 64          # a read may bring this part of a share: its frames, which can't wait, take 40 times their bytes
     LATE_MS = 3 * WHEEL_TICK_MS  # a tick that comes so late was held up: sockets are read before deadlines are judged
 
+cdef double DISCARD_PAUSE_S = 0.001                      # between two reads of a closing peer that floods: 64 MB a second
 cdef object PING_WHEN_IDLE = 1
 cdef MemoryBuffer NO_WRITE_BUFFER = MemoryBuffer(16)     # for all connections: picows writes nothing after the handshake
 
@@ -114,6 +117,8 @@ class Protocol(WSProtocol):
         """Count what was read, and see the headers of fragments before picows waits for their ends."""
         cdef Connection connection = self.connection
         connection.count_read(n_bytes)
+        if connection.phase == PHASE_HANDSHAKE and not connection.is_looked_at and connection.look_at_request(n_bytes):
+            return
         connection.look_ahead(connection.read_at, n_bytes)
         WSProtocol.buffer_updated(self, n_bytes)
         if connection.phase == PHASE_LOGIN:
@@ -156,6 +161,11 @@ cdef class Connection(WSListener):
             return self.client_peername
         return self.transport.get_extra_info("peername") if self.transport is not None else None
 
+    @property
+    def sockname(self):
+        """Our own address, to which the client has connected; None without a socket."""
+        return self.transport.get_extra_info("sockname") if self.transport is not None else None
+
     # ---- the socket's first and last moment
 
     def admit(self, peername):
@@ -163,6 +173,7 @@ cdef class Connection(WSListener):
         cdef Acceptor acceptor = self.acceptor
         if acceptor.connections >= acceptor.max_connections:
             acceptor.counts["refused_full"] += 1
+            acceptor.gate.refusals.note("full", peername[0] if isinstance(peername, tuple) else None)
             return False
         self.address = acceptor.gate.enter(peername)
         if self.address is None:
@@ -194,10 +205,53 @@ cdef class Connection(WSListener):
             self.acceptor.connections -= 1
             self.acceptor.gate.leave(self.address)
 
+    cdef bint look_at_request(self, Py_ssize_t n_bytes) except -1:
+        """The first bytes of the request, before picows sees them: True if they are answered here.
+
+        picows parses GET alone, so a HEAD is made one in its buffer: "HEAD /path" to "GET //path", of the same length.
+        """
+        # owned by picows, which keeps all of the request in one piece; writable, as it is a bytearray's
+        cdef char* start = <char*>self.read_at - self.request_bytes
+        self.request_bytes += n_bytes
+        if start[0] == 0x16 and not self.is_secure():
+            self.is_looked_at = True
+            self.blame("no_tls")
+            self.transport.write(BAD_REQUEST)
+            self.on_refused()
+            return True
+        if self.request_bytes >= HEAD_BYTES:
+            self.is_looked_at = True
+            if memcmp(start, b"HEAD ", HEAD_BYTES) == 0:
+                memcpy(start, b"GET /", HEAD_BYTES)
+                self.answering.is_head = True
+        return False
+
+    cdef bint is_secure(self) except -1:
+        return self.transport.get_extra_info("sslcontext") is not None
+
     def on_upgrade(self, request):
         """picows' listener factory: this listener with a 101, or a response that refuses."""
         self.answering.is_ours = True
-        return self.acceptor.gate.answer(request, self)
+        if self.answering.is_head:
+            request.path = request.path[1:]
+        return self.acceptor.gate.answer(request, self, is_head=self.answering.is_head)
+
+    def on_answered(self, is_health=False):
+        """The gate has answered the request: a health check, or a refusal that it has counted."""
+        self.is_answered = True
+        self.is_healthy = is_health
+
+    def on_bad_request(self, is_too_large):
+        """picows could not parse the request."""
+        self.blame("too_large" if is_too_large else "bad_request")
+
+    def blame(self, cause, peer=None):
+        """Count why the handshake failed, once. cause: one of `_refusals.CAUSES`. peer: as the socket module gives it."""
+        if self.is_answered:
+            return
+        self.is_answered = True
+        peer = self.peername if peer is None else peer
+        self.acceptor.gate.refusals.note(cause, peer[0] if isinstance(peer, tuple) else None)
 
     def pass_gate(self, str subprotocol, address, peername):
         """The gate lets it pass. address: what it is counted by now, None: as before. peername: if not the socket's."""
@@ -240,9 +294,9 @@ cdef class Connection(WSListener):
         """Forget the fd before it is closed, and tell the hub. A second call does nothing."""
         if self.phase == PHASE_GONE:
             return
-        if self.phase == PHASE_HANDSHAKE and self.is_counted:
+        if self.phase == PHASE_HANDSHAKE and self.is_counted and not self.is_healthy:
             self.acceptor.counts["handshakes_failed"] += 1
-            self.acceptor.gate.n_failures += 1
+            self.blame("timeout" if self.is_late else "gone")
         elif self.phase in (PHASE_LOGIN, PHASE_OPEN):
             self.acceptor.counts["peer_1006"] += 1
             self.tell_end(close_codes.ABNORMAL, None, CUT_OFF if self.acceptor.is_stopped else None, self.client)
@@ -752,13 +806,13 @@ cdef class Connection(WSListener):
         return 0
 
     def on_discarded(self):
-        """A closing peer floods: it is read on in the next turn, when others have had theirs. (TLS sees to that itself.)"""
+        """A closing peer floods: it is read on a little later, so that it costs next to nothing. (TLS bounds a turn itself.)"""
         if self.transport is not None and self.fd >= 0:
             self.transport.pause_reading()
-            self.acceptor.loop.call_soon(self.discard_on)
+            self.acceptor.loop.call_later(DISCARD_PAUSE_S, self.discard_on)
 
     def discard_on(self):
-        """The next turn."""
+        """The pause is over."""
         if self.transport is not None:
             resume_reading(self.transport, self.may_read)
 
@@ -851,6 +905,7 @@ cdef class Connection(WSListener):
             else:
                 self.set_deadline(acceptor.login_timeout_ms)     # the application is checking it
         elif self.phase == PHASE_HANDSHAKE:
+            self.is_late = True
             self.abort()
         elif self.phase == PHASE_CLOSING:
             self.is_evicted = self.is_evicted or self.subscriber.outbox_bytes > 0
@@ -1064,7 +1119,7 @@ cdef class Acceptor:
             except Exception:
                 log.exception("a deadline could not be handled")
         self.core.sweep()
-        self.gate.tell_failures()
+        self.gate.refusals.tell()
 
     def abort_handshakes(self):
         """Cut off whoever is still in the handshake."""

@@ -34,7 +34,7 @@ TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection:
 """For a head of more than 16 KiB or 128 lines, picows' limits."""
 
 DISCARD_BYTES: Final = 64 * 1024
-"""What a closing connection may bring in one turn."""
+"""What is read of a closing connection before the next pause."""
 
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """struct linger: close(2) drops what the kernel holds, and resets."""
@@ -44,6 +44,7 @@ class Connection(Protocol):
     """What the connection is asked here."""
 
     def on_refused(self) -> None: ...
+    def on_bad_request(self, is_too_large: bool) -> None: ...
     def on_parser_error(self, code: int) -> None: ...
     def on_eof(self) -> bool: ...
     def on_discarded(self) -> None: ...
@@ -53,24 +54,30 @@ class Connection(Protocol):
 class Answering:
     """What picows takes for the transport during the handshake: a refusal echoes nothing, and arrives."""
 
-    __slots__ = ("connection", "is_answered", "is_ours", "transport")
+    __slots__ = ("connection", "is_answered", "is_head", "is_ours", "transport")
 
     def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
         self.connection = connection
         self.transport = transport
         self.is_answered = False
         self.is_ours = False  # the answer; picows' own refusals quote the request
+        self.is_head = False  # the request: its answer has no body
 
     def write(self, data: bytes | bytearray) -> None:
         """The response."""
         if not self.is_ours:
-            data = TOO_LARGE if b"contains more than" in data else BAD_REQUEST
+            is_too_large = b"contains more than" in data
+            self.connection.on_bad_request(is_too_large)
+            data = TOO_LARGE if is_too_large else BAD_REQUEST
+        if self.is_head:
+            data = data[: data.index(b"\r\n\r\n") + 4]
         self.is_answered = True
         self.transport.write(bytes(data))
 
     def close(self) -> None:
         """The request was refused; without an answer so far if it was too large to be parsed."""
         if not self.is_answered:
+            self.connection.on_bad_request(True)
             self.transport.write(TOO_LARGE)
         self.connection.on_refused()
 
@@ -135,7 +142,7 @@ class Discard(asyncio.BufferedProtocol):
         return self.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Ignored; of a flood so much in each turn."""
+        """Ignored; a flood is paused again and again."""
         self.discarded_bytes += nbytes
         if self.discarded_bytes >= DISCARD_BYTES:
             self.discarded_bytes = 0

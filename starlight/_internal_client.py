@@ -5,16 +5,20 @@ would take longer than they do; and unlike urllib it follows no redirect and no 
 the node it is for and nowhere else.
 
 Law: nothing of an answer is believed before it is decoded into the types here. Fields a newer node has are ignored,
-fields an older one lacks have defaults, and an answer is at most `ANSWER_LIMIT_BYTES` long.
+fields an older one lacks have defaults, and an answer is at most `ANSWER_LIMIT_BYTES` long. It is complete within
+`ANSWER_S`, however it drips: the time that is left becomes the socket's timeout before each read.
 """
 
 from __future__ import annotations
 
 import getpass
 import http.client
+import io
 import math
 import os
 import re
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
@@ -50,7 +54,11 @@ ANSWER_LIMIT_BYTES: Final = 16 << 20
 """1,000 connections with the longest names, escaped, are below 4 MiB."""
 
 TIMEOUT_S: Final = 5.0
-"""For connecting, and for each read: a node whose loop turns answers within milliseconds."""
+"""For connecting to each address of a host."""
+
+ANSWER_S: Final = 10.0
+"""For a request in all, from connected to the end of the answer. A node whose loop turns answers within milliseconds; a
+page of 100,000 connections takes some hundred turns of a busy one."""
 
 KEY_LIMIT_BYTES: Final = 4_096
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,4096}", re.ASCII)
@@ -222,18 +230,23 @@ class NodeClient:
     Args:
         url: of the internal port, such as ``http://127.0.0.1:8766``; behind a proxy it may be https and have a path.
         key: the bearer key; without it only what reads is answered.
-        timeout_s: for connecting, and for each read.
+        timeout_s: for connecting.
+        answer_s: for a request in all.
 
     Every method that asks raises `NodeUnreachable` if no answer came that makes sense, and `NodeRefused` if the node
     answered that it won't. The constructor raises `ConfigError` for a URL that is none.
     """
 
-    def __init__(self, url: str, key: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, url: str, key: str | None = None, timeout_s: float = TIMEOUT_S, answer_s: float = ANSWER_S
+    ) -> None:
         self.url = url
         self._headers = {**_JSON, "X-Starlight-Operator": operator()}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
-        self._connection, self._base = _open(url, timeout_s)
+        self._answer_s = answer_s
+        self._deadline = _Deadline()
+        self._connection, self._base = _open(url, timeout_s, self._deadline)
 
     def varz(self) -> Varz:
         """Counts, totals and state of the node."""
@@ -317,9 +330,19 @@ class NodeClient:
     def _ask(self, method: str, path: str, body: bytes | None, type: type[T]) -> T:
         headers = {**self._headers, **({"Content-Type": "application/json"} if body is not None else {})}
         try:
+            if self._connection.sock is None:
+                self._connection.connect()
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise NodeUnreachable(self.url, _reason(error)) from error
+        try:
+            self._deadline.begin(self._answer_s)
             self._connection.request(method, self._base + path, body, headers)
             response = self._connection.getresponse()
             content = response.read(ANSWER_LIMIT_BYTES + 1)
+        except TimeoutError as error:
+            self.close()
+            raise NodeUnreachable(self.url, f"no complete answer within {self._answer_s:g} s") from error
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise NodeUnreachable(self.url, _reason(error)) from error
@@ -363,7 +386,90 @@ def read_key(path: str) -> str:
     return key
 
 
-def _open(url: str, timeout_s: float) -> tuple[http.client.HTTPConnection, str]:
+class _Deadline:
+    """When the request under way has to be done."""
+
+    def __init__(self) -> None:
+        self._at_s = 0.0
+
+    def begin(self, seconds: float) -> None:
+        """A request begins, with so much time."""
+        self._at_s = time.monotonic() + seconds
+
+    def left_s(self) -> float:
+        """What is left of it, in seconds. Raises TimeoutError if that is nothing."""
+        left_s = self._at_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        return left_s
+
+
+class _Reader(io.RawIOBase):
+    """What an answer is read from: a socket, with what is left of the time for each read."""
+
+    def __init__(self, sock: socket.socket, deadline: _Deadline) -> None:
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)  # keeps the descriptor when http.client closes the socket early
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Some bytes. Raises TimeoutError."""
+        self._sock.settimeout(self._deadline.left_s())
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        self._raw.close()
+        super().close()
+
+
+class _TimedSocket:
+    """A connected socket as http.client uses it, which gives each request its time.
+
+    Args:
+        sock: owned from here on.
+        deadline: of the request under way.
+    """
+
+    def __init__(self, sock: socket.socket, deadline: _Deadline) -> None:
+        self._sock = sock
+        self._deadline = deadline
+
+    def sendall(self, data: Any) -> None:
+        """Send a request. Raises TimeoutError."""
+        self._sock.settimeout(self._deadline.left_s())  # for all of it
+        self._sock.sendall(data)
+
+    def makefile(self, *args: Any, **kwargs: Any) -> io.BufferedReader:
+        """What the answer is read from."""
+        return io.BufferedReader(_Reader(self._sock, self._deadline))
+
+    def close(self) -> None:
+        """Close the socket, unless an answer is still read from it."""
+        self._sock.close()
+
+
+class _Connection(http.client.HTTPConnection):
+    deadline: _Deadline
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock = _TimedSocket(self.sock, self.deadline)
+
+
+class _TlsConnection(http.client.HTTPSConnection):
+    deadline: _Deadline
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock = _TimedSocket(self.sock, self.deadline)
+
+
+def _open(url: str, timeout_s: float, deadline: _Deadline) -> tuple[http.client.HTTPConnection, str]:
     """An unopened connection to the host of a URL, and the path below which its routes are."""
     try:
         parts = urlsplit(url)
@@ -373,8 +479,10 @@ def _open(url: str, timeout_s: float) -> tuple[http.client.HTTPConnection, str]:
     printable = url.isascii() and url.isprintable() and " " not in url
     if not printable or not host or parts.scheme not in ("http", "https") or "@" in parts.netloc or parts.query:
         raise ConfigError("--node", url, _NODE_RULE)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    return kind(host, port, timeout=timeout_s), parts.path.rstrip("/")
+    kind = _TlsConnection if parts.scheme == "https" else _Connection
+    connection = kind(host, port, timeout=timeout_s)
+    connection.deadline = deadline
+    return connection, parts.path.rstrip("/")
 
 
 def _reason(error: Exception) -> str:

@@ -18,7 +18,8 @@ from typing import Any, Final, Protocol, cast
 
 import aiofastnet
 
-from starlight._listener import LISTEN_BACKLOG, SHARED_BACKLOG
+from starlight._listener import LISTEN_BACKLOG, SHARED_BACKLOG, bind_all
+from starlight._refusals import Cause
 from starlight.config import Settings
 from starlight.errors import ConfigError
 
@@ -87,6 +88,7 @@ class Connection(Protocol):
 
     def admit(self, peername: tuple[Any, ...] | None) -> bool: ...
     def on_socket_lost(self) -> None: ...
+    def blame(self, cause: Cause, peer: tuple[Any, ...] | None) -> None: ...
 
 
 class Acceptor(Protocol):
@@ -175,19 +177,10 @@ class TlsListener:
 
     async def open(self, host: str, port: int, *, reuse_port: bool = False) -> None:
         """Listen on all addresses of a host: see `Listener.open`. Raises OSError, socket.gaierror included."""
-        found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        self.sockets = await bind_all(host, port, reuse_port=reuse_port)
         try:
-            for family, kind, protocol, _, address in dict.fromkeys(found):
-                listening = socket.socket(family, kind, protocol)
-                self.sockets.append(listening)
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if reuse_port:
-                    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                if family == socket.AF_INET6:
-                    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                listening.bind(address)
             self._accept_from_now_on(LISTEN_BACKLOG)
-        except OSError:
+        except BaseException:
             await self.close()
             raise
 
@@ -205,6 +198,10 @@ class TlsListener:
 
     async def close(self) -> None:
         """Listen no more. Connections that were accepted stay, and those that wait for it are accepted now."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Listen no more, at once."""
         for listening in self.sockets:
             self._loop.remove_reader(listening)
             if not self.is_shared:
@@ -247,7 +244,7 @@ class TlsListener:
                 sock.close()
                 continue
             sock.setblocking(False)
-            task = self._loop.create_task(self._shake_hands(sock, protocol, connection))
+            task = self._loop.create_task(self._shake_hands(sock, peer, protocol, connection))
             self._handshakes[task] = sock, connection
             task.add_done_callback(self._forget)
         return True
@@ -264,7 +261,9 @@ class TlsListener:
         if listening in self.sockets:
             self._loop.add_reader(listening, self._accept, listening)
 
-    async def _shake_hands(self, sock: socket.socket, protocol: Any, connection: Connection) -> None:
+    async def _shake_hands(
+        self, sock: socket.socket, peer: tuple[Any, ...], protocol: Any, connection: Connection
+    ) -> None:
         try:
             await aiofastnet.connect_accepted_socket(
                 self._reporting_loop,
@@ -276,7 +275,11 @@ class TlsListener:
                 ssl_incoming_bio_size=BIO_BYTES,
                 ssl_outgoing_bio_size=BIO_BYTES,
             )
-        except (OSError, asyncio.CancelledError):  # ssl.SSLError and TimeoutError are OSErrors
+        except (OSError, asyncio.CancelledError) as error:  # ssl.SSLError and TimeoutError are OSErrors
+            if isinstance(error, ssl.SSLError):
+                connection.blame("tls", peer)
+            elif isinstance(error, (TimeoutError, ConnectionAbortedError)):
+                connection.blame("timeout", peer)
             connection.on_socket_lost()  # the socket itself is the transport's to close
         except Exception:
             log.exception("a TLS handshake failed in a way that is not the client's")

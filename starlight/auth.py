@@ -116,7 +116,7 @@ class TokenAuth:
 
     def start(self) -> None:
         """Begin to fetch keys where they have to be fetched; from the loop."""
-        self._verifier.keys.refresh()
+        self._verifier.keys.start()
 
     def remade(self, old: Settings, new: Settings) -> TokenAuth:
         """What would take over from this one with other settings; keys of the same URL stay, they needn't be fetched.
@@ -141,7 +141,7 @@ class TokenAuth:
     def authenticate(self, login: Login) -> Identity | Awaitable[Identity]:
         """Who the token says. Raises `CloseConnection`: 4501 without a token, 4500 for a wrong one.
 
-        Out of the awaitable also 1013, while no key could be fetched so far.
+        Out of the awaitable also 1013, while the key can't be fetched.
         """
         if login.token is None:
             raise CloseConnection(close_codes.BAD_REQUEST, detail="the login has no token")
@@ -266,7 +266,7 @@ def _make_keys(settings: Settings, source: str) -> StaticKeys | FetchedKeys:
     if source == "jwt_jwks_url":
         from starlight.jwks import FetchedKeys
 
-        return FetchedKeys(settings.jwt_jwks_url, wanted or ASYMMETRIC)
+        return FetchedKeys(settings.jwt_jwks_url, wanted or ASYMMETRIC, wait_s=settings.login_timeout_s)
     if source == "jwt_key_file":
         path = settings.jwt_key_file
         return key_pair(read_file(path, source, _KEY_FILE_LIMIT_BYTES), wanted, source, path)

@@ -29,6 +29,7 @@ from starlight.config_types import (
     Entry,
     FileName,
     Flag,
+    Host,
     Panel,
     Shown,
     Size,
@@ -47,6 +48,7 @@ __all__ = [
     "hidden_errors",
     "origins",
     "unknown_variables",
+    "written",
 ]
 
 OTHER_VARIABLES: Final = {
@@ -70,11 +72,12 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, validate_default=False)
 
-    host: Annotated[str, Panel("Address")] = Field(
+    host: Annotated[Host, Panel("Address")] = Field(
         "127.0.0.1",
         min_length=1,
         max_length=255,
-        description="Address to listen on. Loopback, so that nothing is open to a network before somebody says so.",
+        description="Address to listen on. Loopback, so that nothing is open to a network before somebody says so. "
+        "0.0.0.0 is every address of IPv4, :: those of IPv6 as well.",
     )
     port: int = Field(
         8765,
@@ -184,7 +187,8 @@ class Settings(BaseSettings):
         "",
         max_length=65_536,
         description="Pages that may connect, with commas. Origins such as https://app.example.com, "
-        "https://*.example.com, or * for any; by default pages of the host they connect to.",
+        "https://*.example.com, capacitor://localhost, chrome-extension://<id>, file://, null, or * for any; by "
+        "default pages of the host they connect to, which on loopback has to be an address or localhost.",
     )
     trusted_proxies: Annotated[TextList, RELOADS] = Field(
         "",
@@ -278,11 +282,11 @@ class Settings(BaseSettings):
         "of 4 KiB. A burst may pass it, so memory_budget is what bounds all outboxes together.",
     )
     evict_after_s: Duration = Field(
-        0.25,
+        0.5,
         ge=0,
         le=60,
         description="How long a client over a limit of its outbox may take nothing. It counts from the last byte that "
-        "its socket took. 250 ms is longer than a pause of a healthy reader, and a client that reads "
+        "its socket took. 500 ms is longer than a retransmission on a mobile line, and a client that reads "
         "nothing is gone before it costs much; 0 evicts it at the limit.",
     )
     memory_budget_bytes: Size = Field(
@@ -370,7 +374,7 @@ class Settings(BaseSettings):
         description="Connections a draining node closes a second at most. 1,500 logins a second are a third of a core "
         "where the clients go; a full node of 10,000 is empty in 7 s of its drain_timeout.",
     )
-    internal_host: Annotated[str, Panel("Internal port")] = Field(
+    internal_host: Annotated[Host, Panel("Internal port")] = Field(
         "127.0.0.1",
         min_length=1,
         max_length=255,
@@ -393,6 +397,12 @@ class Settings(BaseSettings):
     log_format: Annotated[Literal["auto", "console", "json"], Panel("Log")] = Field(
         "auto", description="How log lines are written. With auto: console on a terminal, json everywhere else."
     )
+    log_file: Annotated[FileName, Shown("stderr")] = Field(
+        "",
+        max_length=4096,
+        description="File that the log is appended to, instead of stderr. Opened again at SIGUSR1 and SIGHUP, and "
+        "within a second of being renamed, so that it can be rotated.",
+    )
     log_level: Annotated[
         Literal["critical", "error", "warning", "info", "debug"],
         BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
@@ -400,12 +410,19 @@ class Settings(BaseSettings):
     ] = Field("info", description="The least severe line to log.")
 
     def __init__(self, **values: Any) -> None:
-        sources = Sources.of(values)
-        errors = sources.misplaced()
+        errors: list[ConfigError] = []
+        try:
+            sources = Sources.of(values)
+            errors += sources.misplaced()
+        except ConfigError as error:  # of the file; what else is wrong is told with it
+            errors.append(error)
+            sources = Sources.of({**values, "config_file": ""})
         try:
             super().__init__(**values, **sources.file_values())
         except ValidationError as failure:
-            errors += [_config_error(detail, sources) for detail in failure.errors(include_url=False)]
+            told = {error.field for error in errors} & {"config_file"}
+            found = [_config_error(detail, sources) for detail in failure.errors(include_url=False)]
+            errors += [error for error in found if error.field not in told]
         if errors:
             raise ConfigError.all_of(errors)
 
@@ -527,6 +544,21 @@ def hidden_errors(arguments: Mapping[str, Any]) -> list[ConfigError]:
     return []
 
 
+def written(arguments: Mapping[str, Any], without: Iterable[str]) -> Settings:
+    """The settings of some arguments, the environment and the file, but for some fields, which have their defaults.
+
+    Raises `ConfigError` if one of the others is wrong, too.
+    """
+    left_out = {*without, "config_file"}
+    try:
+        sources = Sources.of(arguments)
+    except ConfigError:
+        sources = Sources.of({**arguments, "config_file": ""})
+    found = {name: sources.origin(name) for name in Settings.model_fields if name not in left_out}
+    values = {name: origin.value for name, origin in found.items() if origin.kind != "default"}
+    return Settings(_env_prefix="\0", config_file="", **values)
+
+
 def _config_error(detail: Any, sources: Sources) -> ConfigError:
     """One of pydantic's complaints, in terms of what the user wrote."""
     field = str(detail["loc"][0])
@@ -536,6 +568,9 @@ def _config_error(detail: Any, sources: Sources) -> ConfigError:
         return ConfigError(origin.key, origin.value, rule + nearest(field, [*Settings.model_fields, GROUPS]), field)
     value = HIDDEN if field in _secrets() else origin.value
     rule = allowed(field)
+    choices = next(entry.choices for entry in entries() if entry.name == field)
+    if choices:
+        rule += nearest(str(value), choices)
     if origin.kind == "variable" and str(value).startswith(("tcp://", "udp://")):
         rule += "; Kubernetes sets this variable for a Service named starlight unless enableServiceLinks is false"
     return ConfigError(origin.key, value, rule, field)

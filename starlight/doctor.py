@@ -30,7 +30,9 @@ from starlight._tls import Certificate
 from starlight.auth import TOKEN_SOURCES, make_authenticator, make_internal_key
 from starlight.config import Settings
 from starlight.errors import ConfigError
+from starlight.limits import Limits, internal_connections
 from starlight.node import RESERVED_FILES
+from starlight.origins import is_loopback
 from starlight.permissions import make_permissions
 from starlight.units import format_duration, format_size
 
@@ -59,6 +61,15 @@ SECRET_FILES: Final = (
     "internal_key_file",
 )
 """Settings that name a file nobody else may read."""
+
+PROXY_IDLE_S: Final = {
+    "HAProxy with Debian's file": 50.0,
+    "Heroku's router": 55.0,
+    "nginx": 60.0,
+    "AWS ALB": 60.0,
+    "Cloudflare": 100.0,
+}
+"""After how many seconds without a byte proxies cut a connection unless told otherwise, by name."""
 
 _HANDSHAKE_STEPS: Final = 10
 """A TLS handshake takes four flights at most."""
@@ -111,13 +122,16 @@ def _unknown(name: str, expected: str) -> Check:
 
 def check_open_files(settings: Settings, machine: Machine) -> Check:
     """A connection is an open file; a node lowers max_connections to what there is room for, with a warning."""
-    needed = settings.max_connections + RESERVED_FILES
-    expected = f"at least {needed}: max_connections and {RESERVED_FILES} of the node's own"
+    reserved = RESERVED_FILES
+    if settings.internal_port is not None:
+        reserved += internal_connections(machine.open_files if machine.open_files is not None else -1)
+    needed = settings.max_connections + reserved
+    expected = f"at least {needed}: max_connections and {reserved} of the node's own"
     if machine.open_files is None or machine.open_files >= needed:
         return Check("open files", "ok", str(machine.open_files or "no limit"), expected)
     change = (
         f"LimitNOFILE={needed} in the systemd unit, --ulimit nofile={needed} for a container, `ulimit -Hn {needed}` in "
-        f"a shell; or --max-connections {max(1, machine.open_files - RESERVED_FILES)}"
+        f"a shell; or --max-connections {max(1, machine.open_files - reserved)}"
     )
     return Check("open files", "wrong", str(machine.open_files), expected, change)
 
@@ -248,6 +262,21 @@ def check_drain(settings: Settings, machine: Machine) -> Check:
     return Check("drain", "advice", shown, expected, change)
 
 
+def check_pings(settings: Settings, machine: Machine) -> Check:
+    """Proxies cut a connection on which nothing is sent for a while; on a quiet one that is the time between pings."""
+    least_s = min(PROXY_IDLE_S.values())
+    expected = f"below {format_duration(least_s)}, the shortest idle time of common proxies"
+    shown = f"every {format_duration(settings.ping_interval_s)}"
+    cutting = [f"{name} ({format_duration(s)})" for name, s in PROXY_IDLE_S.items() if s <= settings.ping_interval_s]
+    if not cutting:
+        return Check("pings", "ok", shown, expected)
+    change = (
+        f"--ping-interval 25s: idle connections are cut by {', '.join(cutting)}, unless their idle times are raised "
+        "(proxy_read_timeout, timeout tunnel, idle_timeout)"
+    )
+    return Check("pings", "advice", shown, expected, change)
+
+
 MACHINE_CHECKS: Final[tuple[Callable[[Settings, Machine], Check], ...]] = (
     check_open_files,
     check_backlog,
@@ -258,6 +287,7 @@ MACHINE_CHECKS: Final[tuple[Callable[[Settings, Machine], Check], ...]] = (
     check_cpus,
     check_clock,
     check_drain,
+    check_pings,
 )
 
 
@@ -280,6 +310,25 @@ def check_start(settings: Settings) -> Iterator[Check]:
     elif settings.auth == "jwt" and not settings.session_secret_file:
         change = "--session-secret-file with `openssl rand -base64 48` in it, the same on all nodes"
         yield Check("session key", "advice", "random", "a file: with a random key a restart ends all sessions", change)
+    if settings.auth == "jwt" and is_loopback(settings.host) and not settings.trusted_proxies:
+        yield _advise_on_proxy(settings)
+        if not settings.allowed_origins:
+            change = "--allowed-origins with the origins of your pages, such as https://app.example.com"
+            expected = "the origins of your pages: on loopback others have to ask for an address or localhost"
+            yield Check("pages", "advice", "none named", expected, change)
+
+
+def _advise_on_proxy(settings: Settings) -> Check:
+    """With tokens and on loopback a node stands behind a proxy; unless that is trusted, all clients are one address."""
+    limits = Limits.of(settings)
+    expected = "the proxy in trusted_proxies: on loopback clients come through one"
+    if not limits.connections_per_address and not limits.connection_rate:
+        return Check("trusted proxies", "ok", "none, and no limits of addresses", expected)
+    change = (
+        "--trusted-proxies 127.0.0.1 and a proxy that sets X-Forwarded-For; else all clients share "
+        f"--connections-per-address {limits.connections_per_address} and --connection-rate {limits.connection_rate}"
+    )
+    return Check("trusted proxies", "advice", "none", expected, change)
 
 
 def _attempt(name: str, act: Callable[[], str], expected: str) -> Check:

@@ -8,6 +8,9 @@ A handler is a function, a coroutine function, or (`thread=True`) a function tha
 users share fairly (`fair_threads`). A call returns either the result or an awaitable of it; the hub hands awaitables on
 to the connection, which holds back later messages until they are done. Nothing here does I/O; asyncio is used for tasks
 that nobody awaits.
+
+What holds the loop is logged by name: a function that takes long, and each step of a coroutine that does, which is what
+it does from one await to the next.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from inspect import iscoroutinefunction
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 from starlight import close_codes
@@ -41,6 +45,8 @@ DISCONNECT_TIMEOUT_S: Final = 30.0
 """How long an async `on_disconnect` may take: nothing else ends it, and clients that come and go would leave any number
 of them behind. Time enough for a few tries to reach a backend."""
 
+SLOW_HANDLER_NS: Final = SLOW_HANDLER_MS * 1_000_000
+
 BUILT_IN_TYPES: Final = frozenset(
     str(command.__struct_config__.tag) for command in get_args(commands.Command) if command is not commands.Custom
 )
@@ -49,17 +55,33 @@ BUILT_IN_TYPES: Final = frozenset(
 FAILURES: Final = (Exception, asyncio.CancelledError)
 """What a function fails with. The second is no `Exception`, but what `result()` of a cancelled future raises."""
 
+_FUNCTION_ADVICE: Final = (
+    "nobody else is served meanwhile; use thread=True, or await asyncio.to_thread for the part that waits or computes"
+)
+_HOOK_ADVICE: Final = (
+    "nobody else is served meanwhile; make it async, and await asyncio.to_thread for the part that waits or computes"
+)
+_AUTHORIZE_ADVICE: Final = "nobody else is served meanwhile; keep what it looks up in memory"
+_COROUTINE_ADVICE: Final = (
+    "nobody else is served between two of its awaits; await asyncio.to_thread for the part that waits or computes"
+)
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Handler:
     """One registered function, with all that a call needs to know about it."""
 
-    __slots__ = ("_clock_ns", "_pool", "function", "name")
+    __slots__ = ("_advice", "_clock_ns", "_pool", "function", "name")
 
     def __init__(
-        self, function: Callable[..., Any], clock_ns: Callable[[], int], pool: FairThreads | None = None
+        self,
+        function: Callable[..., Any],
+        clock_ns: Callable[[], int],
+        pool: FairThreads | None = None,
+        advice: str = _HOOK_ADVICE,
     ) -> None:
+        self._advice = advice
         self.function = function
         self.name = f"{function.__module__}.{getattr(function, '__qualname__', repr(function))}"
         self._clock_ns = clock_ns
@@ -72,16 +94,18 @@ class Handler:
             return self._pool.run(client.user, self.function, args, lambda: client.is_connected)
         started_ns = self._clock_ns()
         try:
-            return self.function(*args)
+            result = self.function(*args)
         finally:
-            elapsed_ms = (self._clock_ns() - started_ns) / 1e6
-            if elapsed_ms > SLOW_HANDLER_MS:
-                log.warning(
-                    "handler %s held the loop for %.0f ms (limit %d): make it async or use thread=True",
-                    self.name,
-                    elapsed_ms,
-                    SLOW_HANDLER_MS,
-                )
+            elapsed_ns = self._clock_ns() - started_ns
+            if elapsed_ns > SLOW_HANDLER_NS:
+                self.log_slow(elapsed_ns, self._advice)
+        return Steps(result, self, self._clock_ns) if type(result) is CoroutineType else result
+
+    def log_slow(self, elapsed_ns: int, advice: str) -> None:
+        """Log that it has held the loop for too long, and what helps."""
+        log.warning(
+            "handler %s held the loop for %.0f ms (limit %d): %s", self.name, elapsed_ns / 1e6, SLOW_HANDLER_MS, advice
+        )
 
     async def outcome(self, result: Awaitable[Any]) -> Any:
         """What an awaitable from `call` comes to. Raises `RequestError` or `CloseConnection`, see `failure`."""
@@ -112,6 +136,64 @@ class Handler:
     def log_failure(self, error: BaseException) -> None:
         """Log an exception of this handler with its traceback."""
         log.error("handler %s failed", self.name, exc_info=error)
+
+
+class Steps(Coroutine[Any, Any, Any]):
+    """A handler's coroutine, of which each step is timed: about 0.3 µs a step.
+
+    It is a coroutine itself, so that it can be a task, be cancelled before it has begun, and be seen through.
+
+    Args:
+        coroutine: what the handler returned.
+        handler: whose it is.
+        clock_ns: monotonic clock in nanoseconds.
+    """
+
+    __slots__ = ("_clock_ns", "_coroutine", "_handler")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], handler: Handler, clock_ns: Callable[[], int]) -> None:
+        self._coroutine = coroutine
+        self._handler = handler
+        self._clock_ns = clock_ns
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self
+
+    def __iter__(self) -> Steps:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+    def send(self, value: Any) -> Any:
+        """Run the coroutine to its next await."""
+        started_ns = self._clock_ns()
+        try:
+            return self._coroutine.send(value)
+        finally:
+            elapsed_ns = self._clock_ns() - started_ns
+            if elapsed_ns > SLOW_HANDLER_NS:
+                self._handler.log_slow(elapsed_ns, _COROUTINE_ADVICE)
+
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any:
+        """Raise in the coroutine where it waits, such as CancelledError, and run it to its next await."""
+        started_ns = self._clock_ns()
+        try:
+            if value is None and traceback is None:
+                return self._coroutine.throw(kind)
+            return self._coroutine.throw(kind, value, traceback)
+        finally:
+            elapsed_ns = self._clock_ns() - started_ns
+            if elapsed_ns > SLOW_HANDLER_NS:
+                self._handler.log_slow(elapsed_ns, _COROUTINE_ADVICE)
+
+    def close(self) -> None:
+        """End the coroutine where it waits."""
+        self._coroutine.close()
+
+    def __getattr__(self, name: str) -> Any:
+        """What tools ask a coroutine for, such as `cr_frame`, `cr_await` and `__qualname__`: the handler's."""
+        return getattr(self._coroutine, name)
 
 
 class Timer:
@@ -179,7 +261,7 @@ class Handlers:
             raise ValueError("there is one authorize hook; let it call whatever it needs")
         if iscoroutinefunction(function):
             raise TypeError("the authorize hook is asked for every command, so it can't be async")
-        self.authorizer = function
+        self.authorizer = Handler(function, self._clock_ns, advice=_AUTHORIZE_ADVICE).call
         return function
 
     def on_connect(self, function: Function) -> Function:
@@ -223,7 +305,7 @@ class Handlers:
                 raise ValueError(f"{type!r} already has the handler {self._by_type[type].name}")
             if thread and iscoroutinefunction(function):
                 raise TypeError("thread=True is for plain functions; an async one doesn't need it")
-            self._by_type[type] = self._handler(function, self._pool if thread else None)
+            self._by_type[type] = Handler(function, self._clock_ns, self._pool if thread else None, _FUNCTION_ADVICE)
             return function
 
         return register
@@ -243,8 +325,8 @@ class Handlers:
 
         return register
 
-    def _handler(self, function: Callable[..., Any], pool: FairThreads | None = None) -> Handler:
-        return Handler(function, self._clock_ns, pool)
+    def _handler(self, function: Callable[..., Any]) -> Handler:
+        return Handler(function, self._clock_ns)
 
     # --- calls: by the hub ---------------------------------------------------------------------------------------
 

@@ -176,7 +176,7 @@ class Caller(NamedTuple):
 class Node(Source, Protocol):
     """What is asked of the node beside its stats."""
 
-    async def drain(self, by: str = "") -> None: ...
+    async def drain(self, timeout_s: float | None = None, *, by: str = "") -> None: ...
 
 
 NOT_KNOWN: Final = Caller()
@@ -480,7 +480,7 @@ class Api:
         _decode(body or b"{}", _Nothing)
         if self._draining is None:
             _log_action("drain", "", caller)
-            self._draining = asyncio.create_task(self._node.drain(str(caller)))
+            self._draining = asyncio.create_task(self._node.drain(by=str(caller)))
         return 202, {"draining": True}
 
     def _require_serving(self) -> None:

@@ -10,30 +10,34 @@ Who may do what:
   Without a key file nobody has it.
 - Reading needs no key on a loopback address. On any other all but ``/healthz``, ``/readyz``, the console's page and
   ``/openapi.json`` need it; they tell nothing.
-- No page of another origin can use it from a browser: there are no CORS headers, a foreign `Origin` is refused, and so
-  is a `Host` that is a name which could have been bound to this address by somebody else (DNS rebinding).
+- No page of another origin can use it from a browser: there are no CORS headers, a foreign `Origin` is refused, and on
+  a loopback address so is, with the key and without, a `Host` that is a name which somebody else could have bound to
+  it (DNS rebinding).
+
+How many connections there may be, and how long each request may take, is up to `_internal_door`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hmac
-import ipaddress
 import logging
 import os
 import re
+import resource
 import socket
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Any, Final
 
 from aiohttp import web
-from orjson import dumps
 
 from starlight import console, metrics
+from starlight._internal_answers import answer, finished, refusal
+from starlight._internal_door import Door, Exchange, Phase
 from starlight.ends import ENDS_LIMIT, address_text
 from starlight.internal_api import Api, ApiError, Caller, Node
-from starlight.origins import is_loopback
+from starlight.limits import internal_connections
+from starlight.origins import is_fixed_host, is_loopback
 from starlight.stats import CHANNEL_ORDERS, CONNECTION_ORDERS, Stats
 
 __all__ = ["REQUESTS_LIMIT", "InternalPort"]
@@ -63,13 +67,6 @@ _KEYED_PATHS: Final = frozenset(("/endz",))
 OPERATOR_HEADER: Final = "X-Starlight-Operator"
 _OPERATOR: Final = re.compile(r"[\x20-\x7e]{1,64}")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,10}")
-_HEADERS: Final = {
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -88,11 +85,11 @@ class InternalPort:
         self._listening = listening
         self._key = key
         self._is_loopback = is_loopback(node.settings.internal_host)
-        self._names = frozenset(("localhost", node.settings.internal_host.lower()))
         self._api = Api(node, self.stats)
         self._registry = metrics.make_registry(self.stats)
         self._under_way = 0
         self._runner: web.AppRunner | None = None
+        self._door: Door | None = None
         self.port: int = listening.getsockname()[1]
 
     @property
@@ -107,21 +104,26 @@ class InternalPort:
 
     async def start(self) -> None:
         """Serve, on the running loop."""
-        app = self.make_app()
-        self._runner = web.AppRunner(
-            app, access_log=None, logger=_quiet_log(), handle_signals=False, shutdown_timeout=STOP_S
-        )
+        self._runner = web.AppRunner(self.make_app(), handle_signals=False, shutdown_timeout=STOP_S)
         await self._runner.setup()
-        await web.SockSite(self._runner, self._listening).start()
+        assert self._runner.server is not None
+        open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._door = Door(self._listening, self._runner.server, internal_connections(open_files))
+        self._door.open()
         self.stats.lag.start()
         log.info("the internal port is %s%s", self.url, "" if self._key else ", for reading only: it has no key")
 
     async def stop(self) -> None:
         """Serve no more."""
         self.stats.lag.stop()
+        if self._door is not None:
+            self._door.close()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+        if self._door is not None:
+            self._door.abort()
+            self._door = None
         self._listening.close()
 
     def make_app(self) -> web.Application:
@@ -138,39 +140,47 @@ class InternalPort:
             ("/endz", self._endz),
             ("/openapi.json", self._openapi),
         ):
-            app.router.add_get(path, handler, allow_head=False)
+            app.router.add_get(path, handler)  # and HEAD
         for name, function in self._api.routes.items():
-            app.router.add_post(f"/api/{name}", self._api_handler(function))
+            app.router.add_post(f"/api/{name}", self._api_handler(function), expect_handler=self._expect)
         return app
+
+    async def _expect(self, request: web.Request) -> web.StreamResponse | None:
+        """Ask a client that waits for it (``Expect: 100-continue``) for its body, unless the request is refused."""
+        _begin(request)
+        if request.headers.get("Expect", "").lower() != "100-continue":
+            return refusal(417)
+        try:
+            self._check(request)
+        except ApiError as error:
+            return refusal(error.status, error.message)
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # else aiohttp takes this for a part of the answer
+        return None
 
     # --- who may use it ------------------------------------------------------------------------------------------
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let a request pass or refuse it, and turn every failure into an answer of one shape."""
+        _begin(request)
         self._under_way += 1
         try:
             self._check(request)
-            response = await handler(request)
+            return await handler(request)
         except ApiError as error:
-            response = _refusal(error.status, error.message)
+            return refusal(error.status, error.message)
         except web.HTTPException as error:  # of aiohttp itself: no such route, wrong method, body too large
-            response = _refusal(error.status, error.reason.lower())
-            if "Allow" in error.headers:
-                response.headers["Allow"] = error.headers["Allow"]
-        except asyncio.CancelledError:
-            raise
+            return finished(error)
         except Exception:
             log.exception("the internal port could not answer %s", request.rel_url.raw_path)
-            response = _refusal(500, "internal error")
+            return refusal(500, "internal error")
         finally:
             self._under_way -= 1
-        response.headers.update(_HEADERS)
-        return response
 
     def _check(self, request: web.Request) -> None:
         has_key = self._has_key(request)
-        self._check_host(request, has_key)
+        self._check_host(request)
         if self._under_way > REQUESTS_LIMIT and request.path not in _OPEN_PATHS:
             raise ApiError(429, "too many requests at a time")
         if request.match_info.http_exception is not None:
@@ -182,6 +192,8 @@ class InternalPort:
             if "Authorization" in request.headers:
                 raise ApiError(401, "the key is wrong: it is not the one in this node's --internal-key-file")
             raise ApiError(401, "the key is missing: expected Authorization: Bearer and the key")
+        if (request.content_length or 0) > self._api.body_limit_bytes:
+            raise ApiError(413, f"the body is too large: at most {self._api.body_limit_bytes} bytes are allowed")
 
     def _has_key(self, request: web.Request) -> bool:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
@@ -189,7 +201,7 @@ class InternalPort:
             return False
         return hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._key)
 
-    def _check_host(self, request: web.Request, has_key: bool) -> None:
+    def _check_host(self, request: web.Request) -> None:
         """Refuse what a browser sends for a page of somebody else."""
         hosts = request.headers.getall("Host", ())
         if len(hosts) != 1:
@@ -197,22 +209,13 @@ class InternalPort:
         origin = request.headers.get("Origin")
         if origin is not None and origin.lower() != f"http://{hosts[0].lower()}":
             raise ApiError(403, "a page of another origin may not use this")
-        if has_key or (not self._is_loopback and request.path in _OPEN_PATHS):
-            return
-        if not self._is_ours(hosts[0]):
-            raise ApiError(403, "Host: expected an address or localhost")
+        if self._is_loopback and not self._is_ours(hosts[0]):
+            log.warning("the internal port refused a request: its Host is neither an address nor localhost")
+            raise ApiError(403, "Host: expected an address or localhost; others could bind a name to this machine")
 
     def _is_ours(self, host: str) -> bool:
         """Whether a Host header is an address, or a name that nobody else can bind to this one."""
-        name = host.lower()
-        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-        if name in self._names:
-            return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
+        return is_fixed_host(host) or host.lower().partition(":")[0] == self._node.settings.internal_host.lower()
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -221,13 +224,13 @@ class InternalPort:
 
     async def _readyz(self, request: web.Request) -> web.Response:
         reasons = self.stats.not_ready()
-        return _json({"ready": False, "reasons": reasons}, 503) if reasons else _json({"ready": True})
+        return answer({"ready": False, "reasons": reasons}, 503) if reasons else answer({"ready": True})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=metrics.exposition(self._registry), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def _varz(self, request: web.Request) -> web.Response:
-        return _json(self.stats.varz())
+        return answer(self.stats.varz())
 
     async def _connz(self, request: web.Request) -> web.Response:
         user = request.query.get("user")
@@ -239,11 +242,11 @@ class InternalPort:
             _whole(request, "limit", 100, 1, PAGE_LIMIT),
             _whole(request, "offset", 0, 0, OFFSET_LIMIT),
         )
-        return _json(page)
+        return answer(page)
 
     async def _channelz(self, request: web.Request) -> web.Response:
         order = _choice(request, "sort", CHANNEL_ORDERS)
-        return _json(await self.stats.channelz(order, _whole(request, "limit", 100, 1, PAGE_LIMIT)))
+        return answer(await self.stats.channelz(order, _whole(request, "limit", 100, 1, PAGE_LIMIT)))
 
     async def _endz(self, request: web.Request) -> web.Response:
         user = request.query.get("user")
@@ -256,7 +259,7 @@ class InternalPort:
             _whole(request, "limit", 100, 1, PAGE_LIMIT),
             _whole(request, "offset", 0, 0, ENDS_LIMIT),
         )
-        return _json(page)
+        return answer(page)
 
     async def _openapi(self, request: web.Request) -> web.Response:
         return web.Response(body=(files("starlight") / "openapi.json").read_bytes(), content_type="application/json")
@@ -269,8 +272,8 @@ class InternalPort:
 
     def _api_handler(self, function: Callable[[bytes, Caller], Awaitable[tuple[int, dict[str, Any]]]]) -> Handler:
         async def handle(request: web.Request) -> web.Response:
-            status, answer = await function(await request.read(), self._caller(request))
-            return _json(answer, status)
+            status, content = await function(await _read(request), self._caller(request))
+            return answer(content, status)
 
         return handle
 
@@ -285,24 +288,20 @@ class InternalPort:
         )
 
 
-def _quiet_log() -> logging.Logger:
-    """For aiohttp, which logs a traceback for each request that isn't HTTP. Failures of ours are logged by `_guard`."""
-    quiet = logging.getLogger(f"{__name__}.aiohttp")
-    quiet.setLevel(logging.CRITICAL)
-    return quiet
+def _begin(request: web.Request) -> None:
+    """The head of a request is complete: tell the door, which knows how long the rest may take."""
+    if isinstance(request.protocol, Exchange):
+        request.protocol.enter(Phase.REQUEST)
 
 
-def _json(answer: dict[str, Any], status: int = 200) -> web.Response:
-    return web.Response(body=dumps(answer), status=status, content_type="application/json")
-
-
-def _refusal(status: int, message: str) -> web.Response:
-    response = _json({"error": {"code": status, "message": message}}, status)
-    if status == 401:
-        response.headers["WWW-Authenticate"] = "Bearer"
-    if status in (429, 503):
-        response.headers["Retry-After"] = "1"
-    return response
+async def _read(request: web.Request) -> bytes:
+    """The body. Raises `ApiError` 400 where it does not come, or not as its head said."""
+    try:
+        return await request.read()
+    except web.HTTPException:  # too large
+        raise
+    except Exception:
+        raise ApiError(400, "the body could not be read") from None
 
 
 def _choice(request: web.Request, name: str, choices: tuple[str, ...]) -> str:

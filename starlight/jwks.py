@@ -1,9 +1,12 @@
 """The keys of an issuer, fetched from the one URL that the configuration names (RFC 7517).
 
-The law: no request is made because of what a token says, except that an unknown key id may make one fetch come sooner,
-and that at most once in `COOLDOWN_S`. The fetch runs in a thread of its own, so the loop never waits for a network; all
-logins that need it share it. What was fetched once stays in use while the issuer can't be reached, for a day: longer,
-and whoever stole a key that the issuer has withdrawn could keep it good by keeping us from the issuer.
+The law: no request is made because of what a token says, except that an unknown key id may make one fetch come
+sooner, and that at most once in `COOLDOWN_S`. A login with an unknown key id within that time waits for the next
+fetch: its key may be one that the issuer has just begun to sign with. At most `WAITING_LIMIT` logins wait, so that
+made-up key ids hold no more; the others are told to come again. The fetch runs in a thread of its own, so the loop
+never waits for a network; all logins that need it share it. What was fetched once stays in use while the issuer can't
+be reached, for a day: longer, and whoever stole a key that the issuer has withdrawn could keep it good by keeping us
+from the issuer.
 """
 
 from __future__ import annotations
@@ -37,8 +40,15 @@ one it has withdrawn is out of use here within that time."""
 STALE_S: Final = 86_400.0
 """How old keys may get if no fetch succeeds; then logins wait for one that does (1013)."""
 
-COOLDOWN_S: Final = 10.0
-"""Between two fetches, whatever tokens say."""
+COOLDOWN_S: Final = 5.0
+"""Between two fetches, whatever tokens say. No longer than a client has for its login, so that one with a new key waits
+for the next fetch and is in: 12 fetches a minute are what strangers can cause."""
+
+WAIT_S: Final = 5.0
+"""How long a login waits for the next fetch to be allowed, unless told otherwise."""
+
+WAITING_LIMIT: Final = 100
+"""Logins that wait for the next fetch: a new key is met by some clients at once. Others are told to come again."""
 
 TIMEOUT_S: Final = 5.0
 """For each step of a fetch."""
@@ -84,8 +94,10 @@ class FetchedKeys:
     Args:
         url: https, or http on this machine.
         algorithms: those that are accepted; symmetric ones can't come from a URL.
+        wait_s: how long a login with an unknown key waits at most for the next fetch to be allowed, in seconds.
         fetch: gets a body from a URL, in a thread.
         clock: monotonic seconds.
+        sleep: waits for seconds of that clock.
 
     Raises `ConfigError` for another URL.
     """
@@ -95,8 +107,10 @@ class FetchedKeys:
         url: str,
         algorithms: Sequence[str] = ASYMMETRIC,
         *,
+        wait_s: float = WAIT_S,
         fetch: Callable[[str], bytes] = fetch,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         _check_url(url)
         self.url = url
@@ -104,6 +118,10 @@ class FetchedKeys:
         self.algorithms = tuple(algorithms)
         self._fetch = fetch
         self._clock = clock
+        self._wait_s = wait_s
+        self._sleep = sleep
+        self._waiting = 0
+        self._next: asyncio.Task[None] | None = None  # waits until a fetch is allowed, and fetches
         self._keys: dict[tuple[str | None, str], PreparedKey] = {}
         self._tried_s = -math.inf
         self._fetched_s = -math.inf
@@ -116,23 +134,65 @@ class FetchedKeys:
         if self._keys and age_s > STALE_S:
             self._keys = {}
         if self._keys and age_s > LIFETIME_S:
-            self.refresh()  # nobody waits for it: the old keys serve meanwhile
+            self._begin()  # no login waits for it: the old keys serve meanwhile
         key = self._keys.get((kid, algorithm))
         if key is not None or kid is not None:
             return key
         fitting = [key for (_, name), key in self._keys.items() if name == algorithm]
         return fitting[0] if len(fitting) == 1 else None
 
-    def refresh(self) -> Awaitable[None] | None:
-        """Fetch, or join the fetch under way; None if the last one was a moment ago and there are keys."""
+    def start(self) -> None:
+        """Begin to fetch, unless it was done a moment ago. From the loop."""
+        self._begin()
+
+    def refresh(self) -> Awaitable[None]:
+        """Fetch, join the fetch under way, or wait for the next that is allowed.
+
+        The awaitable raises `KeysUnavailable` if the fetch fails or is too far away, or if too many logins wait for it.
+        """
+        fetching = self._begin()
+        if fetching is not None:
+            return asyncio.shield(fetching)
+        if not self._keys or self._waiting >= WAITING_LIMIT:
+            return _unavailable()
+        return self._wait_for_next()
+
+    def _begin(self) -> asyncio.Future[None] | None:
+        """The fetch under way, begun now if there was none; None if the last one was a moment ago."""
         if self._under_way is None:
             now_s = self._clock()
             if now_s - self._tried_s < COOLDOWN_S:
-                return None if self._keys else _unavailable()
+                return None
             self._tried_s = now_s
             self._under_way = asyncio.ensure_future(self._run())
             self._under_way.add_done_callback(_retrieve)
-        return asyncio.shield(self._under_way)
+        return self._under_way
+
+    async def _wait_for_next(self) -> None:
+        """Wait until a fetch is allowed, and for the fetch. One task does both for all who wait."""
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._fetch_when_allowed())
+            self._next.add_done_callback(_retrieve)
+        self._waiting += 1
+        try:
+            left_s = self._tried_s + COOLDOWN_S - self._clock()
+            if left_s > self._wait_s:  # it would be in vain
+                await self._sleep(self._wait_s)
+                raise KeysUnavailable
+            await asyncio.shield(self._next)
+        finally:
+            self._waiting -= 1
+
+    async def _fetch_when_allowed(self) -> None:
+        asked_s = self._clock()
+        try:
+            while (fetching := self._begin()) is None:
+                await self._sleep(max(0.0, self._tried_s + COOLDOWN_S - self._clock()))
+                if not self._waiting or self._fetched_s > asked_s:
+                    return
+        finally:
+            self._next = None
+        await asyncio.shield(fetching)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -159,8 +219,7 @@ class FetchedKeys:
             log.info("fetched %d keys from %s", len(self._keys), self._shown)
         except (OSError, HTTPException, ValueError, TimeoutError, jwt.PyJWTError) as error:
             log.warning("no keys from %s: %s", self._shown, str(error)[:200] or type(error).__name__)
-            if not self._keys:
-                raise KeysUnavailable from None
+            raise KeysUnavailable from None  # whoever waits for it has a key that is unknown so far
         finally:
             self._under_way = None
 

@@ -18,7 +18,18 @@ from typing import Final, NamedTuple
 from starlight.config import Settings
 from starlight.dry_run import DryRun
 
-__all__ = ["FAULTS_LIMIT", "FAULTS_WINDOW_S", "Addresses", "CatchUp", "Faults", "Limits", "Meter", "address_key"]
+__all__ = [
+    "FAULTS_LIMIT",
+    "FAULTS_WINDOW_S",
+    "INTERNAL_CONNECTIONS",
+    "Addresses",
+    "CatchUp",
+    "Faults",
+    "Limits",
+    "Meter",
+    "address_key",
+    "internal_connections",
+]
 
 BURST_S: Final = 2.0
 """How many seconds' worth a rate lets through at once: a client that was away for a moment catches up."""
@@ -46,6 +57,13 @@ FAULTS_LIMIT: Final = 20
 
 FAULTS_WINDOW_S: Final = 10.0
 """The window for `FAULTS_LIMIT` in seconds (protocol.md)."""
+
+INTERNAL_CONNECTIONS: Final = 128
+"""Connections of the internal port at a time: probes, a scraper, some operators, and the pools of a few backends. Their
+descriptors are kept apart, so that whoever fills that port takes none of the clients'."""
+
+INTERNAL_SHARE: Final = 8
+"""Where few files may be open, the internal port gets one in so many."""
 
 _ROUNDING_S: Final = 1e-9
 """A sum of many intervals is a little off."""
@@ -293,6 +311,11 @@ class Addresses:
         if self._connections and known.connections == self._connections:
             self._dry_run.note("connections_per_address", peername=(key, 0))
 
+    def is_full(self, key: str) -> bool:
+        """Whether an address has all the connections that one may have; else it is its rate that refuses it."""
+        known = self._by_key.get(key)
+        return known is not None and 0 < self._connections <= known.connections
+
     def release(self, key: str) -> None:
         """A connection that was admitted has ended."""
         known = self._by_key.get(key)
@@ -307,6 +330,15 @@ class Addresses:
     def _sweep(self, now_s: float) -> None:
         self._by_key = {key: one for key, one in self._by_key.items() if one.connections or one.full_s > now_s}
         self._sweep_at = len(self._by_key) + self.SWEEP
+
+
+def internal_connections(open_files: int) -> int:
+    """Connections that the internal port may have at a time.
+
+    Args:
+        open_files: files the process may have open; below 0 (RLIM_INFINITY) for any number.
+    """
+    return INTERNAL_CONNECTIONS if open_files < 0 else max(8, min(INTERNAL_CONNECTIONS, open_files // INTERNAL_SHARE))
 
 
 def address_key(host: str) -> str:

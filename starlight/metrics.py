@@ -131,6 +131,14 @@ class StatsCollector(Collector):
         refused.add_metric(["full"], counts["refused_full"])
         refused.add_metric(["address"], counts["refused_address"])
         yield refused
+        causes = CounterMetricFamily(
+            "starlight_handshakes_refused",
+            "Connections refused, or ended before their handshake was done, by cause.",
+            labels=["cause"],
+        )
+        for cause, count in self._stats.refusals().items():
+            causes.add_metric([cause], count)
+        yield causes
         logins = CounterMetricFamily(
             "starlight_logins", "Logins, by result: ok, or the close code of a refusal.", labels=["result"]
         )

@@ -16,7 +16,7 @@ import resource
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final
 
@@ -37,9 +37,10 @@ from starlight.errors import ListenFailed, NotServing
 from starlight.handlers import Handlers, Timer, call_logged
 from starlight.hub import Hub
 from starlight.internal import Internal
-from starlight.limits import Limits
+from starlight.limits import Limits, internal_connections
 from starlight.permissions import make_permissions
 from starlight.reload import Reloader
+from starlight.stats import not_ready
 from starlight.units import format_duration, format_size
 
 __all__ = ["Node", "raise_open_files_limit"]
@@ -115,9 +116,12 @@ class Node:
         self._acceptor: Acceptor | None = None
         self._server: Listener | TlsListener | None = None
         self._timers: list[asyncio.Task[None]] = []
-        self._drained: asyncio.Future[None] | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._drain: Drain | None = None
+        self._drain_end_s = math.inf
         self._drain_begun = asyncio.Event()
         self._drain_by = ""
+        self._drain_hurried = asyncio.Event()
         self.has_stuck_threads = False
         """Whether handlers with ``thread=True`` were still under way at the end of the drain."""
 
@@ -157,6 +161,8 @@ class Node:
         Args:
             listening: sockets that listen already and that others hold as well, instead of `host` and `port`.
 
+        All or nothing: if a step fails or is cancelled, everything is given back before this returns.
+
         Raises `ListenFailed`; RuntimeError if it was started before; `ConfigError` if one of the sockets can be reached
         by others and neither authentication nor `insecure_no_auth` is there.
         """
@@ -168,21 +174,25 @@ class Node:
         self._loop = asyncio.get_running_loop()
         self.settings = _within_open_files(self.settings)
         self.core.bind(self._loop, self.settings.coalesce_delay_s)
+        self._gate.is_ready = lambda: not not_ready(self)
         self._acceptor = self.make_acceptor()
         self._acceptor.start()
         self.is_serving = True
         try:
-            self._internal.listen()
-            self._server = await self._listen(self._acceptor, listening)
-            self.name = self.settings.node_name or f"{socket.gethostname()}:{self.port}"
+            await self._start(self._loop, self._acceptor, listening)
         except BaseException:
-            self.is_serving = False
-            self._acceptor.stop()
-            self.core.unbind()
-            await self._internal.stop()
+            await _in_any_case(self._undo_start())
             raise
-        self._timers = [self._loop.create_task(_run_timer(timer)) for timer in self.handlers.timers]
-        self._timers.append(self._loop.create_task(self._expire_logins()))
+
+    async def _start(
+        self, loop: asyncio.AbstractEventLoop, acceptor: Acceptor, listening: Sequence[socket.socket]
+    ) -> None:
+        """The steps of the start that may fail, or be cancelled."""
+        self._internal.listen()
+        await self._listen(acceptor, listening)
+        self.name = self.settings.node_name or f"{socket.gethostname()}:{self.port}"
+        self._timers = [loop.create_task(_run_timer(timer)) for timer in self.handlers.timers]
+        self._timers.append(loop.create_task(self._expire_logins()))
         if self._tokens is not None:
             self._tokens.start()
         log.info("%s", self.start_line())
@@ -190,23 +200,45 @@ class Node:
             log.warning("dry_run=%s: these limits are not enforced", self.settings.dry_run)
         await self._internal.start(self)
 
+    async def _undo_start(self) -> None:
+        """Give everything back; who has connected meanwhile is cut off."""
+        try:
+            if self._server is not None:
+                await self._server.close()
+                self._server.drop_handshakes()
+        finally:
+            await self._end_serving()
+            self._server = None
+            log.info("the start was given up")
+
+    async def _end_serving(self) -> None:
+        """The last steps of every end: nothing of them waits for a client."""
+        assert self._acceptor is not None
+        for timer in self._timers:
+            timer.cancel()
+        try:
+            self._acceptor.stop()
+            self.has_stuck_threads = self.handlers.close()
+            await self._internal.stop()
+        finally:
+            self.core.unbind()
+            self.is_serving = False
+
     def make_acceptor(self) -> Acceptor:
         """What its connections share; `starlight.conformance` has another one."""
         return Acceptor(self.core, self.hub, self.settings, gate=self._gate, ends=self.ends, dry_run=self.dry_run)
 
-    async def _listen(self, acceptor: Acceptor, listening: Sequence[socket.socket]) -> Listener | TlsListener:
+    async def _listen(self, acceptor: Acceptor, listening: Sequence[socket.socket]) -> None:
         host, port = self.settings.host, self.settings.port
-        server: Listener | TlsListener
         if self._certificate is not None:
-            server = TlsListener(acceptor, self._certificate, self.settings.handshake_timeout_s)
+            self._server = TlsListener(acceptor, self._certificate, self.settings.handshake_timeout_s)
         else:
-            server = Listener(acceptor.protocol)
+            self._server = Listener(acceptor.protocol)
         try:
             if listening:
-                await server.adopt(listening)
+                await self._server.adopt(listening)
             else:
-                await server.open(host, port, reuse_port=self.settings.reuse_port)
-            return server
+                await self._server.open(host, port, reuse_port=self.settings.reuse_port)
         except socket.gaierror as error:
             raise ListenFailed(error.errno, f"can't listen on {host}: {error.strerror}") from None
         except OSError as error:
@@ -314,50 +346,70 @@ class Node:
 
     # --- drain ---------------------------------------------------------------------------------------------------
 
-    async def drain(self, by: str = "") -> None:
+    async def drain(self, timeout_s: float | None = None, *, by: str = "") -> None:
         """End in good order: not ready from now on, accept no more, send every client a `bye` and 1001, wait for them.
 
-        by: who asked for it, for the records of ends; "" for a signal or the program itself.
+        The drain is a task of its own: it goes on if its caller is cancelled, and whoever calls again waits for the
+        same drain and gets its result. Does nothing if the node never started.
 
-        Takes `drain_timeout_s` at most. Safe to call twice: the second call waits for the first. Does nothing if the
-        node never started.
+        Args:
+            timeout_s: how long it takes at most, in seconds; by default `drain_timeout_s`. In a drain that is under way
+                a shorter time hurries it and a longer one changes nothing.
+            by: who asked for it, for the records of ends; "" for a signal or the program itself.
         """
         if self._loop is None or self._server is None:
             return
-        if self._drained is not None:
-            await asyncio.shield(self._drained)
-            return
-        self._drained = self._loop.create_future()
-        self._drain_by = by
-        self.is_draining = True
-        self._drain_begun.set()
-        try:
-            await self._drain(self._server)
-        finally:
-            self.is_serving = False
-            self._drained.set_result(None)
+        timeout_s = self.settings.drain_timeout_s if timeout_s is None else max(0.0, timeout_s)
+        end_s = self._loop.time() + timeout_s
+        if self._draining is None:
+            self._drain_end_s = end_s
+            self._drain_by = by
+            self.is_draining = True
+            self._drain_begun.set()
+            if not self.settings.drain_notice_s:
+                self._server.stop()  # without a turn of the loop between this and the accepting of the queue
+            self._draining = self._loop.create_task(self._run_drain(self._server))
+        elif end_s < self._drain_end_s and not self._draining.done():
+            self._drain_end_s = end_s
+            self._drain_hurried.set()
+            if self._drain is not None:
+                self._drain.hurry(end_s)
+        await asyncio.shield(self._draining)
 
     async def drain_begun(self) -> None:
         """Return when a drain has begun, whoever asked for it."""
         await self._drain_begun.wait()
 
-    async def _drain(self, server: Listener | TlsListener) -> None:
+    async def _run_drain(self, server: Listener | TlsListener) -> None:
+        try:
+            await self._give_notice()
+            await server.close()
+            await self._send_clients_away()
+        finally:
+            await server.close()  # nothing is left of it unless the program cancels all its tasks
+            await self._end_serving()
+        log.info("drained")
+
+    async def _give_notice(self) -> None:
+        """Serve on for `drain_notice_s` within the drain's time, of which a hurry may leave less."""
+        assert self._loop is not None
+        notice_end_s = self._loop.time() + self.settings.drain_notice_s
+        while (left_s := min(notice_end_s, self._drain_end_s) - self._loop.time()) > 0:
+            self._drain_hurried.clear()
+            try:
+                await asyncio.wait_for(self._drain_hurried.wait(), left_s)
+            except TimeoutError:
+                return
+
+    async def _send_clients_away(self) -> None:
         assert self._loop is not None and self._acceptor is not None
-        deadline_s = self._loop.time() + self.settings.drain_timeout_s
-        if self.settings.drain_notice_s > 0:
-            await asyncio.sleep(min(self.settings.drain_notice_s, self.settings.drain_timeout_s))
-        await server.close()
         log.info("draining %d connections", self._acceptor.connections)
         cause = Cause("drain", self._drain_by)
-        await Drain(self._acceptor, self.settings.drain_rate, deadline_s, self._end_handshakes, cause).run()
+        self._drain = Drain(self._acceptor, self.settings.drain_rate, self._drain_end_s, self._end_handshakes, cause)
+        await self._drain.run()
         for timer in self._timers:  # until then clients were served as ever
             timer.cancel()
-        await self.handlers.settle(max(0.0, deadline_s - self._loop.time()))
-        self._acceptor.stop()
-        self.has_stuck_threads = self.handlers.close()
-        await self._internal.stop()
-        self.core.unbind()
-        log.info("drained")
+        await self.handlers.settle(max(0.0, self._drain_end_s - self._loop.time()))
 
     def _end_handshakes(self) -> None:
         """Cut off whoever is still in the handshake, of TLS or of HTTP."""
@@ -389,6 +441,21 @@ class Node:
         _process.run(self)
 
 
+async def _in_any_case(work: Coroutine[Any, Any, None]) -> None:
+    """Do something to its end, however often the caller is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                break
+        except Exception:
+            break
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("the start could not be given up in good order", exc_info=error)
+
+
 def _make_core(settings: Settings) -> Core:
     return Core(
         outbox_messages=settings.outbox_messages,
@@ -416,7 +483,8 @@ def _within_open_files(settings: Settings) -> Settings:
     Without descriptors an accept fails and is tried again in a busy loop; so that limit must never be reached.
     """
     limit = raise_open_files_limit()
-    room = sys.maxsize if limit == resource.RLIM_INFINITY else max(1, limit - RESERVED_FILES)
+    reserved = RESERVED_FILES + (internal_connections(limit) if settings.internal_port is not None else 0)
+    room = sys.maxsize if limit == resource.RLIM_INFINITY else max(1, limit - reserved)
     if settings.max_connections <= room:
         return settings
     log.warning("max_connections=%d: only %d files may be open, so it is %d", settings.max_connections, limit, room)

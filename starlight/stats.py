@@ -18,11 +18,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
+from starlight import ends
 from starlight._gauges import channel_counts, flush_histograms, over_budget, owners, subscribers
+from starlight._refusals import CAUSES
 from starlight._version import __version__
 from starlight.close_codes import CLOSE_CODES, ErrorCode
 from starlight.dry_run import KINDS, DryRun
-from starlight.ends import CAUSES, Ends, address_text
+from starlight.ends import Ends, address_text
 
 if TYPE_CHECKING:
     from starlight._connection import Acceptor, Connection
@@ -31,7 +33,16 @@ if TYPE_CHECKING:
     from starlight.hub import Hub
     from starlight.hub_records import ChannelRecord
 
-__all__ = ["CHANNEL_ORDERS", "CONNECTION_ORDERS", "EVICTION_REASONS", "OTHER", "LoopLag", "Source", "Stats"]
+__all__ = [
+    "CHANNEL_ORDERS",
+    "CONNECTION_ORDERS",
+    "EVICTION_REASONS",
+    "OTHER",
+    "LoopLag",
+    "Source",
+    "Stats",
+    "not_ready",
+]
 
 SLICE: Final = 500
 """Connections or channels that are looked at between two turns of the loop: about half a millisecond of them."""
@@ -87,6 +98,18 @@ class Source(Protocol):
     def is_listening(self) -> bool: ...
 
 
+def not_ready(node: Source) -> list[str]:
+    """Why no client should be sent to a node now; empty if it is ready."""
+    reasons = []
+    if node.is_draining:
+        reasons.append("draining")
+    if over_budget(node.core):
+        reasons.append("over budget")
+    if not node.is_listening:
+        reasons.append("not listening")
+    return reasons
+
+
 class LoopLag:
     """How late the loop calls what is due: the worst of the last second, and since the start."""
 
@@ -137,15 +160,8 @@ class Stats:
     # --- the node as a whole -------------------------------------------------------------------------------------
 
     def not_ready(self) -> list[str]:
-        """Why nobody should be sent here now; empty if the node is ready."""
-        reasons = []
-        if self.node.is_draining:
-            reasons.append("draining")
-        if over_budget(self.node.core):
-            reasons.append("over budget")
-        if not self.node.is_listening:
-            reasons.append("not listening")
-        return reasons
+        """See `not_ready`."""
+        return not_ready(self.node)
 
     def varz(self) -> dict[str, Any]:
         """The node in numbers: what there is now, and totals since the start."""
@@ -192,6 +208,7 @@ class Stats:
             "connections": counts["accepted"],
             "refused_connections": counts["refused_full"] + counts["refused_address"],
             "handshake_failures": counts["handshakes_failed"],
+            "refusals": self.refusals(),
             "logins": counts["logins"],
             "logins_refused": sum(self.refused_logins().values()),
             "messages_in": acceptor.messages_in,
@@ -221,14 +238,18 @@ class Stats:
         return dict(ended)
 
     def ends(self) -> dict[str, int]:
-        """Ends by cause, all causes in the order of `CAUSES`; refused logins are among them, failed handshakes not."""
+        """Ends by cause, in the order of `ends.CAUSES`; refused logins are among them, failed handshakes are not."""
         counts = self.node.ends.counts
-        return {cause: counts[cause] for cause in CAUSES}
+        return {cause: counts[cause] for cause in ends.CAUSES}
 
     def would_have(self) -> dict[str, int]:
         """What limits in a dry run would have done, in episodes by kind."""
         counts = self.node.dry_run.counts
         return {kind: counts[kind] for kind in KINDS}
+
+    def refusals(self) -> dict[str, int]:
+        """Connections refused, or ended before their handshake was done, by cause: `_refusals.CAUSES`, all of them."""
+        return {cause: self.node.acceptor.gate.refusals.counts[cause] for cause in CAUSES}
 
     def refused_logins(self) -> dict[str, int]:
         """Connections that the node closed before they had logged in, by code; a drain is no refusal."""

@@ -115,10 +115,13 @@ class Keys(Protocol):
     def find(self, algorithm: str, kid: str | None) -> PreparedKey | None:
         """The key for a token's header; None if there is none."""
 
-    def refresh(self) -> Awaitable[None] | None:
-        """An awaitable after which `find` may find more; None if asking again makes no sense now.
+    def start(self) -> None:
+        """Begin to get keys where that takes time. From the loop."""
 
-        The awaitable raises `KeysUnavailable` if there has never been any key.
+    def refresh(self) -> Awaitable[None] | None:
+        """An awaitable after which `find` may find more; None if asking again makes no sense.
+
+        The awaitable raises `KeysUnavailable` if it can't be known now whether there is such a key.
         """
 
 
@@ -132,6 +135,9 @@ class StaticKeys:
     def find(self, algorithm: str, kid: str | None) -> PreparedKey | None:
         """The key of that algorithm."""
         return self._by_algorithm.get(algorithm)
+
+    def start(self) -> None:
+        """They are there."""
 
     def refresh(self) -> None:
         """They do not change."""

@@ -49,7 +49,7 @@ def test_defaults_are_those_of_the_documents() -> None:
         "tls_key": "",
         "outbox_messages": 256,
         "outbox_bytes": 2**20,
-        "evict_after_s": 0.25,
+        "evict_after_s": 0.5,
         "coalesce_delay_s": 0.0,
         "dry_run": "",
         "read_limit_bytes": 65_536,
@@ -69,6 +69,7 @@ def test_defaults_are_those_of_the_documents() -> None:
         "internal_port": None,
         "internal_key_file": "",
         "log_format": "auto",
+        "log_file": "",
         "log_level": "info",
     }
 
@@ -137,7 +138,9 @@ def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 WRONG_SETTINGS = [
     ("port", 65_536, "a whole number from 0 to 65535"),
     ("port", "http", "a whole number from 0 to 65535"),
-    ("host", "", "1 to 255 characters"),
+    ("host", "", "one address such as 127.0.0.1"),
+    ("host", "unix:./s.sock", "no Unix socket"),
+    ("host", "127.0.0.1,::1", "no list"),
     ("path", "ws", "a path such as /ws"),
     ("path", "/ws?x=1", "a path such as /ws"),
     ("path", "/w\r\ns", "a path such as /ws"),

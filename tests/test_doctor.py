@@ -20,6 +20,7 @@ from starlight._listener import LISTEN_BACKLOG
 from starlight._machine import Machine
 from starlight.config import Settings
 from starlight.doctor import Check, diagnose, worst
+from starlight.limits import INTERNAL_CONNECTIONS
 from starlight.node import RESERVED_FILES
 from tests.support_tls import write_certificate
 
@@ -57,6 +58,10 @@ def test_a_good_machine_with_the_defaults_is_ok():
     assert worst(checks) == "ok"
 
 
+INTERNAL_FILES = RESERVED_FILES + INTERNAL_CONNECTIONS
+LOCAL_JWT = {"auth": "jwt", "jwt_secret": "s" * 64}
+
+
 def test_a_machine_that_tells_nothing_is_unknown_and_not_wrong():
     checks = diagnose(Settings(), Machine())
     assert {check.verdict for check in checks} == {"ok", "unknown"}
@@ -85,6 +90,8 @@ def test_names_are_unique_and_every_complaint_says_what_to_do():
         ("open files", {"max_connections": 1_000}, {"open_files": 1_000 + RESERVED_FILES}, "ok"),
         ("open files", {"max_connections": 1_000}, {"open_files": 999 + RESERVED_FILES}, "wrong"),
         ("open files", {"max_connections": 1_000_000}, {"open_files": None}, "ok"),
+        ("open files", {"max_connections": 9_000, "internal_port": 0}, {"open_files": 9_000 + INTERNAL_FILES}, "ok"),
+        ("open files", {"max_connections": 9_000, "internal_port": 0}, {"open_files": 8_999 + INTERNAL_FILES}, "wrong"),
         ("net.core.somaxconn", {}, {"sysctls": {"net.core.somaxconn": (LISTEN_BACKLOG - 1,)}}, "advice"),
         ("net.core.somaxconn", {"max_connections": 128}, {"sysctls": {"net.core.somaxconn": (128,)}}, "ok"),
         ("net.ipv4.tcp_max_syn_backlog", {}, {"sysctls": {"net.ipv4.tcp_syncookies": (0,)}}, "advice"),
@@ -115,6 +122,13 @@ def test_names_are_unique_and_every_complaint_says_what_to_do():
         ("drain", {"drain_rate": 1_000, "drain_timeout_s": 12}, {}, "advice"),
         ("drain", {"drain_rate": 1_000, "drain_timeout_s": 13, "drain_notice_s": 1}, {}, "advice"),
         ("drain", {"drain_rate": 1, "drain_timeout_s": 0}, {}, "ok"),
+        ("pings", {}, {}, "ok"),
+        ("pings", {"ping_interval_s": 49}, {}, "ok"),
+        ("pings", {"ping_interval_s": 50}, {}, "advice"),
+        ("pings", {"ping_interval_s": 75}, {}, "advice"),
+        ("trusted proxies", LOCAL_JWT, {}, "advice"),
+        ("trusted proxies", {**LOCAL_JWT, "connections_per_address": 0, "connection_rate": 0}, {}, "ok"),
+        ("pages", LOCAL_JWT, {}, "advice"),
         ("clock", {}, {"is_clock_synchronised": False}, "ok"),
         ("clock", {"auth": "jwt"}, {"is_clock_synchronised": False}, "advice"),
     ],
@@ -122,6 +136,21 @@ def test_names_are_unique_and_every_complaint_says_what_to_do():
 def test_thresholds(name: str, settings: dict[str, object], found: dict[str, object], verdict: str):
     settings = {"max_connections": 10_000, **settings}
     assert named(diagnose(Settings(**settings), machine(**found)), name).verdict == verdict
+
+
+def test_pings_that_a_proxy_does_not_wait_for_name_the_proxies_and_what_to_set():
+    check = named(diagnose(Settings(ping_interval_s=75), machine()), "pings")
+    assert all(word in check.change for word in ("nginx (1m)", "AWS ALB (1m)", "HAProxy", "--ping-interval 25s"))
+    assert "Cloudflare" not in check.change
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"host": "0.0.0.0"}, {"auth": "none"}, {"trusted_proxies": "127.0.0.1", "allowed_origins": "https://a.test"}],
+)
+def test_what_stands_behind_no_proxy_or_knows_it_gets_no_advice_on_it(changes: dict[str, str]):
+    names = {check.name for check in diagnose(Settings(**{**LOCAL_JWT, **changes}), machine())}
+    assert not names & {"trusted proxies", "pages"}
 
 
 def test_the_budget_that_is_proposed_would_do():

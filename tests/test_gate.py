@@ -20,10 +20,10 @@ from tests.support import eventually
 WIRES = ("ws", "wss")
 
 
-async def status(on_stage: Stage, *lines: str, target: str = "/ws") -> int:
+async def status(on_stage: Stage, *lines: str, target: str = "/ws", host: str = "x") -> int:
     """What a request with these header lines is answered."""
     client = await on_stage.connect()
-    await client.send(request(*lines, target=target))
+    await client.send(request(f"Host: {host}", *lines, target=target, drop=("host",)))
     head = await client.head()
     client.close()
     return int(head.split()[1])
@@ -44,9 +44,45 @@ async def test_8_pages_against_an_allow_list(origin: str, expected: int):
 async def test_8_pages_of_the_same_host_by_default():
     async with stage() as on_stage:
         assert await status(on_stage) == 101
-        assert await status(on_stage, "Origin: http://x:3000") == 101  # the request is for Host: x
-        assert await status(on_stage, "Origin: http://y") == 403
-        assert await status(on_stage, "Origin: http://x", "Origin: http://x") == 403
+        assert await status(on_stage, "Origin: http://localhost:3000", host="localhost:8765") == 101
+        assert await status(on_stage, "Origin: http://127.0.0.1", host="127.0.0.1:8765") == 101
+        assert await status(on_stage, "Origin: http://y", host="localhost") == 403
+        assert await status(on_stage, "Origin: capacitor://localhost", host="localhost") == 403
+        assert await status(on_stage, "Origin: http://localhost", "Origin: http://localhost", host="localhost") == 403
+
+
+@pytest.mark.parametrize(
+    "name", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "localhost.", "x"]
+)
+async def test_8_a_page_that_has_bound_its_own_name_to_loopback_is_refused(name: str):
+    async with stage() as on_stage:
+        for host in (name, f"{name}:{on_stage.node.port}"):
+            assert await status(on_stage, f"Origin: http://{name}", host=host) == 403
+        assert await status(on_stage, host=name) == 101  # a program
+        counts = on_stage.node.acceptor.gate.refusals.counts
+        assert counts == {"host": 2}
+
+
+async def test_8_on_loopback_a_page_that_is_named_may_ask_for_any_host():
+    async with stage(allowed_origins="https://app.example.com") as on_stage:
+        assert await status(on_stage, "Origin: https://app.example.com", host="app.example.com") == 101
+        assert await status(on_stage, "Origin: https://evil.example", host="evil.example") == 403
+
+
+async def test_8_applications_that_are_named_may_connect():
+    apps = [
+        "capacitor://localhost",
+        "tauri://localhost",
+        "ionic://localhost",
+        "file://",
+        "null",
+        "chrome-extension://ab",
+    ]
+    async with stage(allowed_origins=",".join(apps)) as on_stage:
+        for origin in apps:
+            assert await status(on_stage, f"Origin: {origin}") == 101
+        for origin in ("capacitor://other", "chrome-extension://abc", "moz-extension://ab", "http://localhost"):
+            assert await status(on_stage, f"Origin: {origin}") == 403
 
 
 async def test_12_a_token_in_the_query_is_refused_and_never_logged(caplog: pytest.LogCaptureFixture):
@@ -130,9 +166,36 @@ async def test_the_address_of_a_client_is_a_proxys_word_only_if_it_is_one_of_our
     assert seen == [peer]
 
 
-async def test_an_address_that_is_none_is_400():
-    async with stage(trusted_proxies="127.0.0.1") as on_stage:
-        assert await status(on_stage, "X-Forwarded-For: nonsense") == 400
+@pytest.mark.parametrize(
+    ("word", "peer"),
+    [
+        ("203.0.113.9:51008", "203.0.113.9"), ("[2001:db8::1]:443", "2001:db8::1"), ("[2001:db8::1]", "2001:db8::1"),
+        ("unknown", "127.0.0.1"), ("_hidden", "127.0.0.1"), ("", "127.0.0.1"), ("6.6.6.6, unknown", "127.0.0.1"),
+    ],
+)  # fmt: skip
+async def test_an_x_forwarded_for_as_proxies_write_it_refuses_nobody(word: str, peer: str):
+    """What is no address counts as the proxy, which has no limit: else one odd header would refuse all its clients."""
+    seen = []
+    handlers = Handlers()
+
+    @handlers.on_login
+    def look(client: Client, login: dict[str, Any]) -> None:
+        if client.user != "witness":
+            assert client.connection.peername is not None
+            seen.append(client.connection.peername[0])
+
+    settings = {"trusted_proxies": "127.0.0.1", "connections_per_address": 3, "quiet": peer != "127.0.0.1"}
+    async with stage(node=lambda settings: Node(settings, handlers=handlers), **settings) as on_stage:
+        statuses = []
+        for number in range(5):
+            client = await on_stage.connect()
+            await client.send(request(f"X-Forwarded-For: {word}"))
+            statuses.append((await client.head()).split()[1])
+            if statuses[-1] == b"101":
+                await client.say("login", user=f"u{number}")
+                await client.hear()
+        assert set(seen) == {peer}
+        assert statuses == [b"101"] * (5 if peer == "127.0.0.1" else 3) + [b"429"] * (0 if peer == "127.0.0.1" else 2)
 
 
 @pytest.mark.parametrize("settings", [{"allowed_origins": "x"}, {"trusted_proxies": "x"}])

@@ -213,6 +213,88 @@ async def test_a_handler_that_holds_the_loop_is_logged_by_name(caplog: pytest.Lo
     play.close()
 
 
+async def test_each_slow_step_of_a_coroutine_is_logged_by_name_with_what_helps(caplog: pytest.LogCaptureFixture):
+    now_ns = 0
+
+    def work_ms(number: int) -> None:
+        nonlocal now_ns
+        now_ns += number * 1_000_000
+
+    play = Play(clock_ns=lambda: now_ns)
+
+    @play.handlers.on("steps")
+    async def steps(client: Client, data: list[int]) -> str:
+        for number in data:
+            work_ms(number)
+            await asyncio.sleep(0)
+        return "done"
+
+    @play.handlers.on("late")
+    async def late(client: Client, data: object) -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            work_ms(77)
+
+    async def call(type: str, data: object) -> object:
+        handler = play.handlers.get(type)
+        assert handler is not None
+        return await handler.call(None, data)
+
+    assert await call("steps", [50, 40, 30]) == "done"
+    assert "held the loop" not in caplog.text
+    assert await call("steps", [10, 61, 10, 62]) == "done"
+    lines = [line for line in caplog.text.splitlines() if "held the loop" in line]
+    assert ["steps held the loop for 61 ms" in line for line in lines] == [True, False]
+    assert "steps held the loop for 62 ms" in lines[1]
+    assert "asyncio.to_thread" in lines[0] and "make it async" not in lines[0]
+    task = asyncio.ensure_future(call("late", None))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert "late held the loop for 77 ms" in caplog.text
+    play.close()
+
+
+async def test_a_timed_coroutine_is_one_in_every_respect():
+    handlers = Handlers()
+
+    async def work(client: object, data: object) -> object:
+        try:
+            return await asyncio.wait_for(asyncio.sleep(600 if data == "late" else 0, data), 0.01)
+        except TimeoutError:
+            return "timed out"
+
+    handlers.on("work")(work)
+    handler = handlers.get("work")
+    assert handler is not None
+    assert await handler.call(None, "quick") == "quick"
+    assert await asyncio.create_task(handler.call(None, "late")) == "timed out"
+    never_begun = asyncio.create_task(handler.call(None, "never"))
+    never_begun.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await never_begun
+    dropped = handler.call(None, "dropped")
+    assert dropped.__qualname__ == work.__qualname__ and dropped.cr_frame is not None
+    dropped.close()
+    assert dropped.cr_frame is None
+
+
+async def test_an_authorize_hook_that_holds_the_loop_is_logged(caplog: pytest.LogCaptureFixture):
+    now_ns = 0
+
+    def look_up(client: object, action: str, name: str) -> bool:
+        nonlocal now_ns
+        now_ns += 80_000_000
+        return True
+
+    handlers = Handlers(clock_ns=lambda: now_ns)
+    handlers.authorize(look_up)
+    assert handlers.authorizer is not None and handlers.authorizer(None, "join", "c") is True
+    assert "look_up held the loop for 80 ms" in caplog.text and "in memory" in caplog.text
+
+
 # --- async and threads -----------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -132,8 +133,59 @@ def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_answer_in_time() -> None:
-    with answering(b"", keep_open=True) as (url, _), pytest.raises(NodeUnreachable, match="no answer in time"):
-        NodeClient(url, timeout_s=0.1).varz()
+    with (
+        answering(b"", keep_open=True) as (url, _),
+        pytest.raises(NodeUnreachable, match=r"no complete answer within 0\.1 s"),
+    ):
+        NodeClient(url, answer_s=0.1).varz()
+
+
+@contextmanager
+def dripping(head: bytes, drip: bytes) -> Iterator[str]:
+    """A node that answers with a head and then sends some bytes again and again, without end."""
+    stop = threading.Event()
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65_536)
+            connection.sendall(head)
+            while not stop.wait(0.01):
+                connection.sendall(drip)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        stop.set()
+        thread.join(10)
+        listening.close()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "drip"),
+    [
+        (b"", b"H"),
+        (OK, b"X: y\r\n"),
+        (OK + b"X: ", b"y"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (OK + b"\r\n", b" "),
+        (OK + b"Connection: close\r\n\r\n", b" "),
+        (OK + b"Content-Length: 1000000\r\n\r\n", b" "),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n1;", b"x"),
+    ],
+)
+def test_an_answer_that_drips_is_given_up(head: bytes, drip: bytes) -> None:
+    for ask in (lambda node: node.connections(), lambda node: node.disconnect("ann")):
+        with dripping(head, drip) as url, pytest.raises(NodeUnreachable) as failure:
+            ask(NodeClient(url, answer_s=0.4))
+        assert "no complete answer within 0.4 s" in str(failure.value) or "not HTTP" in str(failure.value)
 
 
 def test_a_redirect_is_not_followed() -> None:

@@ -12,12 +12,25 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect
 
+from starlight.config import Settings
 from starlight.errors import ConfigError, KeysUnavailable, TokenRefused
-from starlight.jwks import BODY_LIMIT_BYTES, COOLDOWN_S, LIFETIME_S, STALE_S, THREADS_LIMIT, FetchedKeys, fetch
+from starlight.jwks import (
+    BODY_LIMIT_BYTES,
+    COOLDOWN_S,
+    LIFETIME_S,
+    STALE_S,
+    THREADS_LIMIT,
+    WAITING_LIMIT,
+    FetchedKeys,
+    fetch,
+)
+from starlight.node import Node
 from starlight.tokens import ASYMMETRIC, Claims, Rules, Verifier
 from tests.support import eventually
 from tests.support_tokens import AUDIENCE, ISSUER, pair, token
+from tests.wire_client import WireClient
 
 
 class Issuer:
@@ -58,10 +71,33 @@ class Issuer:
 
 
 class Clock:
-    now_s = 1_000.0
+    """A clock that a test moves, and what sleeps by it."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+        self._sleepers: dict[asyncio.Future[None], float] = {}
 
     def __call__(self) -> float:
         return self.now_s
+
+    async def sleep(self, seconds: float) -> None:
+        sleeper = asyncio.get_running_loop().create_future()
+        self._sleepers[sleeper] = self.now_s + seconds
+        try:
+            await sleeper
+        finally:
+            del self._sleepers[sleeper]
+
+    @property
+    def sleeping(self) -> list[float]:
+        """How long each sleeper still sleeps."""
+        return [until_s - self.now_s for until_s in self._sleepers.values()]
+
+    def pass_s(self, seconds: float) -> None:
+        self.now_s += seconds
+        for sleeper, until_s in self._sleepers.items():
+            if until_s <= self.now_s and not sleeper.done():
+                sleeper.set_result(None)
 
 
 @pytest.fixture
@@ -78,12 +114,20 @@ def clock() -> Clock:
 
 @pytest.fixture
 def verifier(issuer: Issuer, clock: Clock) -> Verifier:
-    return Verifier(FetchedKeys(issuer.url, clock=clock), Rules(ASYMMETRIC, ISSUER, AUDIENCE))
+    return Verifier(FetchedKeys(issuer.url, clock=clock, sleep=clock.sleep), Rules(ASYMMETRIC, ISSUER, AUDIENCE))
 
 
 def signed(alg: str = "RS256", kid: str | None = "r", number: int = 0, **changes: Any) -> str:
     headers = {} if kid is None else {"kid": kid}
     return token(key=pair(alg, number).private, alg=alg, headers=headers, **changes)
+
+
+async def log_in(url: str, token: str) -> WireClient:
+    """A client that the node has let in by its token."""
+    client = WireClient(await connect(url, compression=None))
+    await client.say("login", token=token)
+    assert (await client.hear())["type"] == "welcome"
+    return client
 
 
 async def check(verifier: Verifier, text: str) -> Claims:
@@ -111,21 +155,77 @@ async def test_many_logins_share_one_fetch_and_the_loop_goes_on(issuer: Issuer, 
     assert issuer.asked == ["/keys"]
 
 
-async def test_a_new_key_is_found_and_unknown_ones_do_not_make_us_ask_again_and_again(
+async def test_a_new_key_is_waited_for_and_unknown_ones_do_not_make_us_ask_again_and_again(
     issuer: Issuer, verifier: Verifier, clock: Clock
 ):
     await check(verifier, signed())
     issuer.keys.append(pair("RS256", 1).jwk(kid="new"))
-    for _ in range(50):
-        with pytest.raises(TokenRefused, match="no such key"):
-            await check(verifier, signed(kid="new", number=1))
+    clock.now_s += 1
+    logins = [asyncio.ensure_future(check(verifier, signed(kid="new", number=1))) for _ in range(20)]
+    unknown = [asyncio.ensure_future(check(verifier, signed(kid=f"unknown-{n}"))) for n in range(20)]
+    await eventually(lambda: clock.sleeping == [COOLDOWN_S - 1])
     assert len(issuer.asked) == 1
-    clock.now_s += COOLDOWN_S
-    assert (await check(verifier, signed(kid="new", number=1))).user == "ann"
-    for number in range(50):
-        with pytest.raises(TokenRefused):
-            await check(verifier, signed(kid=f"unknown-{number}"))
+    assert not any(login.done() for login in (*logins, *unknown))
+    clock.pass_s(COOLDOWN_S - 1)
+    assert {claims.user for claims in await asyncio.gather(*logins)} == {"ann"}
+    for login in unknown:
+        with pytest.raises(TokenRefused, match="no such key"):
+            await login
     assert len(issuer.asked) == 2
+    for n in range(50):  # what can be made up has no fetch of its own, either
+        waiting = asyncio.ensure_future(check(verifier, signed(kid=f"more-{n}")))
+        await asyncio.sleep(0)
+        waiting.cancel()
+    await asyncio.wait((waiting,))
+    clock.pass_s(COOLDOWN_S)
+    await eventually(lambda: verifier.keys._next is None)
+    assert len(issuer.asked) == 2, "who has asked is gone"
+
+
+async def test_logins_that_wait_for_a_key_are_bounded(issuer: Issuer, verifier: Verifier, clock: Clock):
+    await check(verifier, signed())
+    logins = [asyncio.ensure_future(check(verifier, signed(kid=f"u{n}"))) for n in range(WAITING_LIMIT)]
+    await eventually(lambda: verifier.keys._waiting == WAITING_LIMIT)
+    with pytest.raises(KeysUnavailable):  # 1013: come again
+        await check(verifier, signed(kid="one more"))
+    assert isinstance(verifier.verify(signed()), Claims), "who has a known key is let in all the same"
+    clock.pass_s(COOLDOWN_S)
+    assert all(isinstance(end, TokenRefused) for end in await asyncio.gather(*logins, return_exceptions=True))
+    assert verifier.keys._waiting == 0
+
+
+async def test_a_login_does_not_wait_longer_than_it_may(issuer: Issuer, clock: Clock):
+    keys = FetchedKeys(issuer.url, wait_s=2.0, clock=clock, sleep=clock.sleep)
+    verifier = Verifier(keys, Rules(ASYMMETRIC, ISSUER, AUDIENCE))
+    await check(verifier, signed())
+    waiting = asyncio.ensure_future(check(verifier, signed(kid="new")))
+    await eventually(lambda: 2.0 in clock.sleeping)
+    clock.pass_s(2.0)
+    with pytest.raises(KeysUnavailable):
+        await waiting
+    assert len(issuer.asked) == 1
+
+
+async def test_where_the_issuer_fails_an_unknown_key_is_not_called_wrong(
+    issuer: Issuer, verifier: Verifier, clock: Clock
+):
+    await check(verifier, signed())
+    issuer.status = 500
+    clock.now_s += COOLDOWN_S
+    with pytest.raises(KeysUnavailable):
+        await check(verifier, signed(kid="new"))
+    assert isinstance(verifier.verify(signed()), Claims)
+
+
+async def test_a_client_with_a_new_key_is_in_after_a_moment(issuer: Issuer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("starlight.jwks.COOLDOWN_S", 0.5)
+    settings = {"auth": "jwt", "jwt_jwks_url": issuer.url, "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
+    async with Node(Settings(port=0, drain_timeout_s=2, **settings)) as node:
+        first = await log_in(node.url, token=signed())
+        issuer.keys = [pair("RS256", 1).jwk(kid="new")]
+        client = await log_in(node.url, token=signed(kid="new", number=1))
+        await first.close()
+        await client.close()
 
 
 async def test_old_keys_are_fetched_again_while_they_serve(issuer: Issuer, verifier: Verifier, clock: Clock):
@@ -195,7 +295,7 @@ async def test_a_redirect_is_not_followed(issuer: Issuer, verifier: Verifier):
         other.close()
 
 
-async def test_keys_that_are_none_of_ours(issuer: Issuer, verifier: Verifier):
+async def test_keys_that_are_none_of_ours(issuer: Issuer, verifier: Verifier, clock: Clock):
     private = json.loads(__import__("jwt").get_algorithm_by_name("RS256").to_jwk(pair("RS256", 2).private))
     issuer.keys = [
         pair("ES256").jwk(kid="e"),
@@ -208,6 +308,7 @@ async def test_keys_that_are_none_of_ours(issuer: Issuer, verifier: Verifier):
     ]
     assert (await check(verifier, signed("ES256", "e"))).user == "ann"
     for kid, number in (("enc", 0), ("alg", 0), ("private", 2), ("7", 0), ("twice", 0), ("twice", 1)):
+        clock.now_s += COOLDOWN_S
         with pytest.raises(TokenRefused):
             await check(verifier, signed(kid=kid, number=number))
 

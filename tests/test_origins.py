@@ -77,11 +77,63 @@ def test_any_text_is_no_origin_of_ours(text: str):
 
 
 @pytest.mark.parametrize(
-    "allowed", ["example.com", "https://*", "https://a.*.com", "https://a.test/", "null", "ws://a"]
-)
+    "allowed",
+    [
+        "example.com", "https://*", "https://a.*.com", "https://a.test/", "ws://a", "wss://a", "nul", "file:///x",
+        "tauri://*", "chrome-extension://*", "chrome-extension://*.a", "://a", "tauri:", "https://a.test x",
+    ],
+)  # fmt: skip
 def test_wrong_lists(allowed: str):
     with pytest.raises(ConfigError, match="origins with commas between"):
         Origins(allowed)
+
+
+APPS = (
+    "capacitor://localhost", "ionic://localhost", "tauri://localhost", "file://", "null", "app://obsidian.md",
+    "chrome-extension://abcdefghijklmnopabcdefghijklmnop", "moz-extension://0b6b2a5c-8a7c-4b0e-9a43-3f9a3f1b0b1a",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("origin", APPS)
+def test_an_application_is_let_in_if_it_is_named_and_only_then(origin: str):
+    assert Origins(origin).allows([origin], "a.test", is_local=True)
+    assert Origins(f"https://a.test, {origin.upper()}").allows([origin], "a.test")
+    for others in ("", "https://a.test", *(other for other in APPS if other != origin)):
+        assert not Origins(others).allows([origin], "localhost"), others
+    assert not Origins(origin).allows([origin + "x"], "localhost")
+    assert not Origins(origin).allows([origin, origin], "localhost")
+    assert not Origins(origin).allows(["https://evil.test"], "localhost")
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "refusal"),
+    [
+        ("http://evil.example", "evil.example:8765", "host"),
+        ("https://rebind.attacker.com", "rebind.attacker.com", "host"),
+        ("http://127.0.0.1.evil.example", "127.0.0.1.evil.example", "host"),
+        ("http://localhost.evil.example", "localhost.evil.example", "host"),
+        ("http://localhost.", "localhost.", "host"),
+        ("http://127.1", "127.1", "host"),
+        ("http://2130706433", "2130706433", "host"),
+        ("http://[127.0.0.1]", "[127.0.0.1]", "host"),
+        ("http://evil.example", "127.0.0.1", "origin"),
+        ("null", "localhost", "origin"),
+        ("http://localhost:3000", "localhost:8765", None),
+        ("http://LOCALHOST", "localhost", None),
+        ("http://127.0.0.1:3000", "127.0.0.1:8765", None),
+        ("https://[::1]:1", "[::1]:2", None),
+        ("http://192.168.1.5", "192.168.1.5:8765", None),
+    ],
+)
+def test_on_a_loopback_address_a_page_must_ask_for_what_no_stranger_can_bind(
+    origin: str, host: str, refusal: str | None
+):
+    assert Origins("").refusal([origin], host, is_local=True) == refusal
+    if refusal == "host":
+        assert Origins("").allows([origin], host)  # elsewhere the name of a host is one that its owner has bound
+        assert Origins(origin).allows([origin], host, is_local=True)
+        assert Origins("*").allows([origin], host, is_local=True)
+    assert Origins("").allows([], host, is_local=True)  # a program
 
 
 PROXIES = Proxies("10.0.0.0/8, 127.0.0.1, 2001:db8::/32")
@@ -99,18 +151,36 @@ PROXIES = Proxies("10.0.0.0/8, 127.0.0.1, 2001:db8::/32")
         ("10.0.0.1", [], "10.0.0.1"),
         ("::ffff:10.0.0.1", ["203.0.113.1"], "203.0.113.1"),
         ("2001:db8::1", ["2001:470::5"], "2001:470::5"),
-        ("10.0.0.1", ["unknown"], None),
-        ("10.0.0.1", ["203.0.113.1, "], None),
-        ("10.0.0.1", ["203.0.113.1:80"], None),
+        ("10.0.0.1", ["203.0.113.1:51008"], "203.0.113.1"),
+        ("10.0.0.1", ["6.6.6.6:1, 203.0.113.1:51008, 10.0.0.2:443"], "203.0.113.1"),
+        ("10.0.0.1", ["[2001:470::5]:443"], "2001:470::5"),
+        ("10.0.0.1", ["[2001:470::5]"], "2001:470::5"),
+        ("10.0.0.1", ['"[2001:470::5]:443"'], "2001:470::5"),
+        ("10.0.0.1", ["[::ffff:203.0.113.1]:80"], "203.0.113.1"),
+        ("10.0.0.1", ["fe80::1%eth0"], "fe80::1"),
     ],
 )
-def test_whom_a_proxy_connects_for(peer: str, forwarded: list[str], client: str | None):
-    assert PROXIES.client(peer, forwarded) == client
+def test_whom_a_proxy_connects_for(peer: str, forwarded: list[str], client: str):
+    assert PROXIES.client(peer, forwarded) == (client, True)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "unknown", "_hidden", "_secret:80", "", " ", "203.0.113.1:", "203.0.113.1:x", "203.0.113.1:123456", "[::1",
+        "::1]", "[203.0.113.1.5]", "1.2.3", "999.1.1.1", "[]:80", "203.0.113.1;evil", "\udcff",
+    ],
+)  # fmt: skip
+def test_what_is_no_address_is_the_nearest_proxys_that_is_known(word: str):
+    assert PROXIES.client("10.0.0.1", [word]) == ("10.0.0.1", False)
+    assert PROXIES.client("10.0.0.1", [f"203.0.113.1, {word}"]) == ("10.0.0.1", False)
+    assert PROXIES.client("10.0.0.1", [f"{word}, 10.0.0.2"]) == ("10.0.0.2", False)
+    assert PROXIES.client("10.0.0.1", [f"{word}, 203.0.113.1"]) == ("203.0.113.1", True)
 
 
 def test_without_proxies_nobody_is_believed():
     none = Proxies("")
     assert not none
-    assert none.client("127.0.0.1", ["1.2.3.4"]) == "127.0.0.1"
+    assert none.client("127.0.0.1", ["1.2.3.4"]) == ("127.0.0.1", True)
     with pytest.raises(ConfigError, match="addresses and networks"):
         Proxies("proxy.local")
