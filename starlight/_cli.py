@@ -215,5 +215,5 @@ def _describe_one(error: ConfigError, words: dict[str, str], arguments: dict[str
     except ConfigError:  # it is about the file itself
         origin = None
     if origin is None or origin.kind == "default":
-        return str(error)
-    return str(ConfigError(origin.key, error.value, error.allowed))
+        return error.line
+    return ConfigError(origin.key, error.value, error.allowed).line

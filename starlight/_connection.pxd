@@ -5,7 +5,7 @@
 # Law: from CLOSING on nothing is delivered to the hub and nothing but the close is written. The hub hears of a client's end
 # exactly once. picows parses and nothing else: see `disarm` in _connection.pyx.
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from picows.picows cimport WSFrame, WSListener, WSTransport
 from starlight._deadlines cimport deadline_t, wheel_t
 from starlight._fanout cimport Core, Subscriber
@@ -19,6 +19,12 @@ cdef enum phase_t:
     PHASE_OPEN = 2
     PHASE_CLOSING = 3
     PHASE_GONE = 4
+
+
+cdef enum sign_t:
+    SIGN_SILENT = 0
+    SIGN_ALIVE = 1
+    SIGN_UNKNOWN = 2
 
 
 cdef class Connection(WSListener)
@@ -35,6 +41,8 @@ cdef class Acceptor:
     cdef object loop
     cdef object timer
     cdef readonly object gate            # who may connect: starlight._gate.Gate
+    cdef object departures               # watches those that aren't read: starlight._departures.Departures
+    cdef dict left_behind                # tasks of handlers whose clients have gone, the oldest first; a dict as ordered set
     cdef object hub_login
     cdef object hub_receive
     cdef object hub_count_bytes
@@ -80,6 +88,11 @@ cdef class Connection(WSListener):
     cdef const uint8_t* read_at          # borrowed: where picows lets the next read begin, from get_buffer to buffer_updated
     cdef Py_ssize_t request_bytes        # of the request, received so far
     cdef Py_ssize_t queued_bytes
+    cdef int64_t received_bytes          # from the peer, as the kernel had counted them when it was pinged; -1: unknown
+    cdef int64_t acked_bytes             # of ours by the peer, likewise
+    cdef uint64_t pinged_ms              # when the last ping was queued, on the core's clock
+    cdef int watched_fd                  # borrowed from the transport: in the acceptor's watch; -1: not there
+    cdef int n_doubts                    # pong timeouts that passed in a row while nothing could be told of the peer
     cdef Py_ssize_t stranger_bytes       # received since the handshake, while nobody has logged in
     cdef int fd
     cdef uint64_t turn                   # the core's turn in which `work` was counted
@@ -127,6 +140,13 @@ cdef class Connection(WSListener):
     cdef bytes next_held(self)
     cdef int dispatch(self, bytes message) except -1
     cdef int hold(self, bytes message) except -1
+    cdef int cancel_login(self) except -1
+    cdef int stop_reading(self) except -1
+    cdef int unwatch(self) except -1
+    cdef int close_as_told(self, close) except -1
+    cdef int send_ping(self) except -1
+    cdef sign_t sign(self) except? SIGN_SILENT
+    cdef bint may_have_answered(self) except -1
     cdef int fail(self, int code) except -1
     cdef int answer_close(self) except -1
     cdef int begin_close(self, uint64_t within_ms) except -1

@@ -32,6 +32,7 @@ from starlight.protocol._lines cimport Lines
 from picows.picows import WSProtocol
 
 from starlight import close_codes
+from starlight._departures import Departures, progress, unread_bytes
 from starlight._fanout import FRAMES, LINES
 from starlight._gate import Gate
 from starlight._handover import (BAD_REQUEST, DISARMED, Answering, Discard, ParserLog, reset_on_close, resume_reading,
@@ -61,6 +62,7 @@ cdef enum:
     HEAD_BYTES = 5               # of "HEAD "
     READ_BUFFER_BYTES = 2048     # picows' minimum; it grows with what really arrives
     BURST_BYTES = 16 * 1024      # up to here by any burst, beyond only by a frame that is larger
+    DOUBTS_LIMIT = 3             # pong timeouts for a peer of which nothing can be told while it isn't read
     FRAME_WORK = 256             # work is counted in bytes, about a nanosecond each: parsing a frame is as much as so many,
     MESSAGE_WORK = 2048          # and handling a message
     TURN_WORK = 2 * 1024 * 1024  # about 2 ms: what clients that want more than they get are given in a turn, all together
@@ -68,6 +70,7 @@ cdef enum:
     READS_OF_SHARE = 64          # a read may bring this part of a share: its frames, which can't wait, take 40 times their bytes
     LATE_MS = 3 * WHEEL_TICK_MS  # a tick that comes so late was held up: sockets are read before deadlines are judged
 
+cdef double DISCARD_PAUSE_S = 0.001                      # between two reads of a closing peer that floods: 64 MB a second
 cdef object PING_WHEN_IDLE = 1
 cdef MemoryBuffer NO_WRITE_BUFFER = MemoryBuffer(16)     # for all connections: picows writes nothing after the handshake
 
@@ -132,6 +135,7 @@ cdef class Connection(WSListener):
         self.phase = PHASE_HANDSHAKE
         self.subprotocol = ""
         self.fd = -1
+        self.watched_fd = -1
         self.deadline.owner = <void*>self
 
     def __dealloc__(self):
@@ -287,8 +291,12 @@ cdef class Connection(WSListener):
             self.blame("timeout" if self.is_late else "gone")
         elif self.phase in (PHASE_LOGIN, PHASE_OPEN):
             self.acceptor.counts["peer_1006"] += 1
+        self.unwatch()
+        self.cancel_login()
         self.phase = PHASE_GONE
         deadline_clear(&self.deadline)
+        if self.task is not None:
+            self.acceptor.leave_behind(self.task)
         self.queue = None
         self.lines = None
         self.fragments = None
@@ -335,7 +343,7 @@ cdef class Connection(WSListener):
             self.spend(FRAME_WORK)
             self.receive(frame)
         except CloseConnection as close:
-            self.close(close.code, close.reason)
+            self.close_as_told(close)
         except Exception:
             log.exception("a message could not be handled")
             self.close(1011)
@@ -354,6 +362,7 @@ cdef class Connection(WSListener):
         """A ping or pong. The pong that is awaited is free; any other is charged, and passed over if it is too many."""
         if frame.msg_type == WSMsgType.PONG and self.awaits_pong:
             self.awaits_pong = False
+            self.n_doubts = 0
             return self.set_deadline(self.acceptor.ping_interval_ms)
         if not self.may_frames(1):
             return 0
@@ -384,8 +393,7 @@ cdef class Connection(WSListener):
             if self.task is None:
                 return self.fail(1009)
             if not self.is_paused:                       # its login is being checked: the rest waits for that
-                self.is_paused = True
-                self.transport.pause_reading()
+                self.stop_reading()
         return 0
 
     cdef int receive_fragment(self, WSFrame frame) except -1:
@@ -426,8 +434,8 @@ cdef class Connection(WSListener):
         self.peer_code = code
         if self.task is None and not self.is_holding():
             return self.answer_close()
-        self.is_paused = True                            # what it sent before the close is handled first
-        self.transport.pause_reading()
+        self.stop_reading()                              # what it sent before the close is handled first, if that is in time
+        self.set_deadline(self.acceptor.write_timeout_ms)
         return 0
 
     cdef int answer_close(self) except -1:
@@ -547,28 +555,39 @@ cdef class Connection(WSListener):
         result = self.acceptor.hub_login(self, message)
         if hasattr(result, "__await__"):
             self.task = self.acceptor.loop.create_task(self.handle(result, True))
-        else:
-            self.on_login(result)
+            return 0
+        greeting = self.on_login(result)
+        if greeting is not None:
+            self.task = self.acceptor.loop.create_task(self.handle(greeting, False))
         return 0
 
     def on_login(self, client):
-        """The login was accepted; it may be over already if a handler closed the connection meanwhile."""
-        if self.phase >= PHASE_CLOSING:
+        """The login was accepted: returns what of `on_connect` has to be awaited, or None."""
+        if self.phase >= PHASE_CLOSING:                  # over already: it was closed meanwhile
             self.acceptor.hub.disconnect(client)
-            return
+            return None
         self.client = client
         self.acceptor.counts["logins"] += 1
         self.phase = PHASE_OPEN
-        self.set_deadline(<uint64_t>(self.acceptor.ping_interval_ms * random.uniform(0.5, 1.0)))
+        if not self.peer_code:
+            self.set_deadline(<uint64_t>(self.acceptor.ping_interval_ms * random.uniform(0.5, 1.0)))
+        return self.acceptor.hub.greet(client)
+
+    cdef int cancel_login(self) except -1:
+        """It is over: what still checks its login has nothing to check. Not before that has begun, or it is never awaited."""
+        if self.phase == PHASE_LOGIN and self.task is not None:
+            self.acceptor.loop.call_soon(self.task.cancel)
+        return 0
 
     async def handle(self, awaitable, is_login):
         """Run an async handler, or a login that is checked, then what waited for it."""
         try:
             result = await awaitable
-            if is_login:
-                self.on_login(result)
+            greeting = self.on_login(result) if is_login else None
+            if greeting is not None:
+                await greeting
         except CloseConnection as close:
-            self.close(close.code, close.reason)
+            self.close_as_told(close)
         except asyncio.CancelledError:                   # by a stranger: what waits behind it has lost its order
             self.close(1011)
             raise
@@ -588,7 +607,7 @@ cdef class Connection(WSListener):
             try:
                 self.handle_held()
             except CloseConnection as close:
-                self.close(close.code, close.reason)
+                self.close_as_told(close)
             except Exception:
                 log.exception("a message could not be handled")
                 self.close(1011)
@@ -618,6 +637,8 @@ cdef class Connection(WSListener):
 
     cdef int read_on(self) except -1:
         cdef bint was_paused = self.is_paused
+        self.unwatch()
+        self.n_doubts = 0
         self.is_paused = False
         resume_reading(self.transport, self.may_read)
         if was_paused and self.awaits_pong:              # it may be behind all that we didn't read
@@ -632,9 +653,32 @@ cdef class Connection(WSListener):
         self.queued_bytes += len(message)
         if not self.is_paused and (self.phase == PHASE_LOGIN or len(self.queue) >= HOLD_MESSAGES
                                    or self.queued_bytes >= HOLD_BYTES):
-            self.is_paused = True
-            self.transport.pause_reading()
+            self.stop_reading()
         return 0
+
+    cdef int stop_reading(self) except -1:
+        """Read nothing for now; that the peer goes is told meanwhile by the acceptor's watch (`on_departed`)."""
+        self.is_paused = True
+        self.transport.pause_reading()
+        if self.watched_fd < 0:
+            self.watched_fd = self.transport.get_extra_info("socket").fileno()
+            self.acceptor.departures.watch(self.watched_fd, self)
+        return 0
+
+    cdef int unwatch(self) except -1:
+        if self.watched_fd >= 0:
+            self.acceptor.departures.forget(self.watched_fd)
+            self.watched_fd = -1
+        return 0
+
+    def on_departed(self):
+        """The peer has gone while it wasn't read: what it sent and nobody has read goes with it."""
+        if self.phase not in (PHASE_LOGIN, PHASE_OPEN):
+            return
+        if self.peer_code:
+            self.answer_close()
+        else:
+            self.abort()
 
     def pause_reading(self, double seconds):
         """Read nothing for so long, and handle nothing: what was read already is held."""
@@ -642,8 +686,7 @@ cdef class Connection(WSListener):
             return
         self.is_throttled = True
         if not self.is_paused:
-            self.is_paused = True
-            self.transport.pause_reading()
+            self.stop_reading()
         self.acceptor.loop.call_later(seconds, self.read_again)
 
     def read_again(self):
@@ -654,20 +697,41 @@ cdef class Connection(WSListener):
 
     # ---- the ways to end
 
-    def close(self, int code, str reason=None, retry_ms=None):
+    def close(self, code, reason=None, retry_ms=None):
         """End in good order: what is in the outbox, a `bye`, the close frame, then up to 1 s for the peer.
 
         code: a close code of the protocol. reason: ASCII of at most 123 bytes; None: the code's constant one.
         retry_ms: when the client may come back, told in the `bye`. Does nothing on a connection that is closing.
+        Raises TypeError or ValueError for what may not be sent: `close_codes.check_close`. All closes come through here but
+        evictions, whose codes are the core's, and the answer to a peer's close, whose code was checked.
         """
         if self.phase == PHASE_HANDSHAKE or self.phase >= PHASE_CLOSING:
             return
+        close_codes.check_close(code, reason)
         text = close_codes.reason(code) if reason is None else reason
         if code not in NO_BYE:
             self.acceptor.core.send(self.subscriber, bye(code, text, retry_ms))
-        self.acceptor.core.close(self.subscriber, code, text.encode("ascii", "replace"))
+        self.acceptor.core.close(self.subscriber, code, text.encode("ascii"))
         self.acceptor.counts[f"{'refused' if self.phase == PHASE_LOGIN else 'closed'}_{code}"] += 1
         self.begin_close(LINGER_MS if code == close_codes.NO_PONG else self.acceptor.write_timeout_ms)
+
+    cdef int close_as_told(self, close) except -1:
+        """End it as a `CloseConnection` says; with 1011 if that is an application's, and says what may not be sent."""
+        if self.phase >= PHASE_CLOSING:
+            return 0
+        try:
+            self.close(close.code, close.reason)
+        except Exception as error:
+            log.error("a handler raised CloseConnection%.200r: %s; the client is closed with 1011", close.args, error)
+            self.close(close_codes.INTERNAL)
+        return 0
+
+    def give_way(self):
+        """End it, as it is silent and its user has another one."""
+        if self.peer_code and self.phase in (PHASE_LOGIN, PHASE_OPEN):
+            self.answer_close()
+        else:
+            self.close(close_codes.NO_PONG)
 
     cdef int fail(self, int code) except -1:
         """The peer broke the protocol. What it sent before that in the same turn is handled first."""
@@ -679,6 +743,8 @@ cdef class Connection(WSListener):
 
     cdef int begin_close(self, uint64_t within_ms) except -1:
         """Nothing more from the peer, and so long for what it is still to get."""
+        self.unwatch()
+        self.cancel_login()
         self.phase = PHASE_CLOSING
         self.fragments = None
         self.queue = None
@@ -701,13 +767,13 @@ cdef class Connection(WSListener):
         return 0
 
     def on_discarded(self):
-        """A closing peer floods: it is read on in the next turn, when others have had theirs. (TLS sees to that itself.)"""
+        """A closing peer floods: it is read on a little later, so that it costs next to nothing. (TLS bounds a turn itself.)"""
         if self.transport is not None and self.fd >= 0:
             self.transport.pause_reading()
-            self.acceptor.loop.call_soon(self.discard_on)
+            self.acceptor.loop.call_later(DISCARD_PAUSE_S, self.discard_on)
 
     def discard_on(self):
-        """The next turn."""
+        """The pause is over."""
         if self.transport is not None:
             resume_reading(self.transport, self.may_read)
 
@@ -785,7 +851,9 @@ cdef class Connection(WSListener):
     cdef int on_due(self) except -1:
         """The one deadline has come: what it means depends on the phase."""
         cdef Acceptor acceptor = self.acceptor
-        if self.phase == PHASE_LOGIN:
+        if self.peer_code and self.phase in (PHASE_LOGIN, PHASE_OPEN):
+            self.answer_close()                          # its handler takes too long: it goes on by itself
+        elif self.phase == PHASE_LOGIN:
             if self.task is None:
                 self.close(close_codes.LOGIN_TIMEOUT)
             else:
@@ -796,15 +864,64 @@ cdef class Connection(WSListener):
         elif self.phase == PHASE_CLOSING:
             self.is_evicted = self.is_evicted or self.subscriber.outbox_bytes > 0
             self.abort()
-        elif not self.awaits_pong:
-            acceptor.core.ping(self.subscriber)
-            self.awaits_pong = True
-            self.set_deadline(acceptor.pong_timeout_ms)
-        elif self.is_paused:
-            self.set_deadline(acceptor.pong_timeout_ms)          # its pong may be among what we don't read
+        elif not self.awaits_pong or self.is_paused and self.may_have_answered():
+            self.send_ping()
         else:
             self.close(close_codes.NO_PONG)
         return 0
+
+    # ---- signs of life
+
+    cdef int send_ping(self) except -1:
+        """Ping it, and note what the kernel has had of it so far."""
+        cdef Acceptor acceptor = self.acceptor
+        self.received_bytes, self.acked_bytes = progress(self.transport.get_extra_info("socket"))
+        acceptor.core.ping(self.subscriber)
+        self.awaits_pong = True
+        self.pinged_ms = acceptor.core.now_ms()
+        self.set_deadline(acceptor.pong_timeout_ms)
+        return 0
+
+    cdef sign_t sign(self) except? SIGN_SILENT:
+        """What the kernel knows of the peer since our ping, whether it is read or not."""
+        received_bytes, acked_bytes = progress(self.transport.get_extra_info("socket"))
+        if received_bytes < 0:                           # no TCP, so the kernel knows nothing
+            return SIGN_UNKNOWN if self.is_paused else SIGN_SILENT
+        if received_bytes > self.received_bytes:
+            return SIGN_ALIVE
+        if acked_bytes <= self.acked_bytes:              # not even its kernel has had the ping
+            return SIGN_SILENT
+        if self.subscriber.s.is_full or unread_bytes(self.transport.get_extra_info("socket").fileno()):
+            return SIGN_UNKNOWN                          # the ping still waits here, or the peer may be kept from sending
+        return SIGN_SILENT
+
+    cdef bint may_have_answered(self) except -1:
+        """Whether the pong of a connection that isn't read may be among what the kernel holds. Doubt has its limit."""
+        cdef sign_t sign = self.sign()
+        if sign == SIGN_ALIVE:
+            self.n_doubts = 0
+        elif sign == SIGN_UNKNOWN:
+            self.n_doubts += 1
+        return sign != SIGN_SILENT and self.n_doubts <= DOUBTS_LIMIT
+
+    @property
+    def silent_ms(self):
+        """How long a ping has had no answer, nor any other sign of life; 0 if there is none.
+
+        A peer that has said it closes counts as silent from then on: it waits for nothing but its handler's end.
+        """
+        if self.phase != PHASE_OPEN:
+            return 0
+        if self.peer_code:
+            return 1 << 31
+        if not self.awaits_pong or self.sign() != SIGN_SILENT:
+            return 0
+        return max(<uint64_t>1, self.acceptor.core.now_ms() - self.pinged_ms)
+
+    def probe(self):
+        """Ping it now, unless it owes a pong already."""
+        if self.phase == PHASE_OPEN and not self.awaits_pong and not self.peer_code:
+            self.send_ping()
 
 
 cdef disarm(WSTransport transport):
@@ -852,6 +969,8 @@ cdef class Acceptor:
         self.ping_interval_ms = <uint64_t>(settings.ping_interval_s * 1000)
         self.pong_timeout_ms = <uint64_t>(settings.pong_timeout_s * 1000)
         self.counts = Counter()
+        self.departures = Departures()
+        self.left_behind = {}
         wheel_init(&self.wheel, core.now_ms())
         list_init(&self.due)
 
@@ -866,6 +985,7 @@ cdef class Acceptor:
     def start(self):
         """Start the sweeper on the running loop."""
         self.loop = asyncio.get_running_loop()
+        self.departures.start(self.loop)
         self.ticked_s = self.loop.time()
         self.tick()
 
@@ -874,7 +994,26 @@ cdef class Acceptor:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        self.departures.stop()
         self.abort_all(PHASE_CLOSING)
+
+    def leave_behind(self, task):
+        """A handler goes on though its client has gone. No more than `max_connections` do: then the oldest is cancelled."""
+        if task.done():
+            return
+        self.left_behind[task] = None
+        task.add_done_callback(self.forget_task)
+        if len(self.left_behind) > self.max_connections:
+            oldest = next(iter(self.left_behind))
+            del self.left_behind[oldest]
+            oldest.cancel()
+            if not self.counts["handlers_cancelled"]:
+                log.error("%d handlers are under way whose clients have gone: from now on the oldest one is cancelled for "
+                          "each that follows", self.max_connections)
+            self.counts["handlers_cancelled"] += 1
+
+    def forget_task(self, task):
+        self.left_behind.pop(task, None)
 
     cdef int abort_all(self, phase_t last_phase) except -1:
         """Abort every connection up to a phase. Each of them has a deadline."""

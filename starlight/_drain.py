@@ -89,9 +89,16 @@ class Drain:
         self._loop = asyncio.get_running_loop()
         self._deadline_s = deadline_s
         self._grace_end_s = self._loop.time() + HANDSHAKE_GRACE_S
+        self._asked_rate = rate
         self._rate = self._rate_in_time(rate)
         self._credit = max(1.0, self._rate * TICK_S)
         self._waiting: list[Connection] = []
+
+    def hurry(self, deadline_s: float) -> None:
+        """An earlier deadline; a later one changes nothing, as the first was promised to whoever waits."""
+        if deadline_s < self._deadline_s:
+            self._deadline_s = deadline_s
+            self._rate = max(self._rate, self._rate_in_time(self._asked_rate))
 
     def _rate_in_time(self, rate: int) -> float:
         """The rate, or the one that is needed to be done in time."""

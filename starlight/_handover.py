@@ -34,7 +34,7 @@ TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection:
 """For a head of more than 16 KiB or 128 lines, picows' limits."""
 
 DISCARD_BYTES: Final = 64 * 1024
-"""What a closing connection may bring in one turn."""
+"""What is read of a closing connection before the next pause."""
 
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """struct linger: close(2) drops what the kernel holds, and resets."""
@@ -142,7 +142,7 @@ class Discard(asyncio.BufferedProtocol):
         return self.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Ignored; of a flood so much in each turn."""
+        """Ignored; a flood is paused again and again."""
         self.discarded_bytes += nbytes
         if self.discarded_bytes >= DISCARD_BYTES:
             self.discarded_bytes = 0

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol, cast
 
 import aiofastnet
 
-from starlight._listener import LISTEN_BACKLOG, SHARED_BACKLOG
+from starlight._listener import LISTEN_BACKLOG, SHARED_BACKLOG, bind_all
 from starlight._refusals import Cause
 from starlight.config import Settings
 from starlight.errors import ConfigError
@@ -177,19 +177,10 @@ class TlsListener:
 
     async def open(self, host: str, port: int, *, reuse_port: bool = False) -> None:
         """Listen on all addresses of a host: see `Listener.open`. Raises OSError, socket.gaierror included."""
-        found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        self.sockets = await bind_all(host, port, reuse_port=reuse_port)
         try:
-            for family, kind, protocol, _, address in dict.fromkeys(found):
-                listening = socket.socket(family, kind, protocol)
-                self.sockets.append(listening)
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if reuse_port:
-                    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                if family == socket.AF_INET6:
-                    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                listening.bind(address)
             self._accept_from_now_on(LISTEN_BACKLOG)
-        except OSError:
+        except BaseException:
             await self.close()
             raise
 
@@ -207,6 +198,10 @@ class TlsListener:
 
     async def close(self) -> None:
         """Listen no more. Connections that were accepted stay, and those that wait for it are accepted now."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Listen no more, at once."""
         for listening in self.sockets:
             self._loop.remove_reader(listening)
             if not self.is_shared:

@@ -26,7 +26,7 @@ from orjson import dumps
 from starlight import logs
 from starlight.auth import Authenticator, Permissions
 from starlight.config import Settings
-from starlight.errors import NotServing
+from starlight.errors import ConfigError, NotServing
 from starlight.handlers import Handlers
 from starlight.hub import Hub
 from starlight.logins import REVOKED_S
@@ -161,7 +161,10 @@ class Starlight:
 
     def settings(self, **overrides: Any) -> Settings:
         """The settings it would serve with; `overrides` go before those given to `Starlight`. Raises `ConfigError`."""
-        return Settings(**{**self._settings, **overrides})
+        try:
+            return Settings(**{**self._settings, **overrides})
+        except ConfigError as error:
+            raise self._all_of(error, overrides) from None
 
     def run(self, **overrides: Any) -> None:
         """Serve until SIGTERM or SIGINT: blocking, in a uvloop of its own; see `Node.run`.
@@ -172,7 +175,8 @@ class Starlight:
         Raises `ConfigError` and `ListenFailed`.
         """
         settings = self.settings(**overrides)
-        logs.set_up(settings.log_level, settings.log_format)  # before the node, whose making may warn
+        # before the node, whose making may warn
+        logs.set_up(settings.log_level, settings.log_format, file=settings.log_file)
         self._make_node(overrides).run()
 
     def serve(self, **overrides: Any) -> Serving:
@@ -196,16 +200,31 @@ class Starlight:
     def _make_node(self, overrides: dict[str, Any]) -> Node:
         if self._node is not None and self._node.is_serving:
             raise RuntimeError("the application already serves")
-        self._node = Node(
-            self.settings(**overrides),
-            handlers=self.handlers,
-            authenticator=self._authenticator,
-            permissions=self._permissions,
-            groups=self._groups,
-            announces=self._announces,
-            reread=lambda: self.settings(**overrides),
-        )
+        try:
+            self._node = Node(
+                self.settings(**overrides),
+                handlers=self.handlers,
+                authenticator=self._authenticator,
+                permissions=self._permissions,
+                groups=self._groups,
+                announces=self._announces,
+                reread=lambda: self.settings(**overrides),
+            )
+        except ConfigError as error:
+            raise self._all_of(error, overrides) from None
         return self._node
+
+    def _all_of(self, error: ConfigError, overrides: dict[str, Any]) -> ConfigError:
+        """Everything that is wrong with its configuration, where one error has been met."""
+        from starlight.mistakes import all_mistakes
+
+        found = all_mistakes(
+            {**self._settings, **overrides},
+            self._groups,
+            has_authenticator=self._authenticator is not None,
+            has_permissions=self._permissions is not None,
+        )
+        return ConfigError.all_of(found) if found else error
 
 
 class Serving:

@@ -85,6 +85,7 @@ class Permissions(Protocol):
     def allows(self, client: Client, action: Action, name: str) -> bool:
         """Whether `client` may do `action` to `name`: a channel, a user for ``direct``, "" for ``broadcast``.
 
+        Anything but True is a no, and so is an exception, which is logged.
         False is answered with 103 `permission_denied`, the same whether the channel or user exists or not.
         """
 

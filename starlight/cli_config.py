@@ -19,11 +19,13 @@ from starlight._cli import Application, PanelCommand, complain, describe, fail, 
 if TYPE_CHECKING:
     from starlight.config import Origin, Settings
     from starlight.config_types import Entry
-    from starlight.errors import ConfigError
 
 __all__ = ["app"]
 
 COLUMNS: Final = 100
+
+HOST_PATTERN: Final = r"^\[?[\w.:%-]+\]?$"
+"""What an editor can tell of an address or a host's name."""
 
 app = make_app("Make, check and explain the configuration.")
 
@@ -106,38 +108,17 @@ def check(
     Nothing is started, and nothing fetched from a network. Unknown variables are warnings: an environment is shared.
     """
     from starlight.config import unknown_variables
+    from starlight.errors import ConfigError
+    from starlight.mistakes import all_mistakes
 
     for line in unknown_variables(os.environ):
         print(f"starlight: warning: {line}", file=sys.stderr)
     arguments = {"config_file": file} if file else {}
-    errors = _errors(arguments)
+    errors = all_mistakes(arguments)
     if errors:
-        lines = [line for error in errors for line in describe(error, {}, arguments)]
-        return complain(*dict.fromkeys(lines))
+        return complain(*dict.fromkeys(describe(ConfigError.all_of(errors), {}, arguments)))
     print(f"{file or os.environ.get('STARLIGHT_CONFIG_FILE') or 'the environment'}: ok")
     return 0
-
-
-def _errors(arguments: dict[str, Any]) -> list[ConfigError]:
-    from starlight.config import Settings, hidden_errors
-    from starlight.errors import ConfigError
-    from starlight.permissions import read_groups
-    from starlight.reload import problems
-
-    errors: list[ConfigError] = []
-    settings: Settings | None = None
-    try:
-        errors += hidden_errors(arguments)
-        settings = Settings(**arguments)
-    except ConfigError as error:
-        errors.append(error)
-    path = arguments.get("config_file") or os.environ.get("STARLIGHT_CONFIG_FILE", "")
-    if path and not any(one.field == "config_file" for one in errors):
-        try:
-            read_groups(path)
-        except ConfigError as error:
-            errors.append(error)
-    return errors if settings is None else errors + problems(settings)
 
 
 # show
@@ -154,7 +135,7 @@ def show(
 
     The output is TOML that a node can read, with the groups of the file; secrets are hidden.
     """
-    from starlight.cli_serve import load
+    from starlight._load_app import load
     from starlight.config import Settings, entries, origins
     from starlight.errors import ConfigError
     from starlight.permissions import read_groups
@@ -271,6 +252,8 @@ def _required(entry: Entry) -> dict[str, Any]:
         return described | {"anyOf": [number, {"type": "string", "pattern": pattern}]}
     if entry.type in (int, float):
         return described | number
+    if entry.metavar == "HOST":
+        return described | {"type": "string", "pattern": HOST_PATTERN}
     if entry.is_list:
         return described | {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
     return described | {"type": "string"}

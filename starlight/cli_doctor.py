@@ -37,7 +37,7 @@ def doctor(
     Open files, the kernel's settings, memory, processors, the clock, TLS files, groups, and who may read secrets.
     Nothing is changed, and nothing listens. Exit code 1 if something is wrong; advice is no failure.
     """
-    from starlight.cli_serve import load
+    from starlight._load_app import load
     from starlight.config import Settings
     from starlight.errors import ConfigError
 

@@ -6,15 +6,13 @@ Its flags are made of `Settings`: see `_cli.takes_settings`.
 from __future__ import annotations
 
 import errno
-import importlib
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from starlight._cli import Application, PanelCommand, describe, fail, make_app, takes_settings, words_of
+from starlight._load_app import load
 
 if TYPE_CHECKING:
-    from starlight.app import Starlight
     from starlight.config import Settings
     from starlight.errors import ListenFailed
 
@@ -36,8 +34,10 @@ def serve(
     written 64KiB or 1MB, durations 250ms or 10s. `starlight config env` lists the variables, `config show --origin`
     says where each value comes from.
     """
+    from starlight._process import take_early_signals
     from starlight.app import Starlight
 
+    take_early_signals()
     words = words_of(flags)
     found = load(application) if application else Starlight()
     return run_node(found.settings, lambda _: found.run(**words), words, found.given)
@@ -78,26 +78,3 @@ def _why_not_listening(error: ListenFailed, settings: Settings) -> str:
     if error.errno == errno.EACCES:
         return f"--{kind}port {port}: not permitted; ports below 1024 need privileges"
     return f"--{kind}host {host} --{kind}port {port}: {error.strerror or error}"
-
-
-def load(application: str) -> Starlight:
-    """The application named as ``module:app``, looked for in the current directory first, as Python does it."""
-    module_name, colon, name = application.partition(":")
-    if not (module_name and colon and name.isidentifier()):
-        fail(f"APP {application!r}: expected module:app, such as auction:app")
-    sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise  # the module is there, and what it imports is not: its own traceback says more
-        fail(f"APP {application!r}: there is no module {error.name!r} here or in the environment")
-    if not hasattr(module, name):
-        fail(f"APP {application!r}: module {module_name!r} has no {name!r}")
-
-    from starlight.app import Starlight
-
-    found = getattr(module, name)
-    if not isinstance(found, Starlight):
-        fail(f"APP {application!r}: expected a Starlight application, but it is a {type(found).__name__}")
-    return found

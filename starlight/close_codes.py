@@ -15,6 +15,7 @@ __all__ = [
     "CloseCode",
     "ErrorCode",
     "Policy",
+    "check_close",
     "drain_reason",
     "error_name",
     "reason",
@@ -133,6 +134,35 @@ def reason(code: int) -> str:
     """The constant ASCII reason sent with a close code; the empty string for a code that is not in the table."""
     row = CLOSE_CODES.get(code)
     return row.reason if row else ""
+
+
+def check_close(code: object, close_reason: object) -> None:
+    """Check what a server is about to put in a close frame.
+
+    A server may send every registered code that isn't the client's or a gateway's (1000-1003, 1007-1009, 1011-1013),
+    and those of libraries and applications (3000-4999): RFC 6455 sections 7.4.1 and 7.4.2. A reason is printable ASCII,
+    so that it can't be cut within a character and does nothing to a terminal.
+
+    Args:
+        code: the close code.
+        close_reason: text, or None for the code's own.
+
+    Raises TypeError for a code that is no int or a reason that is no str, ValueError for others that may not be sent.
+    """
+    if not isinstance(code, int) or isinstance(code, bool):
+        raise TypeError(f"close code: expected an int, got {type(code).__name__}")
+    if not (valid_on_wire(code) and code not in _NOT_OURS):
+        raise ValueError(f"close code {code}: expected 1000-1003, 1007-1009, 1011-1013 or 3000-4999")
+    if close_reason is None:
+        return
+    if not isinstance(close_reason, str):
+        raise TypeError(f"close reason: expected a str, got {type(close_reason).__name__}")
+    if not (close_reason.isascii() and close_reason.isprintable()) or len(close_reason) > REASON_LIMIT_BYTES:
+        raise ValueError(f"close reason: expected at most {REASON_LIMIT_BYTES} characters of printable ASCII")
+
+
+_NOT_OURS: Final = frozenset((1010, 1014))
+"""1010 is a client's that misses an extension, 1014 a gateway's."""
 
 
 def drain_reason(retry_ms: int) -> str:

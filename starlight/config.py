@@ -28,6 +28,7 @@ from starlight.config_types import (
     Entry,
     FileName,
     Flag,
+    Host,
     Panel,
     Shown,
     Size,
@@ -46,6 +47,7 @@ __all__ = [
     "hidden_errors",
     "origins",
     "unknown_variables",
+    "written",
 ]
 
 OTHER_VARIABLES: Final = {
@@ -68,11 +70,12 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, validate_default=False)
 
-    host: Annotated[str, Panel("Address")] = Field(
+    host: Annotated[Host, Panel("Address")] = Field(
         "127.0.0.1",
         min_length=1,
         max_length=255,
-        description="Address to listen on. Loopback, so that nothing is open to a network before somebody says so.",
+        description="Address to listen on. Loopback, so that nothing is open to a network before somebody says so. "
+        "0.0.0.0 is every address of IPv4, :: those of IPv6 as well.",
     )
     port: int = Field(
         8765,
@@ -201,8 +204,8 @@ class Settings(BaseSettings):
         20,
         ge=0,
         le=1_000_000,
-        description="Connections of one user at once. 4016 beyond. A person has some devices and tabs, and dead ones "
-        "count until their ping fails. 0: no limit, as is the default with auth none.",
+        description="Connections of one user at once. 4016 beyond. A person has some devices and tabs; at the limit, "
+        "those that don't answer a ping within 3 s make room. 0: no limit, as is the default with auth none.",
     )
     connections_per_address: Annotated[int, Shown("{} with tokens"), RELOADS] = Field(
         500,
@@ -316,8 +319,8 @@ class Settings(BaseSettings):
         5.0,
         ge=0.01,
         le=300,
-        description="From the handshake to the login message; 4015 after it. Then for an application's check of it: "
-        "1013.",
+        description="From the handshake to the login message; 4015 after it. Then for an application's check of it, "
+        "and for its on_connect: 1013.",
     )
     ping_interval_s: Duration = Field(
         25.0,
@@ -362,7 +365,7 @@ class Settings(BaseSettings):
         description="Connections a draining node closes a second at most. 1,500 logins a second are a third of a core "
         "where the clients go; a full node of 10,000 is empty in 7 s of its drain_timeout.",
     )
-    internal_host: Annotated[str, Panel("Internal port")] = Field(
+    internal_host: Annotated[Host, Panel("Internal port")] = Field(
         "127.0.0.1",
         min_length=1,
         max_length=255,
@@ -385,6 +388,12 @@ class Settings(BaseSettings):
     log_format: Annotated[Literal["auto", "console", "json"], Panel("Log")] = Field(
         "auto", description="How log lines are written. With auto: console on a terminal, json everywhere else."
     )
+    log_file: Annotated[FileName, Shown("stderr")] = Field(
+        "",
+        max_length=4096,
+        description="File that the log is appended to, instead of stderr. Opened again at SIGUSR1 and SIGHUP, and "
+        "within a second of being renamed, so that it can be rotated.",
+    )
     log_level: Annotated[
         Literal["critical", "error", "warning", "info", "debug"],
         BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
@@ -392,12 +401,19 @@ class Settings(BaseSettings):
     ] = Field("info", description="The least severe line to log.")
 
     def __init__(self, **values: Any) -> None:
-        sources = Sources.of(values)
-        errors = sources.misplaced()
+        errors: list[ConfigError] = []
+        try:
+            sources = Sources.of(values)
+            errors += sources.misplaced()
+        except ConfigError as error:  # of the file; what else is wrong is told with it
+            errors.append(error)
+            sources = Sources.of({**values, "config_file": ""})
         try:
             super().__init__(**values, **sources.file_values())
         except ValidationError as failure:
-            errors += [_config_error(detail, sources) for detail in failure.errors(include_url=False)]
+            told = {error.field for error in errors} & {"config_file"}
+            found = [_config_error(detail, sources) for detail in failure.errors(include_url=False)]
+            errors += [error for error in found if error.field not in told]
         if errors:
             raise ConfigError.all_of(errors)
 
@@ -519,6 +535,21 @@ def hidden_errors(arguments: Mapping[str, Any]) -> list[ConfigError]:
     return []
 
 
+def written(arguments: Mapping[str, Any], without: Iterable[str]) -> Settings:
+    """The settings of some arguments, the environment and the file, but for some fields, which have their defaults.
+
+    Raises `ConfigError` if one of the others is wrong, too.
+    """
+    left_out = {*without, "config_file"}
+    try:
+        sources = Sources.of(arguments)
+    except ConfigError:
+        sources = Sources.of({**arguments, "config_file": ""})
+    found = {name: sources.origin(name) for name in Settings.model_fields if name not in left_out}
+    values = {name: origin.value for name, origin in found.items() if origin.kind != "default"}
+    return Settings(_env_prefix="\0", config_file="", **values)
+
+
 def _config_error(detail: Any, sources: Sources) -> ConfigError:
     """One of pydantic's complaints, in terms of what the user wrote."""
     field = str(detail["loc"][0])
@@ -528,6 +559,9 @@ def _config_error(detail: Any, sources: Sources) -> ConfigError:
         return ConfigError(origin.key, origin.value, rule + nearest(field, [*Settings.model_fields, GROUPS]), field)
     value = HIDDEN if field in _secrets() else origin.value
     rule = allowed(field)
+    choices = next(entry.choices for entry in entries() if entry.name == field)
+    if choices:
+        rule += nearest(str(value), choices)
     if origin.kind == "variable" and str(value).startswith(("tcp://", "udp://")):
         rule += "; Kubernetes sets this variable for a Service named starlight unless enableServiceLinks is false"
     return ConfigError(origin.key, value, rule, field)

@@ -8,6 +8,7 @@ field's name, `Shown` puts a default into words, and `RELOADS` says that SIGHUP 
 a description is the help of the flag.
 """
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ __all__ = [
     "Entry",
     "FileName",
     "Flag",
+    "Host",
     "Panel",
     "Shown",
     "Size",
@@ -87,6 +89,25 @@ def _check_path(value: str) -> str:
     return value
 
 
+_HOST_RULE: Final = (
+    "one address such as 127.0.0.1 or ::1, or a host's name; 0.0.0.0 is every address of IPv4, :: those of IPv6 too "
+    "(no list, no Unix socket)"
+)
+
+
+def _check_host(value: str) -> str:
+    """An address without brackets, one of IPv4 as such, or a name."""
+    bare = value[1:-1] if value.startswith("[") and value.endswith("]") else value
+    try:
+        address = ipaddress.ip_address(bare)
+    except ValueError:
+        if re.fullmatch(r"(?!-)[\w.-]{1,255}", value) and not value.startswith("."):
+            return value
+        raise ValueError(_HOST_RULE) from None
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bare if mapped is None else str(mapped)
+
+
 def _check_file_name(value: str) -> str:
     if "\0" in value:  # open(2) can't, and Python says so by an error of another kind than for other files
         raise ValueError("a file's name")
@@ -102,6 +123,7 @@ def _join(value: object) -> object:
 
 Size = Annotated[int, BeforeValidator(parse_size), Words("SIZE", SIZE_RULE)]
 Duration = Annotated[float, BeforeValidator(parse_duration), Words("DURATION", DURATION_RULE)]
+Host = Annotated[str, AfterValidator(_check_host), Words("HOST", _HOST_RULE)]
 FileName = Annotated[str, AfterValidator(_check_file_name), Words("FILE", "a file's name")]
 Url = Annotated[str, Words("URL", "a URL")]
 UrlPath = Annotated[str, AfterValidator(_check_path), Words("PATH", _PATH_RULE)]
@@ -158,6 +180,11 @@ class Entry:
     def is_list(self) -> bool:
         """It is text with commas, or a list."""
         return BeforeValidator(_join) in self._metadata
+
+    @property
+    def is_file(self) -> bool:
+        """It is the name of a file."""
+        return self._words.metavar == "FILE"
 
     @property
     def reloads(self) -> bool:

@@ -86,6 +86,12 @@ class ConfigError(StarlightError, ValueError):
         return first
 
     def __str__(self) -> str:
+        """A line for this error and one for each of its `others`, so that a traceback tells all at once."""
+        return "\n".join(error.line for error in (self, *self.others))
+
+    @property
+    def line(self) -> str:
+        """This error alone: ``port='x': expected a whole number``."""
         shown = repr(self.value)
         if len(shown) > _SHOWN_CHARS:
             shown = shown[:_SHOWN_CHARS] + "..."

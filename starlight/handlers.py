@@ -4,9 +4,13 @@ The law: a failing handler costs its caller an error reply and the log a traceba
 handler ends a connection, except one that says so (`CloseConnection`) and except at login, where a check that
 failed must not let anybody in.
 
-A handler is a function, a coroutine function, or (`thread=True`) a function that runs in a pool of threads. A call
-returns either the result or an awaitable of it; the hub hands awaitables on to the connection, which holds back later
-messages until they are done. Nothing here does I/O; asyncio is used for the pool and for tasks that nobody awaits.
+A handler is a function, a coroutine function, or (`thread=True`) a function that runs in a pool of threads, which
+users share fairly (`fair_threads`). A call returns either the result or an awaitable of it; the hub hands awaitables on
+to the connection, which holds back later messages until they are done. Nothing here does I/O; asyncio is used for tasks
+that nobody awaits.
+
+What holds the loop is logged by name: a function that takes long, and each step of a coroutine that does, which is what
+it does from one await to the next.
 """
 
 from __future__ import annotations
@@ -14,15 +18,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from inspect import iscoroutinefunction
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 from starlight import close_codes
 from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, LoginRefused, RequestError
-from starlight.protocol import commands
+from starlight.fair_threads import THREADS, FairThreads
+from starlight.protocol import commands, replies
 
 if TYPE_CHECKING:
     from starlight.hub import Client
@@ -36,9 +41,11 @@ SLOW_HANDLER_MS: Final = 50
 """A function that holds the loop longer than this is logged by name: every client of the node waited that long, and at
 50 ms a person begins to notice."""
 
-THREADS: Final = 16
-"""Threads for `thread=True` handlers, started as they are needed. Such handlers wait (a database, a file, another
-service); more of them at once mostly move the queue elsewhere."""
+DISCONNECT_TIMEOUT_S: Final = 30.0
+"""How long an async `on_disconnect` may take: nothing else ends it, and clients that come and go would leave any number
+of them behind. Time enough for a few tries to reach a backend."""
+
+SLOW_HANDLER_NS: Final = SLOW_HANDLER_MS * 1_000_000
 
 BUILT_IN_TYPES: Final = frozenset(
     str(command.__struct_config__.tag) for command in get_args(commands.Command) if command is not commands.Custom
@@ -48,15 +55,33 @@ BUILT_IN_TYPES: Final = frozenset(
 FAILURES: Final = (Exception, asyncio.CancelledError)
 """What a function fails with. The second is no `Exception`, but what `result()` of a cancelled future raises."""
 
+_FUNCTION_ADVICE: Final = (
+    "nobody else is served meanwhile; use thread=True, or await asyncio.to_thread for the part that waits or computes"
+)
+_HOOK_ADVICE: Final = (
+    "nobody else is served meanwhile; make it async, and await asyncio.to_thread for the part that waits or computes"
+)
+_AUTHORIZE_ADVICE: Final = "nobody else is served meanwhile; keep what it looks up in memory"
+_COROUTINE_ADVICE: Final = (
+    "nobody else is served between two of its awaits; await asyncio.to_thread for the part that waits or computes"
+)
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Handler:
     """One registered function, with all that a call needs to know about it."""
 
-    __slots__ = ("_clock_ns", "_pool", "function", "name")
+    __slots__ = ("_advice", "_clock_ns", "_pool", "function", "name")
 
-    def __init__(self, function: Callable[..., Any], clock_ns: Callable[[], int], pool: _Pool | None = None) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        clock_ns: Callable[[], int],
+        pool: FairThreads | None = None,
+        advice: str = _HOOK_ADVICE,
+    ) -> None:
+        self._advice = advice
         self.function = function
         self.name = f"{function.__module__}.{getattr(function, '__qualname__', repr(function))}"
         self._clock_ns = clock_ns
@@ -65,19 +90,22 @@ class Handler:
     def call(self, *args: object) -> Any:
         """The function's result, or an awaitable of it. Raises what the function raises."""
         if self._pool is not None:
-            return self._pool.run(self.function, args)
+            client: Client = args[0]  # type: ignore[assignment]  # only handlers of messages have a pool
+            return self._pool.run(client.user, self.function, args, lambda: client.is_connected)
         started_ns = self._clock_ns()
         try:
-            return self.function(*args)
+            result = self.function(*args)
         finally:
-            elapsed_ms = (self._clock_ns() - started_ns) / 1e6
-            if elapsed_ms > SLOW_HANDLER_MS:
-                log.warning(
-                    "handler %s held the loop for %.0f ms (limit %d): make it async or use thread=True",
-                    self.name,
-                    elapsed_ms,
-                    SLOW_HANDLER_MS,
-                )
+            elapsed_ns = self._clock_ns() - started_ns
+            if elapsed_ns > SLOW_HANDLER_NS:
+                self.log_slow(elapsed_ns, self._advice)
+        return Steps(result, self, self._clock_ns) if type(result) is CoroutineType else result
+
+    def log_slow(self, elapsed_ns: int, advice: str) -> None:
+        """Log that it has held the loop for too long, and what helps."""
+        log.warning(
+            "handler %s held the loop for %.0f ms (limit %d): %s", self.name, elapsed_ns / 1e6, SLOW_HANDLER_MS, advice
+        )
 
     async def outcome(self, result: Awaitable[Any]) -> Any:
         """What an awaitable from `call` comes to. Raises `RequestError` or `CloseConnection`, see `failure`."""
@@ -92,7 +120,7 @@ class Handler:
 
     def failure(self, error: BaseException) -> RequestError | CloseConnection:
         """What an exception of this handler means for its caller: itself if it says so, else a logged `internal`."""
-        if isinstance(error, (RequestError, CloseConnection)):
+        if isinstance(error, CloseConnection) or (isinstance(error, RequestError) and _is_sendable(error)):
             return error
         self.log_failure(error)
         return RequestError(ErrorCode.INTERNAL, "internal error")
@@ -100,6 +128,64 @@ class Handler:
     def log_failure(self, error: BaseException) -> None:
         """Log an exception of this handler with its traceback."""
         log.error("handler %s failed", self.name, exc_info=error)
+
+
+class Steps(Coroutine[Any, Any, Any]):
+    """A handler's coroutine, of which each step is timed: about 0.3 µs a step.
+
+    It is a coroutine itself, so that it can be a task, be cancelled before it has begun, and be seen through.
+
+    Args:
+        coroutine: what the handler returned.
+        handler: whose it is.
+        clock_ns: monotonic clock in nanoseconds.
+    """
+
+    __slots__ = ("_clock_ns", "_coroutine", "_handler")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], handler: Handler, clock_ns: Callable[[], int]) -> None:
+        self._coroutine = coroutine
+        self._handler = handler
+        self._clock_ns = clock_ns
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self
+
+    def __iter__(self) -> Steps:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+    def send(self, value: Any) -> Any:
+        """Run the coroutine to its next await."""
+        started_ns = self._clock_ns()
+        try:
+            return self._coroutine.send(value)
+        finally:
+            elapsed_ns = self._clock_ns() - started_ns
+            if elapsed_ns > SLOW_HANDLER_NS:
+                self._handler.log_slow(elapsed_ns, _COROUTINE_ADVICE)
+
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any:
+        """Raise in the coroutine where it waits, such as CancelledError, and run it to its next await."""
+        started_ns = self._clock_ns()
+        try:
+            if value is None and traceback is None:
+                return self._coroutine.throw(kind)
+            return self._coroutine.throw(kind, value, traceback)
+        finally:
+            elapsed_ns = self._clock_ns() - started_ns
+            if elapsed_ns > SLOW_HANDLER_NS:
+                self._handler.log_slow(elapsed_ns, _COROUTINE_ADVICE)
+
+    def close(self) -> None:
+        """End the coroutine where it waits."""
+        self._coroutine.close()
+
+    def __getattr__(self, name: str) -> Any:
+        """What tools ask a coroutine for, such as `cr_frame`, `cr_await` and `__qualname__`: the handler's."""
+        return getattr(self._coroutine, name)
 
 
 class Timer:
@@ -118,11 +204,19 @@ class Handlers:
     Args:
         clock_ns: monotonic clock in nanoseconds, for finding handlers that hold the loop.
         threads: most threads for `thread=True` handlers.
+        disconnect_timeout_s: how long an async `on_disconnect` may take.
     """
 
-    def __init__(self, *, clock_ns: Callable[[], int] = time.perf_counter_ns, threads: int = THREADS) -> None:
+    def __init__(
+        self,
+        *,
+        clock_ns: Callable[[], int] = time.perf_counter_ns,
+        threads: int = THREADS,
+        disconnect_timeout_s: float = DISCONNECT_TIMEOUT_S,
+    ) -> None:
         self._clock_ns = clock_ns
-        self._pool = _Pool(threads)
+        self._disconnect_timeout_s = disconnect_timeout_s
+        self._pool = FairThreads(threads)
         self._by_type: dict[str, Handler] = {}
         self._login: list[Handler] = []
         self._connect: list[Handler] = []
@@ -159,18 +253,24 @@ class Handlers:
             raise ValueError("there is one authorize hook; let it call whatever it needs")
         if iscoroutinefunction(function):
             raise TypeError("the authorize hook is asked for every command, so it can't be async")
-        self.authorizer = function
+        self.authorizer = Handler(function, self._clock_ns, advice=_AUTHORIZE_ADVICE).call
         return function
 
     def on_connect(self, function: Function) -> Function:
-        """Decorator: `function(client)` runs when a client has been welcomed, before its first message is handled."""
+        """Decorator: `function(client)` runs when a client has been welcomed, before its first message is handled.
+
+        An exception is logged, and the client stays; `CloseConnection` ends it. An async one may take as long as a
+        login (`--login-timeout`); then it is cancelled and the client closed with 1013, after which it tries again. If
+        the client goes meanwhile, the function goes on within that time, and `on_disconnect` comes after it.
+        """
         self._connect.append(self._handler(function))
         return function
 
     def on_disconnect(self, function: Function) -> Function:
         """Decorator: `function(client)` runs once for each client that was welcomed, after it has left its channels.
 
-        It runs after whatever handler of that client is still under way. Nothing can be sent to the client any more.
+        It runs after whatever handler of that client is still under way, which has no time limit; the client is out of
+        its channels and counts before. Nothing can be sent to it any more. An async one is cancelled after 30 s.
         """
         self._disconnect.append(self._handler(function))
         return function
@@ -181,7 +281,9 @@ class Handlers:
         Args:
             type: a type that the protocol doesn't use itself.
             thread: run it in a pool of threads, for functions that wait without asyncio. Such a function must not
-                touch the hub; `publish_threadsafe` exists for it.
+                touch the hub; `publish_threadsafe` exists for it. There are 16 threads. One user gets half of those
+                that are free at most, and what waits for one is started user by user; 256 calls of a user and 4,096
+                in all may wait, one more is error 111. A call that still waits when its client goes is not started.
 
         `data` is the message's `data` as Python objects, None if it has none. An exception becomes the error reply 100
         `internal` and a logged traceback; a `RequestError` becomes the reply it describes. Raises ValueError for a
@@ -195,7 +297,7 @@ class Handlers:
                 raise ValueError(f"{type!r} already has the handler {self._by_type[type].name}")
             if thread and iscoroutinefunction(function):
                 raise TypeError("thread=True is for plain functions; an async one doesn't need it")
-            self._by_type[type] = self._handler(function, self._pool if thread else None)
+            self._by_type[type] = Handler(function, self._clock_ns, self._pool if thread else None, _FUNCTION_ADVICE)
             return function
 
         return register
@@ -215,8 +317,8 @@ class Handlers:
 
         return register
 
-    def _handler(self, function: Callable[..., Any], pool: _Pool | None = None) -> Handler:
-        return Handler(function, self._clock_ns, pool)
+    def _handler(self, function: Callable[..., Any]) -> Handler:
+        return Handler(function, self._clock_ns)
 
     # --- calls: by the hub ---------------------------------------------------------------------------------------
 
@@ -234,16 +336,23 @@ class Handlers:
         return _in_order(iter(self._login), _check_login, (client, login))
 
     def connect(self, client: Client) -> Awaitable[None] | None:
-        """Run the `on_connect` handlers; exceptions are logged."""
-        return _in_order(iter(self._connect), call_logged, (client,))
+        """Run the `on_connect` handlers; exceptions are logged. Raises `CloseConnection` of one that says so."""
+        return _in_order(iter(self._connect), _call_connect, (client,))
 
     def disconnect(self, client: Client) -> None:
         """Run the `on_disconnect` handlers; async ones go on in a task of their own, which `settle` waits for."""
         pending = _in_order(iter(self._disconnect), call_logged, (client,))
         if pending is not None:
-            task = asyncio.get_running_loop().create_task(pending)
+            task = asyncio.get_running_loop().create_task(self._in_time(pending, client))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def _in_time(self, pending: Awaitable[None], client: Client) -> None:
+        try:
+            async with asyncio.timeout(self._disconnect_timeout_s):
+                await pending
+        except TimeoutError:
+            log.error("on_disconnect of %r took more than %g s and was cancelled", client, self._disconnect_timeout_s)
 
     async def settle(self, timeout_s: float) -> None:
         """Wait for what `disconnect` left running, `timeout_s` at most; what is late is cancelled."""
@@ -255,29 +364,6 @@ class Handlers:
     def close(self) -> bool:
         """Let go of the threads: calls that wait for one are cancelled. True if some are still under way."""
         return self._pool.close()
-
-
-class _Pool:
-    """Threads for handlers that wait without asyncio, started at the first call."""
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._executor: ThreadPoolExecutor | None = None
-        self._under_way: set[Future[Any]] = set()
-
-    def run(self, function: Callable[..., Any], args: tuple[object, ...]) -> Awaitable[Any]:
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="starlight-handler")
-        future = self._executor.submit(function, *args)
-        self._under_way.add(future)
-        future.add_done_callback(self._under_way.discard)
-        return asyncio.wrap_future(future)
-
-    def close(self) -> bool:
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
-            self._executor = None
-        return any(future.running() for future in tuple(self._under_way))
 
 
 def is_awaitable(result: object) -> bool:
@@ -332,6 +418,40 @@ async def _await_logged(handler: Handler, result: Awaitable[object]) -> None:
         handler.log_failure(error)
     except Exception as error:
         handler.log_failure(error)
+
+
+def _call_connect(handler: Handler, args: Sequence[object]) -> Coroutine[Any, Any, None] | None:
+    """As `call_logged`, but a `CloseConnection` is meant."""
+    try:
+        result = handler.call(*args)
+    except CloseConnection:
+        raise
+    except FAILURES as error:
+        handler.log_failure(error)
+        return None
+    return _await_connect(handler, result) if is_awaitable(result) else None
+
+
+async def _await_connect(handler: Handler, result: Awaitable[object]) -> None:
+    try:
+        await result
+    except CloseConnection:
+        raise
+    except asyncio.CancelledError as error:
+        if cancelled_by_others():
+            raise
+        handler.log_failure(error)
+    except Exception as error:
+        handler.log_failure(error)
+
+
+def _is_sendable(error: RequestError) -> bool:
+    """Whether an application's error can be told: JSON may not express its code or message."""
+    try:
+        replies.error(error.id, error.code, error.message)
+    except (TypeError, ValueError):
+        return False
+    return isinstance(error.message, str)
 
 
 def _check_login(handler: Handler, args: Sequence[object]) -> Coroutine[Any, Any, None] | None:

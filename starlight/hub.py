@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,6 +34,7 @@ from starlight.protocol import commands, pushes, replies
 from starlight.protocol.commands import decode
 from starlight.protocol.pushes import TAIL
 from starlight.sessions import Sessions
+from starlight.user_room import UserRoom
 
 if TYPE_CHECKING:
     from starlight._fanout import Core
@@ -69,13 +70,13 @@ class Hub:
         pong_timeout_s: told in `welcome`.
         sessions: what makes session tokens; None for none.
         limits: of users and clients; none by default.
-        login_timeout_s: how long an application's check of one login may take (1013 beyond).
+        login_timeout_s: how long an application's check of one login may take, and its `on_connect` (1013 beyond).
         channels_limit: channels one client may have joined (106 beyond).
         clients_limit: clients one channel may have (106 beyond); 0: no limit.
         name_limit_bytes: of users and channels; the protocol's own by default.
         message_limit_bytes: the largest message that the connections let through, told in `welcome`; None: no limit.
         announces: which channels (by name) publish `joined` and `left` of their users; none by default, as each
-            costs a message to everyone in the channel.
+            costs a message to everyone in the channel. One that fails is logged, and that channel publishes none.
         clock: monotonic seconds, for counting errors in a window, for rates and for the end of logins.
         wall_clock: Unix seconds, in which tokens say when they end.
     """
@@ -128,6 +129,7 @@ class Hub:
             clock=clock,
             wall_clock=wall_clock,
         )
+        self._room = UserRoom()
         self._users: dict[str, dict[Client, None]] = {}  # a dict and not a set: clients in order of login
         self._channels: dict[str, ChannelRecord] = {}
         self._client_numbers = count(1)
@@ -148,10 +150,11 @@ class Hub:
     # --- the connection's side: login, receive, disconnect -------------------------------------------------------
 
     def login(self, connection: Connection, message: bytes) -> Client | Awaitable[Client]:
-        """Log a connection in with its first message: check it, welcome it, run `on_connect`.
+        """Log a connection in with its first message: check it and welcome it; `greet` has to follow.
 
-        Returns the client, or an awaitable of it if the authenticator or a handler is async. Raises `CloseConnection`
-        (also out of the awaitable): 4501 for a message that is no proper login, 4500 or the like for a refused one.
+        Returns the client, or an awaitable of it if the authenticator or a check is async, or the user's other
+        connections have to make room. Raises `CloseConnection` (also out of the awaitable): 4501 for a message that is
+        no proper login, 4500 or the like for a refused one. To be cancelled if the connection ends first.
         """
         try:
             login = decode(message)
@@ -166,7 +169,24 @@ class Hub:
         checking = self._check(client, message)
         if checking is not None:
             return self._check_later(client, checking, login)
-        return self._admit(client, login)
+        return self._let_in(client, login)
+
+    def greet(self, client: Client) -> Awaitable[None] | None:
+        """Run `on_connect` for a client that has just come in: None if all is done, else an awaitable.
+
+        Raises `CloseConnection` (also out of the awaitable) if a handler does, and 1013 if one takes too long.
+        """
+        greeting = self._handlers.connect(client)
+        if greeting is None:
+            return None
+        client._busy = True
+        return self._greet(client, greeting)
+
+    async def _greet(self, client: Client, greeting: Awaitable[None]) -> None:
+        try:
+            await self._logins.in_time(greeting, "a client was closed: its on_connect")
+        finally:
+            self._no_longer_busy(client)
 
     def receive(self, client: Client, message: bytes) -> Awaitable[None] | None:
         """Execute one message of a client and send its reply, if it wants one.
@@ -284,13 +304,28 @@ class Hub:
     async def _check_later(self, client: Client, checking: Awaitable[None] | None, login: commands.Login) -> Client:
         if checking is not None:
             await self._logins.in_time(checking)
-        if not client.connection.is_open:  # it may have gone while the check ran
-            raise CloseConnection(close_codes.ABNORMAL)
-        admitted = self._admit(client, login)
-        return admitted if isinstance(admitted, Client) else await admitted
+        entered = self._let_in(client, login)
+        return entered if isinstance(entered, Client) else await entered
 
-    def _admit(self, client: Client, login: commands.Login) -> Client | Awaitable[Client]:
-        """Register a client that passed all checks, welcome it and run `on_connect`."""
+    def _let_in(self, client: Client, login: commands.Login) -> Client | Awaitable[Client]:
+        """Admit a client that passed all checks; at its user's limit, once a silent connection has made room."""
+        self._logins.check(client)
+        if self._room.make(self._clients_of(client.user), self._logins.limits.connections_per_user):
+            return self._admit(client, login)
+        return self._let_in_later(client, login)
+
+    async def _let_in_later(self, client: Client, login: commands.Login) -> Client:
+        user = client.user
+        await self._room.wait(user, lambda: self._clients_of(user), lambda: self._logins.limits.connections_per_user)
+        return self._admit(client, login)
+
+    def _clients_of(self, user: str) -> Collection[Client]:
+        return self._users.get(user, ())
+
+    def _admit(self, client: Client, login: commands.Login) -> Client:
+        """Register a client and welcome it. Raises `CloseConnection` if it may not come in, or has gone meanwhile."""
+        if not client.connection.is_open:
+            raise CloseConnection(close_codes.ABNORMAL)
         self._logins.admit(client, len(self._users.get(client.user, ())))
         self._users.setdefault(client.user, {})[client] = None
         self._core_send(
@@ -309,11 +344,7 @@ class Hub:
         )
         self._everyone.join(client.subscriber)
         client.is_connected = True
-        greeting = self._handlers.connect(client)
-        if greeting is None:
-            return client
-        client._busy = True
-        return self._greet(client, greeting)
+        return client
 
     def _client_limits(self) -> replies.ClientLimits:
         limits = self._logins.limits
@@ -323,16 +354,6 @@ class Hub:
             message_rate=limits.message_rate or None,
             byte_rate=limits.byte_rate_bytes or None,
         )
-
-    async def _greet(self, client: Client, greeting: Awaitable[None]) -> Client:
-        try:
-            await greeting
-        except BaseException:  # cancelled: the connection never gets this client, so nobody else can take it out
-            self.disconnect(client)
-            raise
-        finally:
-            self._no_longer_busy(client)
-        return client
 
     # --- commands: each sends its own reply or raises RequestError ----------------------------------------------
 
@@ -460,12 +481,26 @@ class Hub:
         """Make a client a member of a channel that it may join, behind the reply that says so."""
         record = self._channels.get(name)
         if record is None:
-            announces = self._announces is not None and self._announces(name)
-            record = self._channels[name] = ChannelRecord(name, self._core.channel(), announces)
+            record = self._channels[name] = ChannelRecord(name, self._core.channel(), self._is_announced(name))
         if record.presence.add(client.user) and record.announces:
             self._core_publish(record.channel, pushes.joined(name, client.user), b"", b"")
         record.channel.join(client.subscriber)
         client._channels[record.name] = record  # that one string for all of its members
+
+    def _is_announced(self, name: str) -> bool:
+        """What the application says about a channel; no if that fails, as it does for a channel it knows nothing of."""
+        if self._announces is None:
+            return False
+        try:
+            answer = self._announces(name)
+            if is_awaitable(answer):
+                if hasattr(answer, "close"):
+                    answer.close()  # a coroutine: it won't be awaited
+                raise TypeError("announces is asked at each first join, so it can't be async")
+            return bool(answer)
+        except FAILURES:
+            log.exception("announces failed; the channel announces nobody")
+            return False
 
     def _leave(self, client: Client, command: commands.Leave) -> None:
         record = client._channels.pop(command.channel, None)
@@ -556,7 +591,7 @@ class Hub:
         if id is not None:
             self._core_send(client.subscriber, replies.ok(id, expires=client.expires, session=client.session))
         permissions = self._permissions
-        if permissions is not None and not all(permissions.allows(client, "join", name) for name in client._channels):
+        if permissions is not None and not all(self._allows(client, "join", name) for name in client._channels):
             raise CloseConnection(close_codes.RECONNECT)
 
     # --- other limits and permissions ----------------------------------------------------------------------------
@@ -593,7 +628,7 @@ class Hub:
         for name in client.channels:
             if self._permissions is None or not client.is_connected:
                 return
-            if not self._permissions.allows(client, "join", name):
+            if not self._allows(client, "join", name):
                 client.connection.close(close_codes.RECONNECT, None, retry_ms())
                 yield True
                 return
@@ -643,8 +678,20 @@ class Hub:
 
     def _require(self, client: Client, action: Action, name: str) -> None:
         assert self._permissions is not None
-        if not self._permissions.allows(client, action, name):
-            raise RequestError(ErrorCode.PERMISSION_DENIED, "permission denied")
+        try:
+            if self._permissions.allows(client, action, name) is True:
+                return
+        except FAILURES:
+            log.exception("the permissions failed; that is a no")
+        raise RequestError(ErrorCode.PERMISSION_DENIED, "permission denied")
+
+    def _allows(self, client: Client, action: Action, name: str) -> bool:
+        """What the permissions say. Those of an application may fail, or say neither yes nor no: that is a no."""
+        try:
+            self._require(client, action, name)
+        except RequestError:
+            return False
+        return True
 
     def _refuse(self, client: Client, id: int | str | None, error: RequestError) -> None:
         """Send an error reply. Raises `CloseConnection` (4509) after one fault too many."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from orjson import dumps
 
+from starlight import close_codes
 from starlight.auth import Identity
 from starlight.limits import Faults, Meter
 from starlight.presence import Presence
@@ -40,11 +41,24 @@ class Connection(Protocol):
     @property
     def is_open(self) -> bool: ...
 
+    @property
+    def silent_ms(self) -> int:
+        """How long a ping has had no answer, nor any other sign of life; 0 if there is none."""
+
     def close(self, code: int, reason: str | None = None, retry_ms: int | None = None) -> None:
-        """End it in good order: what its outbox holds, a `bye`, the close frame. No reason: the code's own."""
+        """End it in good order: what its outbox holds, a `bye`, the close frame. No reason: the code's own.
+
+        Raises TypeError or ValueError for what no close frame may carry: `close_codes.check_close`.
+        """
 
     def pause_reading(self, seconds: float) -> None:
         """Read nothing for so long; what was read already is still handled."""
+
+    def probe(self) -> None:
+        """Ping it now, unless it owes a pong already."""
+
+    def give_way(self) -> None:
+        """End it, as it is silent."""
 
 
 class Client:
@@ -59,7 +73,7 @@ class Client:
         is_resumed: it logged in with a session token, so its login message carries no other credential.
         meter: of what it sends; None without rates.
         verdicts: what `Permissions` remembers about it.
-        connection: the connection behind it; `connection.close(code)` ends it, `connection.peername` is its address.
+        connection: the connection behind it; `connection.peername` is its address.
         subscriber: the core's record of it.
         is_connected: True from the welcome until it is gone.
     """
@@ -141,6 +155,22 @@ class Client:
     def send(self, data: object) -> None:
         """Push `server {data}` to this client alone; nothing happens if it is gone. TypeError if it isn't JSON."""
         self._hub.push_to_client(self, dumps(data))
+
+    def close(self, code: int = close_codes.NORMAL, reason: str | None = None) -> None:
+        """End this client in good order: what it is still to get, a `bye`, the close frame. Nothing if it is gone.
+
+        Its messages that wait are dropped; a handler of it that is under way goes on, and its reply is dropped.
+
+        Args:
+            code: 4000-4499 let clients come back, 4500-4999 and 1000 keep them away (`docs/protocol.md`); also
+                1001-1003, 1007-1009, 1011-1013 and 3000-3999.
+            reason: printable ASCII of at most 123 characters; by default the constant one of the code, if it has one.
+
+        Raises TypeError for a code that is no int or a reason that is no str, ValueError for any other that may not be
+        sent, also if the client is gone; and `WrongThread`.
+        """
+        close_codes.check_close(code, reason)
+        self.connection.close(code, reason)
 
     def __repr__(self) -> str:
         return f"<Client {self.id} of {self.user!r}>"

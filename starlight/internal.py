@@ -50,7 +50,7 @@ class Internal:
             return
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._listening = socket.create_server((host, port), family=family)
+            self._listening = socket.create_server((host, port), family=family, dualstack_ipv6=host == "::")
         except OSError as error:
             reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0).lower()
             failed = ListenFailed(error.errno, f"can't listen on {host}:{port} (internal port): {reason}")

@@ -23,7 +23,6 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from starlight import close_codes
 from starlight._fanout import Subscriber
 from starlight._gauges import members, split
-from starlight.close_codes import CLOSE_CODES
 from starlight.errors import RequestError
 from starlight.logins import REVOKED_S
 from starlight.protocol.commands import PRESENCE_DEFAULT, PRESENCE_LIMIT, check_depth, is_channel, is_user
@@ -84,6 +83,7 @@ class _Disconnect(Struct, forbid_unknown_fields=True):
     user: str | UnsetType = UNSET
     id: Annotated[int, Meta(ge=1, le=2**53)] | UnsetType = UNSET
     code: int = close_codes.DISCONNECTED
+    reason: str | None = None
 
 
 class _Revoke(Struct, forbid_unknown_fields=True):
@@ -383,21 +383,23 @@ class Api:
     async def disconnect(self, body: bytes) -> tuple[int, dict[str, Any]]:
         """Close all connections of a user, or the one with an id of `connz`."""
         wanted = _decode(body, _Disconnect)
-        if wanted.code not in CLOSE_CODES or not close_codes.valid_on_wire(wanted.code):
-            raise ApiError(400, "code: expected a close code of the protocol")
+        try:
+            close_codes.check_close(wanted.code, wanted.reason)
+        except ValueError as error:
+            raise ApiError(400, str(error)) from None
         if (wanted.user is UNSET) == (wanted.id is UNSET):
             raise ApiError(400, "expected user or id, one of them")
         if isinstance(wanted.user, str):
             _check_user("user", wanted.user)
             clients = list(self._node.hub._users.get(wanted.user, ()))
             for client in clients:
-                client.connection.close(wanted.code)
+                client.connection.close(wanted.code, wanted.reason)
             return 200, {"clients": len(clients)}
         assert isinstance(wanted.id, int)
         connection = await self._stats.find_connection(wanted.id)
         if connection is None or not connection.is_open:
             return 200, {"clients": 0}
-        connection.close(wanted.code)
+        connection.close(wanted.code, wanted.reason)
         return 200, {"clients": 1}
 
     async def revoke(self, body: bytes) -> tuple[int, dict[str, Any]]:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from orjson import JSONDecodeError, loads
 
@@ -46,7 +46,8 @@ class Logins:
         sessions: makes session tokens; None for none.
         limits: of users and clients.
         name_limit_bytes: the longest user name.
-        check_timeout_s: how long an application's check of one login may take; the client is a stranger meanwhile.
+        check_timeout_s: how long an application's check of one login may take, the client being a stranger meanwhile;
+            and its `on_connect`.
         clock: monotonic seconds.
         wall_clock: Unix seconds.
     """
@@ -61,12 +62,13 @@ class Logins:
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
     ) -> None:
-        self.revocations = Revocations(clock=wall_clock)
+        self.revocations = Revocations(clock=clock, wall_clock=wall_clock)
         self._sessions = sessions
         self.limits = limits
         self._name_limit_bytes = name_limit_bytes
         self._check_timeout_s = check_timeout_s
         self._told_s = 0.0  # when a check that took too long was last logged
+        self._late: set[asyncio.Future[Any]] = set()  # checks that were cancelled and haven't ended so far
         self._clock = clock
         self._wall_clock = wall_clock
         self._expiries = Expiries()
@@ -75,21 +77,35 @@ class Logins:
         """What an authenticator finds out; as `in_time`, but for ours, which waits for keys and gives up by itself."""
         return await (identity if isinstance(authenticator, TokenAuth) else self.in_time(identity))
 
-    async def in_time(self, checking: Awaitable[T]) -> T:
+    async def in_time(self, checking: Awaitable[T], what: str = "a login was refused: its check") -> T:
         """What a check of a login comes to. Cancels it and raises `CloseConnection` 1013 if it takes too long.
 
-        Not 4015 (login timeout): it is the check that is late, not the client.
+        Not 4015 (login timeout): it is the check that is late, not the client. It is cancelled too when the caller is,
+        and not waited for, as it may ignore that.
+
+        Args:
+            checking: the check.
+            what: what the log says has taken too long.
         """
+        task = asyncio.ensure_future(checking)
         try:
-            async with asyncio.timeout(self._check_timeout_s) as limit:
-                return await checking
-        except TimeoutError:
-            if not limit.expired():
-                raise  # the check's own
-            if self._clock() - self._told_s >= 1:  # once a second, however many strangers there are
-                self._told_s = self._clock()
-                log.warning("a login was refused: its check took more than %g s", self._check_timeout_s)
-            raise CloseConnection(close_codes.OVERLOADED) from None
+            await asyncio.wait((task,), timeout=self._check_timeout_s)
+        finally:
+            if not task.done():
+                task.cancel()
+                self._late.add(task)
+                task.add_done_callback(self._forget_late)
+        if task not in self._late:
+            return task.result()
+        if self._clock() - self._told_s >= 1:  # once a second, however many strangers there are
+            self._told_s = self._clock()
+            log.warning("%s took more than %g s", what, self._check_timeout_s)
+        raise CloseConnection(close_codes.OVERLOADED)
+
+    def _forget_late(self, task: asyncio.Future[Any]) -> None:
+        self._late.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody wants to know
 
     def change(self, limits: Limits, name_limit_bytes: int) -> None:
         """Other limits for logins to come."""
@@ -103,17 +119,21 @@ class Logins:
             client: who logs in.
             present: how many clients the user has already.
 
-        Raises `CloseConnection` for a user or token that was revoked, and for one client too many.
+        Raises `CloseConnection` as `check` does, and for one client too many.
         """
-        if self.revocations.holds(client.user, client.token_id, client._issued):
-            raise CloseConnection(close_codes.DISCONNECTED)
-        if len(client.user.encode()) > self._name_limit_bytes:
-            raise CloseConnection(close_codes.BAD_REQUEST)
+        self.check(client)
         if self.limits.connections_per_user and present >= self.limits.connections_per_user:
             raise CloseConnection(close_codes.CONNECTION_LIMIT)
         client.meter = self.limits.meter()
         if client.expires is not None:
             self._start(client, client.expires)
+
+    def check(self, client: Client) -> None:
+        """Raise `CloseConnection` for a user or token that was revoked, and for a name that is too long."""
+        if self.revocations.holds(client.user, client.token_id, client._issued):
+            raise CloseConnection(close_codes.DISCONNECTED)
+        if len(client.user.encode()) > self._name_limit_bytes:
+            raise CloseConnection(close_codes.BAD_REQUEST)
 
     def _start(self, client: Client, expires: float) -> None:
         """Set when the login ends: with its token, or after the longest time of a session; and make its token."""

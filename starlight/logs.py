@@ -11,15 +11,20 @@ Only `Node.run` comes here. The handler does four things, each in one place for 
 - It never waits. A thread of its own writes; a reader that is too slow for `WAITING_LIMIT_BYTES`, such as a terminal
   that somebody has stopped, loses lines and is told how many, and no client waits for it.
 
+A log that is a file, by `log_file` or as the stderr that the shell has redirected, can be rotated: `Handler.reopen`
+opens its name again, and a `log_file` is opened again by itself when another file, or none, has its name.
+
 The fan-out logs nothing, so none of this is ever on a message's way. structlog is imported at `set_up`, for 15 ms.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
 import select
+import stat
 import sys
 import threading
 import time
@@ -28,7 +33,21 @@ from queue import SimpleQueue
 from types import ModuleType, TracebackType
 from typing import Any, Final, TextIO
 
-__all__ = ["LINES_PER_S", "WAITING_LIMIT_BYTES", "Handler", "RateLimit", "Writer", "escape", "set_level", "set_up"]
+from starlight.errors import ConfigError
+
+__all__ = [
+    "LINES_PER_S",
+    "WAITING_LIMIT_BYTES",
+    "Handler",
+    "RateLimit",
+    "Writer",
+    "check_file",
+    "escape",
+    "set_level",
+    "set_up",
+]
+
+log = logging.getLogger(__name__)
 
 LINES_PER_S: Final = 5
 """Lines a second of each kind. Five show whether it is always the same; a flood at this rate is 30 MB a day."""
@@ -41,6 +60,12 @@ WAITING_LIMIT_BYTES: Final = 4 * 2**20
 
 FLUSH_TIMEOUT_S: Final = 1.0
 """How long the end of the process waits for a reader that does not read."""
+
+LOOK_S: Final = 1.0
+"""How often at most it is looked whether a log file still has its name: a system call or two."""
+
+FILE_MODE: Final = 0o640
+"""Of a log file that is made: who connected is nothing for everybody on the machine."""
 
 LIMITED: Final = ("starlight", "asyncio", "aiohttp", "picows", "aiofastnet")
 """The loggers whose lines clients can provoke. An exception of a handler is logged by `starlight.handlers`."""
@@ -135,17 +160,27 @@ class Writer:
     Args:
         stream: with a descriptor, which is written to directly: the interpreter's end would wait for the lock of a
             buffer. Or one without, such as a `StringIO`.
+        path: its name if it is a file that can be opened again.
+        is_watched: whether it is opened again by itself, when another file or none has the name.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, path: str | None = None, *, is_watched: bool = False) -> None:
         self._stream = stream
         self._fd = _descriptor(stream)
-        self._queue: SimpleQueue[bytes | threading.Event | None] = SimpleQueue()
+        self._path = path
+        self._is_watched = is_watched
+        self._looked_s = time.monotonic()
+        self._queue: SimpleQueue[bytes | threading.Event | Callable[[], None] | None] = SimpleQueue()
         self._put_bytes = 0  # counted by whoever puts
         self._done_bytes = 0  # counted by the thread
         self._is_closed = False
         self._pid = os.getpid()
         threading.Thread(target=self._run, name="starlight-log", daemon=True).start()
+
+    @property
+    def fd(self) -> int:
+        """The descriptor that is written to, the same as long as the process lives; -1 without one."""
+        return -1 if self._fd is None else self._fd
 
     @property
     def waiting_bytes(self) -> int:
@@ -169,6 +204,13 @@ class Writer:
         self._queue.put(written)
         return written.wait(timeout_s)
 
+    def reopen(self) -> bool:
+        """Have the file's name opened again, behind what waits; False if it is none. Failing is logged."""
+        if self._path is None or self._is_closed:
+            return False
+        self._queue.put(self._reopen)
+        return True
+
     def close(self) -> None:
         """End the thread, as soon as it has written all; nothing can be put any more."""
         self._is_closed = True
@@ -176,11 +218,44 @@ class Writer:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            if isinstance(item, threading.Event):
-                item.set()
-            else:
+            if isinstance(item, bytes):
+                if self._is_watched:
+                    self._look()
                 self._write(item)
                 self._done_bytes += len(item)
+            elif isinstance(item, threading.Event):
+                item.set()
+            else:
+                item()
+
+    def _look(self) -> None:
+        """Open the file again if it has lost its name. In the thread."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < LOOK_S:
+            return
+        self._looked_s = now_s
+        if not _has_name(self._fd, self._path):
+            self._reopen()
+
+    def _reopen(self) -> None:
+        """Let the descriptor be one of the file that has the name now, or that is made. In the thread.
+
+        The standard streams move with it if they are the same file: the shell's ``>log 2>&1``.
+        """
+        assert self._fd is not None and self._path is not None
+        try:
+            fd = _open(self._path)
+        except OSError as error:
+            log.warning("the log file %s could not be opened again: %s", self._path, error.strerror)
+            return
+        try:
+            old = os.fstat(self._fd)
+            for other in (1, 2):
+                if other != self._fd and _is_file(other, old):
+                    os.dup2(fd, other)
+            os.dup2(fd, self._fd, inheritable=self._fd <= 2)
+        finally:
+            os.close(fd)
 
     def _write(self, data: bytes) -> None:
         try:
@@ -191,6 +266,43 @@ class Writer:
                 _write_all(self._fd, data)
         except (OSError, ValueError):  # its disk is full, its reader is gone, or it is closed: serving goes on
             pass
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, FILE_MODE)
+
+
+def _is_file(fd: int, file: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), file)
+    except OSError:
+        return False
+
+
+def _has_name(fd: int | None, path: str | None) -> bool:
+    """Whether the file behind a descriptor is the one with the name."""
+    try:
+        return fd is not None and path is not None and _is_file(fd, os.stat(path))
+    except FileNotFoundError:
+        return False
+    except OSError:  # as long as it can't be looked at, nothing better can be opened
+        return True
+
+
+def _name_of(stream: TextIO) -> str | None:
+    """The name of the file that a shell has redirected stderr to; None if it is something else.
+
+    Whoever truncates the file (copytruncate) shall not get a hole of zeros before the next line, so it is appended to.
+    """
+    fd = _descriptor(stream)
+    try:
+        if fd is None or not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_APPEND)
+        path = os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return None
+    return path if _has_name(fd, path) else None
 
 
 def _descriptor(stream: TextIO) -> int | None:
@@ -212,12 +324,12 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 class Handler(logging.Handler):
-    """Writes lines to a stream by a `Writer`, within a `RateLimit`."""
+    """Writes lines to a stream by a `Writer`, within a `RateLimit`; `path` and `is_watched` are the writer's."""
 
-    def __init__(self, stream: TextIO, limit: RateLimit) -> None:
+    def __init__(self, stream: TextIO, limit: RateLimit, path: str | None = None, *, is_watched: bool = False) -> None:
         super().__init__()
         self.limit = limit
-        self._writer = Writer(stream)
+        self._writer = Writer(stream, path, is_watched=is_watched)
         self._lost = 0
 
     def handle(self, record: logging.LogRecord) -> bool:
@@ -263,6 +375,21 @@ class Handler(logging.Handler):
         """Whether a line may wait. After a loss there is room only when half of the others are written."""
         return self._writer.waiting_bytes < (WAITING_LIMIT_BYTES // 2 if self._lost else WAITING_LIMIT_BYTES)
 
+    @property
+    def fd(self) -> int:
+        """The descriptor that lines are written to; -1 without one."""
+        return self._writer.fd
+
+    def reopen(self) -> bool:
+        """Open the log's file by its name again, as after a rotation by rename; False if the log is no file."""
+        return self._writer.reopen()
+
+    def last_line(self, text: str) -> bytes:
+        """A line that somebody without Python can write: a format for `time.strftime`, in UTC."""
+        record = logging.LogRecord("starlight._process", logging.ERROR, __file__, 0, text, (), None)
+        line = self.format(record).replace("%", "%%") + "\n"
+        return _TIME.sub("%Y-%m-%dT%H:%M:%S.000000Z", line, count=1).encode()
+
     def flush(self) -> None:
         """Wait until all lines are written, for `FLUSH_TIMEOUT_S` at most."""
         self._writer.flush(FLUSH_TIMEOUT_S)
@@ -271,6 +398,9 @@ class Handler(logging.Handler):
         """Write no more after what is there; at the end of the process `logging.shutdown` calls it behind `flush`."""
         self._writer.close()
         super().close()
+
+
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z")
 
 
 def _own_line(what: str, *args: object) -> logging.LogRecord:
@@ -287,28 +417,55 @@ def set_level(level: str) -> None:
         root.setLevel(level.upper())
 
 
-def set_up(level: str, format: str, stream: TextIO | None = None) -> Handler | None:
-    """Send all lines of the process to a stream, unless logging has been set up: then it stays as it is.
+def set_up(level: str, format: str, stream: TextIO | None = None, *, file: str = "") -> Handler | None:
+    """Send all lines of the process to a stream or a file, unless logging has been set up: then it stays as it is.
 
     Args:
         level: the least severe that is written.
         format: console, json, or auto: console if the stream is a terminal, else json.
         stream: stderr by default.
+        file: the name of a file to append to instead.
 
-    Returns the handler; None if logging was set up by somebody else.
+    Returns the handler; None if logging was set up by somebody else. Raises `ConfigError` if the file can't be written.
     """
     root = logging.getLogger()
     if root.handlers:
-        return next((handler for handler in root.handlers if isinstance(handler, Handler)), None)
-    stream = stream or sys.stderr or _nowhere()
+        handler = next((handler for handler in root.handlers if isinstance(handler, Handler)), None)
+        if handler is None and file:
+            log.warning("log_file=%s is left alone: the program has set up logging", file)
+        return handler
+    stream = _open_file(file) if file else stream or sys.stderr or _nowhere()
+    path = os.path.abspath(file) if file else _name_of(stream)
     is_terminal = stream.isatty()
-    handler = Handler(stream, RateLimit())
+    handler = Handler(stream, RateLimit(), path, is_watched=bool(file))
     handler.setFormatter(
         _formatter(is_json=format == "json" or (format == "auto" and not is_terminal), colors=is_terminal)
     )
     root.addHandler(handler)
     set_level(level)
     return handler
+
+
+def check_file(path: str) -> None:
+    """Raise `ConfigError` if a log file of that name could not be written; nothing is made."""
+    try:
+        if os.path.exists(path):
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK))
+        elif not os.access(os.path.dirname(path) or ".", os.W_OK | os.X_OK):
+            raise PermissionError(0, "no such directory, or nothing may be made in it")
+    except OSError as error:
+        raise _not_writable(path, error) from None
+
+
+def _open_file(path: str) -> TextIO:
+    try:
+        return os.fdopen(_open(path), "w")
+    except OSError as error:
+        raise _not_writable(path, error) from None
+
+
+def _not_writable(path: str, error: OSError) -> ConfigError:
+    return ConfigError("log_file", path, f"a file that can be written ({(error.strerror or 'error').lower()})")
 
 
 def _nowhere() -> TextIO:

@@ -16,7 +16,7 @@ import resource
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final
 
@@ -107,8 +107,11 @@ class Node:
         self._acceptor: Acceptor | None = None
         self._server: Listener | TlsListener | None = None
         self._timers: list[asyncio.Task[None]] = []
-        self._drained: asyncio.Future[None] | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._drain: Drain | None = None
+        self._drain_end_s = math.inf
         self._drain_begun = asyncio.Event()
+        self._drain_hurried = asyncio.Event()
         self.has_stuck_threads = False
         """Whether handlers with ``thread=True`` were still under way at the end of the drain."""
 
@@ -146,6 +149,8 @@ class Node:
         Args:
             listening: sockets that listen already and that others hold as well, instead of `host` and `port`.
 
+        All or nothing: if a step fails or is cancelled, everything is given back before this returns.
+
         Raises `ListenFailed`; RuntimeError if it was started before; `ConfigError` if one of the sockets can be reached
         by others and neither authentication nor `insecure_no_auth` is there.
         """
@@ -162,39 +167,64 @@ class Node:
         self._acceptor.start()
         self.is_serving = True
         try:
-            self._internal.listen()
-            self._server = await self._listen(self._acceptor, listening)
-            self.name = self.settings.node_name or f"{socket.gethostname()}:{self.port}"
+            await self._start(self._loop, self._acceptor, listening)
         except BaseException:
-            self.is_serving = False
-            self._acceptor.stop()
-            self.core.unbind()
-            await self._internal.stop()
+            await _in_any_case(self._undo_start())
             raise
-        self._timers = [self._loop.create_task(_run_timer(timer)) for timer in self.handlers.timers]
-        self._timers.append(self._loop.create_task(self._expire_logins()))
+
+    async def _start(
+        self, loop: asyncio.AbstractEventLoop, acceptor: Acceptor, listening: Sequence[socket.socket]
+    ) -> None:
+        """The steps of the start that may fail, or be cancelled."""
+        self._internal.listen()
+        await self._listen(acceptor, listening)
+        self.name = self.settings.node_name or f"{socket.gethostname()}:{self.port}"
+        self._timers = [loop.create_task(_run_timer(timer)) for timer in self.handlers.timers]
+        self._timers.append(loop.create_task(self._expire_logins()))
         if self._tokens is not None:
             self._tokens.start()
         log.info("%s", self.start_line())
         await self._internal.start(self)
 
+    async def _undo_start(self) -> None:
+        """Give everything back; who has connected meanwhile is cut off."""
+        try:
+            if self._server is not None:
+                await self._server.close()
+                self._server.drop_handshakes()
+        finally:
+            await self._end_serving()
+            self._server = None
+            log.info("the start was given up")
+
+    async def _end_serving(self) -> None:
+        """The last steps of every end: nothing of them waits for a client."""
+        assert self._acceptor is not None
+        for timer in self._timers:
+            timer.cancel()
+        try:
+            self._acceptor.stop()
+            self.has_stuck_threads = self.handlers.close()
+            await self._internal.stop()
+        finally:
+            self.core.unbind()
+            self.is_serving = False
+
     def make_acceptor(self) -> Acceptor:
         """What its connections share; `starlight.conformance` has another one."""
         return Acceptor(self.core, self.hub, self.settings, gate=self._gate)
 
-    async def _listen(self, acceptor: Acceptor, listening: Sequence[socket.socket]) -> Listener | TlsListener:
+    async def _listen(self, acceptor: Acceptor, listening: Sequence[socket.socket]) -> None:
         host, port = self.settings.host, self.settings.port
-        server: Listener | TlsListener
         if self._certificate is not None:
-            server = TlsListener(acceptor, self._certificate, self.settings.handshake_timeout_s)
+            self._server = TlsListener(acceptor, self._certificate, self.settings.handshake_timeout_s)
         else:
-            server = Listener(acceptor.protocol)
+            self._server = Listener(acceptor.protocol)
         try:
             if listening:
-                await server.adopt(listening)
+                await self._server.adopt(listening)
             else:
-                await server.open(host, port, reuse_port=self.settings.reuse_port)
-            return server
+                await self._server.open(host, port, reuse_port=self.settings.reuse_port)
         except socket.gaierror as error:
             raise ListenFailed(error.errno, f"can't listen on {host}: {error.strerror}") from None
         except OSError as error:
@@ -301,46 +331,67 @@ class Node:
 
     # --- drain ---------------------------------------------------------------------------------------------------
 
-    async def drain(self) -> None:
+    async def drain(self, timeout_s: float | None = None) -> None:
         """End in good order: not ready from now on, accept no more, send every client a `bye` and 1001, wait for them.
 
-        Takes `drain_timeout_s` at most. Safe to call twice: the second call waits for the first. Does nothing if the
-        node never started.
+        The drain is a task of its own: it goes on if its caller is cancelled, and whoever calls again waits for the
+        same drain and gets its result. Does nothing if the node never started.
+
+        Args:
+            timeout_s: how long it takes at most, in seconds; by default `drain_timeout_s`. In a drain that is under way
+                a shorter time hurries it and a longer one changes nothing.
         """
         if self._loop is None or self._server is None:
             return
-        if self._drained is not None:
-            await asyncio.shield(self._drained)
-            return
-        self._drained = self._loop.create_future()
-        self.is_draining = True
-        self._drain_begun.set()
-        try:
-            await self._drain(self._server)
-        finally:
-            self.is_serving = False
-            self._drained.set_result(None)
+        timeout_s = self.settings.drain_timeout_s if timeout_s is None else max(0.0, timeout_s)
+        end_s = self._loop.time() + timeout_s
+        if self._draining is None:
+            self._drain_end_s = end_s
+            self.is_draining = True
+            self._drain_begun.set()
+            if not self.settings.drain_notice_s:
+                self._server.stop()  # without a turn of the loop between this and the accepting of the queue
+            self._draining = self._loop.create_task(self._run_drain(self._server))
+        elif end_s < self._drain_end_s and not self._draining.done():
+            self._drain_end_s = end_s
+            self._drain_hurried.set()
+            if self._drain is not None:
+                self._drain.hurry(end_s)
+        await asyncio.shield(self._draining)
 
     async def drain_begun(self) -> None:
         """Return when a drain has begun, whoever asked for it."""
         await self._drain_begun.wait()
 
-    async def _drain(self, server: Listener | TlsListener) -> None:
+    async def _run_drain(self, server: Listener | TlsListener) -> None:
+        try:
+            await self._give_notice()
+            await server.close()
+            await self._send_clients_away()
+        finally:
+            await server.close()  # nothing is left of it unless the program cancels all its tasks
+            await self._end_serving()
+        log.info("drained")
+
+    async def _give_notice(self) -> None:
+        """Serve on for `drain_notice_s` within the drain's time, of which a hurry may leave less."""
+        assert self._loop is not None
+        notice_end_s = self._loop.time() + self.settings.drain_notice_s
+        while (left_s := min(notice_end_s, self._drain_end_s) - self._loop.time()) > 0:
+            self._drain_hurried.clear()
+            try:
+                await asyncio.wait_for(self._drain_hurried.wait(), left_s)
+            except TimeoutError:
+                return
+
+    async def _send_clients_away(self) -> None:
         assert self._loop is not None and self._acceptor is not None
-        deadline_s = self._loop.time() + self.settings.drain_timeout_s
-        if self.settings.drain_notice_s > 0:
-            await asyncio.sleep(min(self.settings.drain_notice_s, self.settings.drain_timeout_s))
-        await server.close()
         log.info("draining %d connections", self._acceptor.connections)
-        await Drain(self._acceptor, self.settings.drain_rate, deadline_s, self._end_handshakes).run()
+        self._drain = Drain(self._acceptor, self.settings.drain_rate, self._drain_end_s, self._end_handshakes)
+        await self._drain.run()
         for timer in self._timers:  # until then clients were served as ever
             timer.cancel()
-        await self.handlers.settle(max(0.0, deadline_s - self._loop.time()))
-        self._acceptor.stop()
-        self.has_stuck_threads = self.handlers.close()
-        await self._internal.stop()
-        self.core.unbind()
-        log.info("drained")
+        await self.handlers.settle(max(0.0, self._drain_end_s - self._loop.time()))
 
     def _end_handshakes(self) -> None:
         """Cut off whoever is still in the handshake, of TLS or of HTTP."""
@@ -370,6 +421,21 @@ class Node:
         the service manager that others can reach while there is no authentication.
         """
         _process.run(self)
+
+
+async def _in_any_case(work: Coroutine[Any, Any, None]) -> None:
+    """Do something to its end, however often the caller is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                break
+        except Exception:
+            break
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("the start could not be given up in good order", exc_info=error)
 
 
 def _make_core(settings: Settings) -> Core:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import re
+from asyncio import CancelledError
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
@@ -175,10 +176,13 @@ class GroupPermissions:
     def _ask(self, authorize: Authorize, client: Client, action: Action, name: str, verdict: bool) -> bool:
         try:
             answer = authorize(client, action, name)
-        except Exception:
+        except (Exception, CancelledError):
             log.exception("the authorize hook failed; that is a no")
             return False
-        return verdict if answer is None else answer is True
+        if answer is None or isinstance(answer, bool):
+            return verdict if answer is None else answer
+        log.error("the authorize hook returned a %s instead of a bool or None; that is a no", type(answer).__name__)
+        return False
 
 
 def make_permissions(
@@ -213,28 +217,33 @@ def to_groups(groups: Mapping[str, Any], key: str, place: Callable[..., str] | N
         try:
             made[name] = fields if isinstance(fields, Group) else _to_group(name, fields, key, where)
         except ConfigError as error:
-            errors.append(error)
+            errors += [error, *error.others]
     if errors:
         raise ConfigError.all_of(errors)
     return made
 
 
 def _to_group(name: str, fields: Any, key: str, place: Callable[..., str]) -> Group:
+    """One group. Raises `ConfigError` with all that is wrong in it, each with its value."""
+    errors: list[ConfigError] = []
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigError(place(key, str(name)), name, "a group's name of letters, digits and _ - . : / @", key)
-    try:
-        return Group(**fields)
-    except TypeError:
-        wrong = sorted(set(fields) - set(Group.__slots__)) if isinstance(fields, dict) else fields
-        expected = "a table with some of " + ", ".join(sorted(Group.__slots__))
-        where = place(key, name)
-        if isinstance(fields, dict):
-            expected += nearest(wrong[0], Group.__slots__)
-            where = place(key, name, wrong[0])
-        raise ConfigError(where, wrong, expected, key) from None
-    except ValueError as error:
-        field, _, expected = str(error).partition(": expected ")
-        raise ConfigError(place(key, name, field), fields[field], expected, key) from None
+        rule = "a group whose name is of letters, digits and _ - . : / @"
+        errors.append(ConfigError(place(key, str(name)), fields, rule, key))
+    expected = "a table with some of " + ", ".join(sorted(Group.__slots__))
+    if not isinstance(fields, dict):
+        raise ConfigError.all_of([*errors, ConfigError(place(key, str(name)), fields, expected, key)])
+    for field, value in fields.items():
+        where = place(key, str(name), str(field))
+        if field not in Group.__slots__:
+            errors.append(ConfigError(where, value, expected + nearest(str(field), Group.__slots__), key))
+            continue
+        try:
+            Group(**{field: value})
+        except ValueError as error:
+            errors.append(ConfigError(where, value, str(error).partition(": expected ")[2], key))
+    if errors:
+        raise ConfigError.all_of(errors)
+    return Group(**fields)
 
 
 def read_groups(path: str) -> dict[str, Group]:

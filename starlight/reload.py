@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from starlight._drain import retry_ms
 from starlight._gate import Gate
 from starlight._tls import Certificate
-from starlight.auth import Permissions, TokenAuth, make_authenticator, make_internal_key
+from starlight.auth import Permissions, TokenAuth, make_authenticator, make_internal_key, make_sessions, make_verifier
 from starlight.config import Settings, entries
 from starlight.errors import ConfigError
 from starlight.limits import Limits
+from starlight.logs import check_file
+from starlight.named_files import Contents, changes, contents
 from starlight.origins import Origins, Proxies
 from starlight.permissions import make_permissions
 
@@ -52,6 +54,7 @@ class Parts(NamedTuple):
         proxies: whose X-Forwarded-For is believed.
         certificate: None without TLS.
         internal_key: None for none.
+        contents: what was in the files.
     """
 
     settings: Settings
@@ -63,6 +66,7 @@ class Parts(NamedTuple):
     proxies: Proxies
     certificate: Certificate | None
     internal_key: bytes | None
+    contents: Contents
 
 
 class Reloader:
@@ -92,6 +96,7 @@ class Reloader:
         rekey: Callable[[bytes | None], None],
     ) -> None:
         self.settings = settings
+        self._contents = contents(settings)
         self._reread = reread
         self._hub = hub
         self._gate = gate
@@ -111,14 +116,15 @@ class Reloader:
                 parts = await asyncio.to_thread(self.prepare)
             except ConfigError as error:
                 for one in (error, *error.others):
-                    log.error("the configuration stays as it was: %s", one)
+                    log.error("the configuration stays as it was: %s", one.line)
                 return None
             except Exception:
                 log.exception("the configuration stays as it was")
                 return None
             rates = Limits.of(self.settings).rates
+            told = self._describe(parts)
             self.commit(parts)
-            log.info("the configuration was read again; changed: %s", self._describe(parts) or "no setting")
+            log.info("the configuration was read again; %s", told)
             if parts.restart:
                 log.warning("not changed before a restart: %s", ", ".join(parts.restart))
             await self._review(rates=Limits.of(self.settings).rates != rates)
@@ -147,11 +153,13 @@ class Reloader:
             Proxies(settings.trusted_proxies),
             Certificate.of(settings),
             make_internal_key(settings),
+            contents(settings),
         )
 
     def commit(self, parts: Parts) -> None:
         """Put new parts in place. On the loop's thread; it can't fail."""
         self.settings = settings = parts.settings
+        self._contents = parts.contents
         limits = Limits.of(settings)
         if self._authenticator is not None and parts.authenticator is not None:
             self._authenticator.take_over(parts.authenticator)
@@ -181,25 +189,44 @@ class Reloader:
         if sent_away:
             log.info("%d clients lost a channel that they had joined, and come back", sent_away)
 
-    @staticmethod
-    def _describe(parts: Parts) -> str:
+    def _describe(self, parts: Parts) -> str:
+        """What has changed and which files have not, for the log."""
         shown = [entry for entry in entries() if entry.name in parts.changed]
-        return ", ".join(f"{entry.name}={entry.text(getattr(parts.settings, entry.name))}" for entry in shown)
+        settings = [f"{entry.name}={entry.text(getattr(parts.settings, entry.name))}" for entry in shown]
+        changed, same = changes(self._contents, parts.contents)
+        text = f"changed: {', '.join([*settings, *changed]) or 'no setting and no file'}"
+        return f"{text}; read again and as before: {', '.join(same)}" if same else text
 
 
-def problems(settings: Settings) -> list[ConfigError]:
-    """Why a node would not start with these settings: keys, certificates, lists and groups that are none."""
+def problems(
+    settings: Settings, *, has_authenticator: bool = False, has_permissions: bool = False
+) -> list[ConfigError]:
+    """Why a node would not start with these settings: keys, certificates, lists and groups that are none.
+
+    Args:
+        settings: each right by itself.
+        has_authenticator: whether the application has its own, so that none is made.
+        has_permissions: the same of permissions.
+    """
     found: list[ConfigError] = []
-    for make in (
-        make_authenticator,
+    makers = [] if has_authenticator else _login_makers(settings)
+    makers += [
         make_internal_key,
         Certificate.of,
         lambda settings: Origins(settings.allowed_origins),
         lambda settings: Proxies(settings.trusted_proxies),
-        lambda settings: make_permissions(settings, {}),
-    ):
+        lambda settings: check_file(settings.log_file) if settings.log_file else None,
+    ]
+    if not has_permissions:
+        makers.append(lambda settings: make_permissions(settings, {}))
+    for make in makers:
         try:
             make(settings)
         except ConfigError as error:
             found += [error, *error.others]
     return found
+
+
+def _login_makers(settings: Settings) -> list[Callable[[Settings], object]]:
+    """What `make_authenticator` does, each step by itself: the first that fails would hide the next."""
+    return [make_verifier, make_sessions] if settings.auth == "jwt" else [make_authenticator]

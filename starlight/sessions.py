@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import math
 import secrets
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -41,6 +42,9 @@ network."""
 
 REVOCATIONS_LIMIT: Final = 100_000
 """Users and tokens that can be revoked at a time, at about 150 bytes each."""
+
+SKEW_S: Final = 30.0
+"""So far an issuer's clock may be ahead of ours without one of them being wrong: the longest leeway of a token."""
 
 SESSION_LIMIT_BYTES: Final = 12 * 1024
 """The longest session token, made or looked at: that of a token with 8 KiB, all of it groups, and below what a stranger
@@ -145,24 +149,44 @@ def read_secret(path: str, key: str) -> bytes:
     return secret
 
 
+class _Revoked(NamedTuple):
+    """When a user was revoked, by both clocks."""
+
+    at_s: float  # monotonic
+    at_unix_s: float
+    issued: float  # of the latest token that was seen then
+    forgotten_s: float  # monotonic
+
+
 class Revocations:
     """Users and tokens that may not come in again.
 
     Revoking a user refuses all tokens of the user that were made before; one made later is good again. Both are
     forgotten after a time, when the tokens they were about have ended by themselves.
 
+    How long is measured in monotonic time. When a token was made is said in Unix time, so that of the revocation is
+    counted back from now: a wall clock that was wrong then, and was set right since, neither keeps a user out nor lets
+    one in.
+
     Args:
         limit: how many there can be at a time.
-        clock: Unix seconds.
+        clock: monotonic seconds.
+        wall_clock: Unix seconds.
     """
 
-    def __init__(self, limit: int = REVOCATIONS_LIMIT, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        limit: int = REVOCATIONS_LIMIT,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self._limit = limit
         self._clock = clock
+        self._wall_clock = wall_clock
         self.total = 0
         """How many there ever were."""
-        self._users: dict[str, tuple[float, float]] = {}  # user: (revoked at, forgotten at)
-        self._tokens: dict[str, float] = {}  # token id: forgotten at
+        self._users: dict[str, _Revoked] = {}
+        self._tokens: dict[str, float] = {}  # token id: forgotten at, monotonic
 
     def add_user(self, user: str, seconds: float, issued: float = 0.0) -> None:
         """Refuse the user's present tokens for so long; a revocation that lasts longer is not shortened.
@@ -176,14 +200,17 @@ class Revocations:
         """
         self._make_room(user in self._users)
         now_s = self._clock()
-        _, until_s = self._users.get(user, (0.0, 0.0))
-        self._users[user] = (max(now_s, issued), max(now_s + seconds, until_s))
+        until_s = now_s + seconds
+        before = self._users.get(user)
+        if before is not None:
+            issued, until_s = max(issued, before.issued), max(until_s, before.forgotten_s)
+        self._users[user] = _Revoked(now_s, self._wall_clock(), issued, until_s)
         self.total += 1
 
     def add_token(self, token_id: str, seconds: float) -> None:
         """Refuse one token for so long, or as long as it is refused already. Raises OverflowError as `add_user`."""
         self._make_room(token_id in self._tokens)
-        self._tokens[token_id] = max(self._clock() + seconds, self._tokens.get(token_id, 0.0))
+        self._tokens[token_id] = max(self._clock() + seconds, self._tokens.get(token_id, -math.inf))
         self.total += 1
 
     def holds(self, user: str, token_id: str, issued: float) -> bool:
@@ -191,10 +218,17 @@ class Revocations:
         if not self._users and not self._tokens:
             return False
         now_s = self._clock()
-        revoked_s, forgotten_s = self._users.get(user, (-1.0, -1.0))
-        if issued <= revoked_s and now_s < forgotten_s:
+        revoked = self._users.get(user)
+        if revoked is not None and now_s < revoked.forgotten_s and self._was_made_before(issued, revoked, now_s):
             return True
-        return bool(token_id) and now_s < self._tokens.get(token_id, -1.0)
+        return bool(token_id) and now_s < self._tokens.get(token_id, -math.inf)
+
+    def _was_made_before(self, issued: float, revoked: _Revoked, now_s: float) -> bool:
+        unix_s = self._wall_clock()
+        if issued <= max(unix_s - (now_s - revoked.at_s), revoked.issued):
+            return True
+        # made in the future: our clock is behind now, and may have been right then
+        return issued > unix_s + SKEW_S and issued <= revoked.at_unix_s
 
     def __len__(self) -> int:
         return len(self._users) + len(self._tokens)
@@ -203,7 +237,7 @@ class Revocations:
         if is_known or len(self) < self._limit:
             return
         now_s = self._clock()
-        self._users = {user: times for user, times in self._users.items() if times[1] > now_s}
+        self._users = {user: revoked for user, revoked in self._users.items() if revoked.forgotten_s > now_s}
         self._tokens = {token_id: until_s for token_id, until_s in self._tokens.items() if until_s > now_s}
         if len(self) >= self._limit:
             raise OverflowError(f"there are {self._limit} revocations already")

@@ -60,6 +60,8 @@ class PairConnection:
         self.is_open = True
         self.closed_with: int | None = None
         self.paused_s = 0.0
+        self.probes = 0
+        self.silent_ms = 0
 
     def close(self, code: int, reason: str = "", retry_ms: int | None = None) -> None:
         if self.is_open:
@@ -70,6 +72,12 @@ class PairConnection:
 
     def pause_reading(self, seconds: float) -> None:
         self.paused_s += seconds
+
+    def probe(self) -> None:
+        self.probes += 1
+
+    def give_way(self) -> None:
+        self.close(4012)
 
     def on_evicted(self, code: int, messages: int, n_bytes: int, oldest_ms: int) -> None:
         self.is_open = False
@@ -109,6 +117,7 @@ class Member:
         client = hub.login(self.connection, orjson.dumps({"type": "login", "user": user}))
         assert isinstance(client, Client)
         self.client = client
+        assert hub.greet(client) is None
         self.welcome = self.heard()[0]
 
     def say(self, type: str, **fields: Any) -> Any:

@@ -26,6 +26,8 @@ def other_values(entry: Entry) -> list[Any]:
         return [SecretStr("a" * 32), SecretStr("b" * 32), SecretStr("c" * 32)]
     if entry.is_switch:
         return [not entry.default] * 3
+    if entry.name.endswith("host"):
+        return ["127.0.0.2", "::1", "localhost"]
     if entry.choices:
         others = [word for word in entry.choices if word != entry.default]
         return [others[0], others[-1], others[len(others) // 2]]

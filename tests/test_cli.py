@@ -144,8 +144,16 @@ async def test_an_application_from_the_current_directory(tmp_path: Path) -> None
         ("mine:", "APP 'mine:': expected module:app, such as auction:app"),
         ("mine:app.x", "APP 'mine:app.x': expected module:app, such as auction:app"),
         ("nowhere:app", "APP 'nowhere:app': there is no module 'nowhere' here or in the environment"),
-        ("mine:missing", "APP 'mine:missing': module 'mine' has no 'missing'"),
-        ("mine:not_an_app", "APP 'mine:not_an_app': expected a Starlight application, but it is a int"),
+        ("mine:missing", "APP 'mine:missing': module 'mine' has no 'missing'; it has app"),
+        (
+            "mine:not_an_app",
+            "APP 'mine:not_an_app': expected a Starlight application, but it is a int; the module has app",
+        ),
+        ("./mine:app", "APP './mine:app': expected module:app, such as auction:app; did you mean mine:app?"),
+        ("mine.py:app", "APP 'mine.py:app': expected module:app, such as auction:app; did you mean mine:app?"),
+        ("./a/mine.py", "APP './a/mine.py': expected module:app, such as auction:app; did you mean a.mine:app?"),
+        ("..mine:app", "APP '..mine:app': expected module:app, such as auction:app"),
+        ("mien:app", "APP 'mien:app': there is no module 'mien' here or in the environment; did you mean mine?"),
     ],
 )
 def test_a_wrong_application_is_named(
@@ -162,12 +170,72 @@ def test_a_wrong_application_is_named(
     assert refused(capsys, "serve", application) == complaint
 
 
-async def test_an_application_that_fails_shows_its_own_traceback(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("import no_such_dependency\n")
-    async with running("serve", "mine:app", cwd=tmp_path) as serving:
-        assert "mine.py" in await serving.line("stderr", "mine.py")
-        assert await serving.line("stderr", "No module named 'no_such_dependency'")
-        assert await serving.end() == 1
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import no_such_dependency\n", ["APP 'mine:app': No module named 'no_such_dependency' (mine.py:1)"]),
+        ("def app(:\n", ["APP 'mine:app': SyntaxError: invalid syntax (mine.py:1)"]),
+        ("import sys\nsys.exit(3)\n", ["APP 'mine:app': importing it ends the program (exit code 3) (mine.py:2)"]),
+        (
+            "def make():\n    return undefined\n\napp = make()\n",
+            [
+                "Traceback (most recent call last):",
+                '  File "{path}", line 4, in <module>',
+                "    app = make()",
+                '  File "{path}", line 2, in make',
+                "    return undefined",
+                "APP 'mine:app': importing it failed: NameError: name 'undefined' is not defined (mine.py:2)",
+            ],
+        ),
+    ],
+)
+def test_an_application_that_fails_is_told_by_its_own_lines_alone(
+    source: str, expected: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(source)
+    done = subprocess.run(
+        [*STARLIGHT, "serve", "mine:app"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    lines = [line.removeprefix("starlight: ") for line in done.stderr.splitlines()]
+    lines = [line for line in lines if not set(line) <= set(" ^~")]
+    assert (done.returncode, lines) == (1, [line.format(path=path) for line in expected])
+
+
+def test_all_that_is_wrong_in_code_file_and_environment_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "wrong.toml").write_text('message_rate = "x"\n[groups.a]\npublsh = ["x"]\ndirect = 3\n')
+    (tmp_path / "mine.py").write_text(
+        "from starlight import Starlight\n"
+        "groups = {'b': {'subscrib': ['x']}}\n"
+        "app = Starlight(prot=1, auth='jvt', tls_cert='/nope', groups=groups, config_file='wrong.toml')\n"
+        "if __name__ == '__main__':\n    app.run()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "STARLIGHT_PING_INTERVAL_S": "soon"}
+    expected = [
+        "prot=1: expected the name of a setting; did you mean port?",
+        "auth='jvt': expected one of none, jwt; did you mean jwt?",
+        "wrong.toml:1: message_rate='x': expected a whole number",
+        "wrong.toml:3: groups.a.publsh=['x']: expected a table with some of",
+        "wrong.toml:4: groups.a.direct=3: expected true or false",
+        "groups.b.subscrib=['x']: expected a table with some of",
+        "STARLIGHT_PING_INTERVAL_S='soon': expected a duration",
+        "tls_cert='/nope': expected a file that can be read",
+    ]
+    for command in ([*STARLIGHT, "serve", "mine:app"], [sys.executable, "mine.py"]):
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=environment
+        )
+        lines = [line.removeprefix("starlight: ") for line in done.stderr.splitlines() if ": expected " in line]
+        lines = [line.removeprefix("starlight.errors.ConfigError: ") for line in lines]
+        assert len(lines) == len(expected), done.stderr
+        for start in expected:
+            assert [line for line in lines if line.startswith(start)], (start, lines)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_check_tells_all_at_once(
         f"{path}:1: prot=1: expected the name of a setting or [groups.<name>]; did you mean port?",
         f"{path}:2: message_rate='x': expected a whole number",
         f"{path}:3: path='x': expected a path such as /ws",
-        f"{path}:5: groups.a.dirct=['dirct']: expected a table with some of broadcast, direct, presence, publish, "
+        f"{path}:5: groups.a.dirct=True: expected a table with some of broadcast, direct, presence, publish, "
         "subscribe; did you mean direct?",
         f"{path}:7: groups.b.publish=1: expected a list of channel patterns",
         "STARLIGHT_PONG_TIMEOUT_S='soon': expected a duration",

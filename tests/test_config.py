@@ -68,6 +68,7 @@ def test_defaults_are_those_of_the_documents() -> None:
         "internal_port": None,
         "internal_key_file": "",
         "log_format": "auto",
+        "log_file": "",
         "log_level": "info",
     }
 
@@ -136,7 +137,9 @@ def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 WRONG_SETTINGS = [
     ("port", 65_536, "a whole number from 0 to 65535"),
     ("port", "http", "a whole number from 0 to 65535"),
-    ("host", "", "1 to 255 characters"),
+    ("host", "", "one address such as 127.0.0.1"),
+    ("host", "unix:./s.sock", "no Unix socket"),
+    ("host", "127.0.0.1,::1", "no list"),
     ("path", "ws", "a path such as /ws"),
     ("path", "/ws?x=1", "a path such as /ws"),
     ("path", "/w\r\ns", "a path such as /ws"),

@@ -61,17 +61,25 @@ async def test_a_login_check_that_never_returns_is_1013_and_is_not_kept():
         await on_stage.alone()
 
 
-async def test_a_slow_on_connect_is_no_login_timeout():
-    handlers = Handlers()
+async def test_an_on_connect_that_never_returns_is_1013_and_is_not_kept():
+    handlers, ended = Handlers(), []
 
     @handlers.on_connect
     async def greet(client: Client) -> None:
         if client.user != "witness":
-            await asyncio.sleep(0.8)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(client.user)
 
-    async with stage(node=lambda settings: Node(settings, handlers=handlers), login_timeout_s=0.2) as on_stage:
-        client = await on_stage.login()
-        assert (await client.ask("ping"))["type"] == "pong"
+    def made(settings: Settings) -> Node:
+        return Node(settings, handlers=handlers)
+
+    async with stage(quiet=False, node=made, login_timeout_s=0.3) as on_stage:
+        client = await on_stage.login("ann")
+        assert await client.close_code() == 1013
+        await eventually(lambda: ended == ["ann"])
+        await on_stage.alone()
 
 
 async def test_pings_come_again_and_again_and_a_pong_keeps_it_open():

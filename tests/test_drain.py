@@ -145,6 +145,68 @@ async def test_a_handshake_under_way_is_waited_for_and_then_sent_away(wire: str)
     await asyncio.wait_for(draining, 10)
 
 
+async def test_a_drain_goes_on_without_its_first_caller_and_others_join_it():
+    node = Node(small(drain_timeout_s=60, drain_rate=20))
+    await node.start()
+    clients = [await WireClient.login(node.url, f"user{number}") for number in range(20)]
+    ends = [asyncio.create_task(client.hear_until("bye")) for client in clients]
+    first = asyncio.create_task(node.drain())
+    await node.drain_begun()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert node.is_draining and node.is_serving
+    others = [asyncio.create_task(node.drain()) for _ in range(3)]
+    await asyncio.wait_for(asyncio.gather(*others), 30)
+    assert (node.connections, node.is_serving) == (0, False)
+    for client, end in zip(clients, ends, strict=True):
+        await end
+        assert (await client.closed())[0] == 1001
+    await asyncio.wait_for(node.drain(), 10)  # it has drained, and says so to whoever asks later
+    assert all(task.done() for task in node._timers)
+
+
+async def test_a_later_call_may_hurry_a_drain_and_not_prolong_it():
+    node = Node(small(drain_timeout_s=3_600, drain_notice_s=3_600))
+    await node.start()
+    ann = await WireClient.login(node.url, "ann")
+    first = asyncio.create_task(node.drain())
+    await node.drain_begun()
+    longer = asyncio.create_task(node.drain(timeout_s=7_200))
+    assert (await ann.ask("ping"))["type"] == "pong"
+    assert not first.done()
+    await asyncio.wait_for(node.drain(timeout_s=0.5), 20)
+    await asyncio.wait_for(asyncio.gather(first, longer), 10)
+    assert not node.is_serving
+
+
+async def test_a_hurry_raises_the_rate():
+    node = Node(small(drain_timeout_s=3_600, drain_rate=1))
+    await node.start()
+    clients = [await WireClient.login(node.url, f"user{number}") for number in range(20)]
+    first = asyncio.create_task(node.drain())
+    await node.drain_begun()
+    await asyncio.wait_for(node.drain(timeout_s=5), 20)
+    await asyncio.wait_for(first, 10)
+    assert [(await client.closed())[0] for client in clients] == [1001] * 20
+
+
+async def test_a_program_that_cancels_all_its_tasks_leaves_no_listening_socket():
+    node = Node(small(drain_timeout_s=3_600, drain_notice_s=3_600))
+    await node.start()
+    port = node.port
+    draining = asyncio.create_task(node.drain())
+    await node.drain_begun()
+    await asyncio.sleep(0.01)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await draining
+    await eventually(lambda: not node.is_serving)
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port)):
+        pass
+
+
 # --- the rate --------------------------------------------------------------------------------------------------------
 
 

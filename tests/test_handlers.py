@@ -213,6 +213,88 @@ async def test_a_handler_that_holds_the_loop_is_logged_by_name(caplog: pytest.Lo
     play.close()
 
 
+async def test_each_slow_step_of_a_coroutine_is_logged_by_name_with_what_helps(caplog: pytest.LogCaptureFixture):
+    now_ns = 0
+
+    def work_ms(number: int) -> None:
+        nonlocal now_ns
+        now_ns += number * 1_000_000
+
+    play = Play(clock_ns=lambda: now_ns)
+
+    @play.handlers.on("steps")
+    async def steps(client: Client, data: list[int]) -> str:
+        for number in data:
+            work_ms(number)
+            await asyncio.sleep(0)
+        return "done"
+
+    @play.handlers.on("late")
+    async def late(client: Client, data: object) -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            work_ms(77)
+
+    async def call(type: str, data: object) -> object:
+        handler = play.handlers.get(type)
+        assert handler is not None
+        return await handler.call(None, data)
+
+    assert await call("steps", [50, 40, 30]) == "done"
+    assert "held the loop" not in caplog.text
+    assert await call("steps", [10, 61, 10, 62]) == "done"
+    lines = [line for line in caplog.text.splitlines() if "held the loop" in line]
+    assert ["steps held the loop for 61 ms" in line for line in lines] == [True, False]
+    assert "steps held the loop for 62 ms" in lines[1]
+    assert "asyncio.to_thread" in lines[0] and "make it async" not in lines[0]
+    task = asyncio.ensure_future(call("late", None))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert "late held the loop for 77 ms" in caplog.text
+    play.close()
+
+
+async def test_a_timed_coroutine_is_one_in_every_respect():
+    handlers = Handlers()
+
+    async def work(client: object, data: object) -> object:
+        try:
+            return await asyncio.wait_for(asyncio.sleep(600 if data == "late" else 0, data), 0.01)
+        except TimeoutError:
+            return "timed out"
+
+    handlers.on("work")(work)
+    handler = handlers.get("work")
+    assert handler is not None
+    assert await handler.call(None, "quick") == "quick"
+    assert await asyncio.create_task(handler.call(None, "late")) == "timed out"
+    never_begun = asyncio.create_task(handler.call(None, "never"))
+    never_begun.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await never_begun
+    dropped = handler.call(None, "dropped")
+    assert dropped.__qualname__ == work.__qualname__ and dropped.cr_frame is not None
+    dropped.close()
+    assert dropped.cr_frame is None
+
+
+async def test_an_authorize_hook_that_holds_the_loop_is_logged(caplog: pytest.LogCaptureFixture):
+    now_ns = 0
+
+    def look_up(client: object, action: str, name: str) -> bool:
+        nonlocal now_ns
+        now_ns += 80_000_000
+        return True
+
+    handlers = Handlers(clock_ns=lambda: now_ns)
+    handlers.authorize(look_up)
+    assert handlers.authorizer is not None and handlers.authorizer(None, "join", "c") is True
+    assert "look_up held the loop for 80 ms" in caplog.text and "in memory" in caplog.text
+
+
 # --- async and threads -----------------------------------------------------------------------------------------------
 
 
@@ -346,6 +428,7 @@ async def test_connect_and_disconnect_are_told_in_order_and_once(play: Play):
 async def test_on_connect_comes_after_the_welcome_and_may_push(play: Play):
     play.handlers.on_connect(lambda client: client.send("hello"))
     client = play.login("ann")
+    assert play.hub.greet(client) is None
     assert [message["type"] for message in client.connection.messages()] == ["welcome", "server"]
     play.hub.disconnect(client)
 
@@ -384,7 +467,7 @@ async def test_failing_hooks_are_logged_and_hurt_nobody(play: Play, caplog: pyte
     assert caplog.text.count("Traceback") == 3
 
 
-async def test_an_async_on_connect_holds_the_login_back_but_not_the_welcome(play: Play):
+async def test_an_async_on_connect_comes_after_the_welcome(play: Play):
     go_on = asyncio.Event()
 
     @play.handlers.on_connect
@@ -392,28 +475,84 @@ async def test_an_async_on_connect_holds_the_login_back_but_not_the_welcome(play
         await go_on.wait()
         client.send("ready")
 
-    connection = play.connection()
-    pending = asyncio.ensure_future(play.hub.login(connection, b'{"type":"login","user":"ann"}'))
-    await asyncio.sleep(0)
-    assert [message["type"] for message in connection.messages()] == ["welcome"]
+    client = play.login("ann")
+    pending = play.hub.greet(client)
+    assert pending is not None
+    assert [message["type"] for message in client.connection.messages()] == ["welcome"]
     go_on.set()
-    client = await pending
-    assert [message["type"] for message in connection.messages()] == ["server"]
+    await pending
+    assert [message["type"] for message in client.connection.messages()] == ["server"]
     play.hub.disconnect(client)
 
 
-async def test_a_login_cancelled_in_on_connect_leaves_nobody_behind(play: Play):
-    gone: list[str] = []
-    play.handlers.on_connect(lambda client: asyncio.sleep(60))
-    play.handlers.on_disconnect(lambda client: gone.append(client.user))
-    pending = asyncio.ensure_future(play.login("ann"))
+async def test_who_goes_during_on_connect_is_out_at_once_and_on_disconnect_comes_after_it(play: Play):
+    events: list[str] = []
+    go_on = asyncio.Event()
+
+    @play.handlers.on_connect
+    async def greet(client: Client) -> None:
+        await go_on.wait()
+        events.append("in")
+
+    play.handlers.on_disconnect(lambda client: events.append("out"))
+    client = play.login("ann")
+    pending = asyncio.ensure_future(play.hub.greet(client))
     await asyncio.sleep(0)
-    assert play.hub.counters()["clients"] == 1
-    pending.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await pending
+    play.hub.disconnect(client)
     assert play.hub.counters()["clients"] == 0
-    assert gone == ["ann"]
+    assert events == []
+    go_on.set()
+    await pending
+    assert events == ["in", "out"]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_an_on_connect_may_close_the_connection(play: Play, is_async: bool):
+    def greet(client: Client) -> None:
+        raise CloseConnection(4503)
+
+    async def greet_later(client: Client) -> None:
+        raise CloseConnection(4503)
+
+    play.handlers.on_connect(greet_later if is_async else greet)
+    client = play.login("ann")
+    with pytest.raises(CloseConnection) as end:
+        await play.hub.greet(client)
+    assert end.value.code == 4503
+    play.hub.disconnect(client)
+
+
+async def test_an_async_on_disconnect_that_never_ends_is_cancelled(caplog: pytest.LogCaptureFixture):
+    play = Play(disconnect_timeout_s=0.05)
+    ended: list[str] = []
+
+    @play.handlers.on_disconnect
+    async def gone(client: Client) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(client.user)
+
+    play.member("ann").leave_hub()
+    await eventually(lambda: ended == ["ann"])
+    await eventually(lambda: "on_disconnect of" in caplog.text)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RequestError(4, "\ud800"), RequestError(10**40, "x"), RequestError(4, b"x")],
+    ids=["surrogate", "code", "type"],
+)  # type: ignore[arg-type]
+async def test_an_error_that_cannot_be_told_is_an_internal_one(
+    play: Play, error: RequestError, caplog: pytest.LogCaptureFixture
+):
+    def fail(client: Client, data: object) -> None:
+        raise error
+
+    play.handlers.on("fail")(fail)
+    ann = play.member("ann")
+    assert ann.ask("fail")["code"] == 100
+    assert "failed" in caplog.text
 
 
 async def test_on_disconnect_waits_for_the_handler_that_is_under_way(play: Play):

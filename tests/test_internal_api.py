@@ -196,6 +196,9 @@ async def test_disconnect_by_user_and_by_id(tmp_path: Path):
         (row,) = (await on.get("/connz?user=bob"))["connections"]
         assert await on.post("/api/disconnect", {"id": row["id"], "code": 4011}) == {"clients": 1}
         assert (await bob.closed())[0] == 4011
+        eve = await on.login("eve")
+        assert await on.post("/api/disconnect", {"user": "eve", "code": 3999, "reason": "as asked"}) == {"clients": 1}
+        assert await eve.closed() == (3999, "as asked")
         await eventually(lambda: on.node.connections == 0)
         assert await on.post("/api/disconnect", {"id": row["id"]}) == {"clients": 0}
         assert await on.post("/api/disconnect", {"user": "ann"}) == {"clients": 0}
@@ -270,6 +273,11 @@ WRONG: list[tuple[str, Any, str]] = [
     ("disconnect", {"id": 1, "user": None}, "user"),
     ("disconnect", {"user": "ann", "code": 1006}, "code"),
     ("disconnect", {"user": "ann", "code": 77}, "code"),
+    ("disconnect", {"user": "ann", "code": 1010}, "code"),
+    ("disconnect", {"user": "ann", "code": 5000}, "code"),
+    ("disconnect", {"user": "ann", "reason": "ü"}, "reason"),
+    ("disconnect", {"user": "ann", "reason": "x" * 124}, "reason"),
+    ("disconnect", {"id": 1, "reason": 5}, "reason"),
     ("revoke", {}, "user or token_id"),
     ("revoke", {"user": "ann", "seconds": 0}, "seconds"),
     ("presence", {"channel": "c", "limit": 1001}, "limit"),

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
+from starlight import close_codes
 from starlight.auth import TokenAuth, make_verifier
 from starlight.config import Settings
 from starlight.errors import CloseConnection
@@ -78,6 +79,16 @@ class TokenStage(Stage):
     def come(self, text: str | None = None) -> Someone:
         self.everyone.append(Someone(self.hub, self.core, token() if text is None else text))
         return self.everyone[-1]
+
+    async def come_later(self, text: str) -> None:
+        """Come where others have to make room first. Raises `CloseConnection`."""
+        connection = PairConnection(self.core)
+        try:
+            pending = self.hub.login(connection, orjson.dumps({"type": "login", "token": text}))
+            assert not isinstance(pending, Client)
+            await pending
+        finally:
+            connection.destroy()
 
     def refused(self, text: str) -> int:
         with pytest.raises(CloseConnection) as end:
@@ -269,13 +280,30 @@ def test_51_a_token_of_an_issuer_whose_clock_is_ahead_is_revoked():
     stage.close()
 
 
+@pytest.mark.parametrize("wrong_s", [3_600, -3_600, 10 * 365 * 86_400])
+def test_51_a_clock_that_was_wrong_at_a_revocation_is_forgiven(stage: TokenStage, wrong_s: float):
+    true_s = stage.wall_s
+    old = token(iat=int(true_s) - 60)
+    assert stage.come(old).client.is_connected
+    stage.wall_s = true_s - 50 + wrong_s
+    assert stage.hub.revoke_user("ann") == 1
+    stage.now_s += 50
+    stage.wall_s = true_s  # it was set right
+    assert stage.refused(old) == close_codes.DISCONNECTED
+    assert stage.come(token(iat=int(true_s) - 40)).client.is_connected
+
+
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
-def test_53_one_connection_too_many_of_a_user():
+async def test_53_one_connection_too_many_of_a_user():
     stage = TokenStage(limits=Limits(connections_per_user=2))
-    ann, _ = stage.come(), stage.come()
-    assert stage.refused(token()) == 4016
+    ann, other = stage.come(), stage.come()
+    with pytest.raises(CloseConnection) as end:
+        await stage.come_later(token())
+    assert end.value.code == close_codes.CONNECTION_LIMIT
+    assert (ann.connection.probes, other.connection.probes) == (1, 1)
+    assert ann.connection.is_open and other.connection.is_open
     assert stage.come(token("bob")).client.user == "bob"
     ann.leave()
     assert stage.come().client.user == "ann"

@@ -21,7 +21,9 @@ import pytest
 from websockets.asyncio.client import connect
 
 from starlight import logs
+from starlight.errors import ConfigError
 from starlight.logs import LINES_PER_S, Handler, RateLimit, escape
+from tests.support import eventually
 from tests.support_manager import Manager, activated, listening_socket
 from tests.wire_client import WireClient
 
@@ -567,6 +569,109 @@ async def test_a_log_that_is_read_late_has_every_line(tmp_path: Path):
     events = [json.loads(line)["event"] for line in log.splitlines()]
     said = [int(event.split()[0]) for event in events if event.endswith("xxx")]
     assert (status, said, events[-1]) == (0, list(range(300)), "drained")
+
+
+# --- rotation --------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def node_that_logs_to(path: Path, how: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """A node whose log is this file: by the shell or by a setting."""
+    redirect, settings = f"{how}'{path}' 2>&1", {}
+    if how == "log_file":
+        redirect, settings = "", {"STARLIGHT_LOG_FILE": str(path)}
+    with listening_socket() as sock:
+        command = activated(sock, "sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, "-c", CHATTY)
+        process = await asyncio.create_subprocess_exec(
+            *command, pass_fds=(sock.fileno(),), cwd=ROOT, env={**os.environ, **settings, "PYTHONPATH": str(ROOT)}
+        )
+        try:
+            await eventually(lambda: path.exists() and "listens on" in path.read_text(), 30)
+            yield process, f"ws://127.0.0.1:{sock.getsockname()[1]}/ws"
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+async def say(url: str, *texts: str) -> None:
+    ann = await WireClient.login(url, "ann")
+    for text in texts:
+        await ann.ask("say", data=text)
+    await ann.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
+@pytest.mark.parametrize("how", [">>", ">", "log_file"])
+async def test_a_log_that_is_renamed_goes_on_under_its_name_after_a_signal(
+    tmp_path: Path, how: str, number: signal.Signals
+):
+    path, old = tmp_path / "node.log", tmp_path / "node.log.1"
+    async with node_that_logs_to(path, how) as (process, url):
+        await say(url, "before")
+        await eventually(lambda: "before" in path.read_text())
+        path.rename(old)
+        process.send_signal(number)
+        await eventually(path.exists)
+        await say(url, "behind")
+        await eventually(lambda: "behind" in path.read_text())
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 15) == 0
+    assert "before" in old.read_text() and "behind" not in old.read_text()
+    lines = path.read_text().splitlines()
+    assert all(json.loads(line) for line in lines)
+    assert "drained" in lines[-1]
+
+
+async def test_a_log_file_that_is_renamed_is_made_again_without_a_signal(tmp_path: Path):
+    path, old = tmp_path / "node.log", tmp_path / "node.log.1"
+    async with node_that_logs_to(path, "log_file") as (process, url):
+        path.rename(old)
+        for number in range(1_000):
+            await say(url, f"line {number}")
+            if path.exists():
+                break
+            await asyncio.sleep(0.05)
+        await eventually(lambda: f"line {number}" in path.read_text())
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 15) == 0
+
+
+@pytest.mark.parametrize("how", [">>", ">", "log_file"])
+async def test_a_log_that_is_cut_by_copytruncate_has_no_hole(tmp_path: Path, how: str):
+    path = tmp_path / "node.log"
+    async with node_that_logs_to(path, how) as (_, url):
+        os.truncate(path, 0)
+        await say(url, "behind")
+        await eventually(lambda: "behind" in path.read_text())
+        assert "\0" not in path.read_text()
+
+
+async def test_a_log_file_that_can_not_be_opened_again_is_told_in_the_one_there_is(tmp_path: Path):
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    path, moved = directory / "node.log", tmp_path / "moved"
+    async with node_that_logs_to(path, "log_file") as (process, url):
+        directory.rename(moved)
+        process.send_signal(signal.SIGUSR1)
+        await eventually(lambda: "could not be opened again" in (moved / "node.log").read_text())
+        await say(url, "behind")
+        await eventually(lambda: "behind" in (moved / "node.log").read_text())
+
+
+def test_a_log_file_that_can_not_be_written_is_a_wrong_setting(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "starlight", "serve", "--port", "0", "--log-file", str(tmp_path / "none" / "log")],
+        cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"--log-file {tmp_path / 'none' / 'log'}: expected a file that can be written (no such file" in done.stderr
+    with pytest.raises(ConfigError, match="log_file"):
+        logs.check_file(str(tmp_path / "none" / "log"))
+    with pytest.raises(ConfigError, match="is a directory"):
+        logs.check_file(str(tmp_path))
+    logs.check_file(str(tmp_path / "log"))
+    assert not (tmp_path / "log").exists()
 
 
 def test_the_write_path_logs_nothing():

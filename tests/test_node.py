@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
+import os
 import re
 import resource
 import socket
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 from websockets.asyncio.client import connect
 
+from starlight.app import Starlight
 from starlight.config import Settings
 from starlight.errors import ConfigError, ListenFailed
 from starlight.limits import internal_connections
@@ -78,6 +81,58 @@ async def test_ipv6_loopback():
         pytest.skip("no IPv6 here")
 
 
+@pytest.mark.parametrize("host", ["::", "[::]"])
+async def test_all_addresses_of_ipv6_are_those_of_ipv4_too(host: str):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    async with Node(small(host=host, insecure_no_auth=True)) as node:
+        scheme = node.url.partition(":")[0]
+        assert node.url == f"{scheme}://[::]:{node.port}/ws"
+        for address in ("127.0.0.1", "[::1]"):
+            client = await WireClient.login(f"{scheme}://{address}:{node.port}/ws", "ann")
+            assert (await client.ask("ping"))["type"] == "pong"
+            await client.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "meant"),
+    [("[::1]", "::1"), ("::ffff:127.0.0.1", "127.0.0.1"), ("[::ffff:127.0.0.1]", "127.0.0.1"), ("localhost", None)],
+)
+async def test_hosts_as_people_write_them(host: str, meant: str | None):
+    try:
+        async with Node(small(host=host)) as node:
+            assert node.settings.host == (meant or host)
+            assert (await (await WireClient.login(node.url, "ann")).ask("ping"))["type"] == "pong"
+    except ListenFailed:
+        pytest.skip("no IPv6 here")
+
+
+@pytest.mark.parametrize("host", ["/run/x.sock", "./x.sock", "unix:/run/x.sock", "127.0.0.1,::1", "[::1", "", "a b"])
+@pytest.mark.parametrize("field", ["host", "internal_host"])
+def test_what_is_no_address_says_what_is(field: str, host: str):
+    with pytest.raises(ConfigError, match=rf"{field}=.*: expected one address such as 127\.0\.0\.1 or ::1"):
+        small(**{field: host})
+
+
+async def test_an_internal_port_on_all_addresses(tmp_path: Path):
+    key = tmp_path / "key"
+    key.write_text("k" * 40)
+    key.chmod(0o600)
+    settings = small(internal_host="::", internal_port=0, internal_key_file=str(key))
+    try:
+        async with Node(settings) as node:
+            port = int((node.internal_url or "").rpartition(":")[2])
+            for address in ("127.0.0.1", "::1"):
+                reader, writer = await asyncio.open_connection(address, port)
+                writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 200")
+                writer.close()
+    except ListenFailed:
+        pytest.skip("no IPv6 here")
+
+
 def test_jwt_with_nothing_to_verify_tokens_with_is_refused():
     with pytest.raises(ConfigError, match="jwt_secret_file, jwt_key_file, jwt_jwks_url, jwt_secret"):
         Node(small(auth="jwt"))
@@ -99,6 +154,71 @@ async def test_a_node_is_started_once_and_a_drain_before_it_does_nothing():
     async with node:
         with pytest.raises(RuntimeError, match="once"):
             await node.start()
+
+
+def open_files() -> int:
+    """How many the process has, without those that only the garbage collector still knows."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def test_a_start_that_is_cancelled_at_any_step_leaves_nothing():
+    async with Starlight().serve(port=0, internal_port=0):
+        pass  # what is imported is imported
+    before = open_files()
+    cancelled = 0
+    for turns in range(10_000):
+        app = Starlight()
+        starting = asyncio.ensure_future(app._start({"port": 0, "internal_port": 0, "drain_timeout_s": 1}))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        starting.cancel()
+        try:
+            node = await starting
+        except asyncio.CancelledError:
+            cancelled += 1
+            node = app._node
+            if node is not None:
+                assert not node.is_serving and not node.is_listening and node.internal_url is None
+                assert node.core.counters()["subscribers"] == 0
+        else:
+            await node.drain()
+            break
+    assert cancelled > 3
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    del starting, app, node
+    await eventually(lambda: open_files() == before)
+
+
+async def test_a_start_whose_last_step_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch):
+    async with Node(small(internal_port=0)):
+        pass
+    before = open_files()
+
+    def fail() -> None:
+        raise ImportError("on purpose")
+
+    monkeypatch.setattr("starlight.internal._import_port", fail)
+    node = Node(small(internal_port=0))
+    with pytest.raises(ImportError, match="on purpose"):
+        await node.start()
+    assert not node.is_serving and not node.is_listening
+    with pytest.raises(RuntimeError, match="does not listen"):
+        _ = node.port
+    await node.drain()
+    del node
+    await eventually(lambda: open_files() == before)
+
+
+async def test_the_internal_port_in_use_leaves_nothing():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        before = open_files()
+        node = Node(small(internal_port=taken.getsockname()[1]))
+        with pytest.raises(ListenFailed, match="internal port"):
+            await node.start()
+        assert not node.is_serving
+        del node
+        await eventually(lambda: open_files() == before)
 
 
 def test_the_soft_limit_of_open_files_is_raised_and_bounds_the_connections(caplog: pytest.LogCaptureFixture):

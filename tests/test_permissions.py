@@ -159,7 +159,7 @@ def test_groups_from_a_file(tmp_path: Path):
         ("[groups.a]\ndirect = 1", r"groups\.a\.direct=1: expected true or false"),
         ("[groups.a]\nbroadcats = true", "broadcats.*a table with some of broadcast, direct"),
         ("[groups]\na = 1", "a table with some of"),
-        ("[groups.'a b']\n", "a group's name"),
+        ("[groups.'a b']\n", "a group whose name is of letters"),
         ("groups = 1", r"starlight.toml:1: groups=1: expected \[groups.<name>\] tables"),
         ("port = 1\n[groups.a]\nbroadcats = true", r"starlight.toml:3: groups.a.broadcats.*did you mean broadcast\?"),
         ("[groups.a", "a TOML file"),

@@ -396,6 +396,47 @@ async def test_what_needs_a_restart_is_named_and_not_changed(tmp_path: Path, cap
         assert "not changed before a restart: path, max_connections, outbox_messages" in caplog.text
 
 
+async def test_the_log_says_which_files_have_changed_and_which_have_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    certificate, key = write_certificate(tmp_path)
+    secret, session = write(tmp_path / "secret", SECRET), write(tmp_path / "session", "s" * 64)
+    text = (
+        f'tls_cert = "{certificate}"\ntls_key = "{key}"\nauth = "jwt"\njwt_secret_file = "{secret}"\n'
+        f'session_secret_file = "{session}"\n'
+    )
+
+    async def told(made: Configured, new: str) -> tuple[str, str]:
+        caplog.clear()
+        assert await made.change(new)
+        line = next(record.getMessage() for record in caplog.records if "read again" in record.getMessage())
+        changed, _, same = line.partition("; read again and as before: ")
+        return changed.partition("changed: ")[2], same
+
+    async with configured(tmp_path, text) as made:
+        config = f"config_file ({made.path})"
+        changed, same = await told(made, text)
+        assert changed == "no setting and no file"
+        for name in (config, "tls_cert (", "tls_key (", "jwt_secret_file (", "session_secret_file ("):
+            assert name in same
+        write_certificate(tmp_path, 1)
+        changed, same = await told(made, text)
+        assert changed == f"the content of tls_cert ({certificate}), the content of tls_key ({key})"
+        assert "tls" not in same and config in same
+        write(tmp_path / "secret", SECRET[::-1])
+        assert (await told(made, text))[0] == f"the content of jwt_secret_file ({secret})"
+        changed, _ = await told(made, text + GROUPS)
+        assert changed == f"the content of {config}, groups new: default, staff"
+        changed, _ = await told(made, text + GROUPS.replace('"open:*"', '"shut:*"'))
+        assert changed == f"the content of {config}, groups changed: default"
+        assert (await told(made, text))[0] == f"the content of {config}, groups gone: default, staff"
+        other = write(tmp_path / "other", SECRET)
+        changed, _ = await told(made, text.replace(secret, other))
+        assert changed == f"jwt_secret_file={other}, the content of {config}, the content of jwt_secret_file ({other})"
+        assert SECRET not in caplog.text
+
+
 async def test_reloads_wait_for_each_other(tmp_path: Path):
     async with configured(tmp_path, "") as made:
         results = []

@@ -92,7 +92,7 @@ def test_secret_files(tmp_path: Path):
 
 
 def test_a_user_is_revoked_for_what_was_made_before(clock: Clock):
-    revocations = Revocations(clock=clock)
+    revocations = Revocations(clock=clock, wall_clock=clock)
     assert not revocations.holds("ann", "j1", 0)
     revocations.add_user("ann", 100)
     assert revocations.holds("ann", "j1", 0)
@@ -104,20 +104,57 @@ def test_a_user_is_revoked_for_what_was_made_before(clock: Clock):
 
 
 def test_a_token_from_the_future_is_revoked_if_it_was_seen(clock: Clock):
-    revocations = Revocations(clock=clock)
+    revocations = Revocations(clock=clock, wall_clock=clock)
     revocations.add_user("ann", 100, issued=1_005)  # the issuer's clock is ahead
     assert revocations.holds("ann", "", 1_005)
     assert not revocations.holds("ann", "", 1_006)
 
 
 def test_a_second_revocation_does_not_shorten_the_first(clock: Clock):
-    revocations = Revocations(clock=clock)
+    revocations = Revocations(clock=clock, wall_clock=clock)
     for seconds in (100, 10):
         revocations.add_user("ann", seconds)
         revocations.add_token("j1", seconds)
     clock.now_s += 50
     assert revocations.holds("ann", "", 0)
     assert revocations.holds("bob", "j1", 0)
+
+
+@pytest.mark.parametrize("wrong_s", [-3_600, 3_600, -10 * 365 * 86_400, 10 * 365 * 86_400])
+def test_a_clock_that_was_wrong_at_a_revocation_keeps_nobody_out_and_lets_nobody_in(clock: Clock, wrong_s: float):
+    """The wall clock was wrong by so much, and is set right after it; tokens are of an issuer whose clock is right."""
+    monotonic = Clock()
+    clock.now_s += 1e9
+    true_s = clock.now_s
+    revocations = Revocations(clock=monotonic, wall_clock=clock)
+    clock.now_s += wrong_s
+    revocations.add_user("ann", 100)
+    revocations.add_token("j1", 100)
+    for wait_s in (10, 50):
+        monotonic.now_s += wait_s
+        clock.now_s = true_s + monotonic.now_s - Clock().now_s
+        assert revocations.holds("ann", "", true_s - 10)
+        assert revocations.holds("ann", "", true_s)
+        assert not revocations.holds("ann", "", true_s + 1)
+        assert revocations.holds("bob", "j1", true_s + 1)
+    monotonic.now_s += 41
+    assert not revocations.holds("ann", "", true_s)
+    assert not revocations.holds("bob", "j1", true_s)
+
+
+def test_a_clock_that_is_wrong_after_a_revocation_lets_nobody_in(clock: Clock):
+    monotonic = Clock()
+    clock.now_s += 1e9
+    true_s = clock.now_s
+    revocations = Revocations(clock=monotonic, wall_clock=clock)
+    revocations.add_user("ann", 100)
+    monotonic.now_s += 10
+    for wrong_s in (-3_600, 3_600):
+        clock.now_s = true_s + 10 + wrong_s
+        assert revocations.holds("ann", "", true_s - 1_800)
+        assert revocations.holds("ann", "", true_s)
+    clock.now_s = true_s + 10 - 3_600
+    assert not revocations.holds("ann", "", true_s + 1)
 
 
 def test_47_no_session_is_too_long(sessions: Sessions, monkeypatch: pytest.MonkeyPatch):
@@ -136,7 +173,7 @@ def test_47_no_session_is_too_long(sessions: Sessions, monkeypatch: pytest.Monke
 
 
 def test_a_token_is_revoked_by_its_id(clock: Clock):
-    revocations = Revocations(clock=clock)
+    revocations = Revocations(clock=clock, wall_clock=clock)
     revocations.add_token("j1", 100)
     assert revocations.holds("ann", "j1", 5_000)
     assert not revocations.holds("ann", "j2", 0)
@@ -146,7 +183,7 @@ def test_a_token_is_revoked_by_its_id(clock: Clock):
 
 
 def test_revocations_are_bounded_and_none_is_dropped_silently(clock: Clock):
-    revocations = Revocations(limit=3, clock=clock)
+    revocations = Revocations(limit=3, clock=clock, wall_clock=clock)
     revocations.add_user("a", 10)
     revocations.add_user("b", 100)
     revocations.add_token("c", 100)
