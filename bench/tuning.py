@@ -124,7 +124,7 @@ CURVES: dict[str, Curve] = {
     "evict-after": Curve(
         "--evict-after",
         ("0ms", "100ms", "250ms", "500ms", "1s", "2s"),
-        "250ms",
+        "500ms",
         ("evicted_percent", "p99_ms"),
         "slow-readers",
         PAUSING,

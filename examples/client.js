@@ -187,7 +187,7 @@ export class Client {
   #nextId = 1;
   #session = null; #isRenewing = false; #vainRenewals = 0;
   #attempts = 0; #askedMs = 0; #readyAt = 0; #wake = () => {}; #lastCode = 1006;
-  #onWake = () => this.#wakeUp();
+  #onWake = ({ type }) => this.#wakeUp(type);
 
   constructor(url, options = {}) {
     this.#url = url;
@@ -328,8 +328,8 @@ export class Client {
   }
 
   /** The network is back, or the page is seen again: try now, and look whether the line is alive. */
-  #wakeUp() {
-    if (globalThis.document?.visibilityState === "hidden") return;
+  #wakeUp(type) {
+    if (type === "visibilitychange" && document.visibilityState === "hidden") return; // it has just been hidden
     this.#wake();
     if (this.#isReady) this.#watch.checkNow();
   }

@@ -47,7 +47,7 @@ class Core:
         *,
         outbox_messages: int = 256,
         outbox_bytes: int = 1 << 20,
-        evict_after_ms: int = 250,
+        evict_after_ms: int = 500,
         write_timeout_ms: int = 10_000,
         memory_budget_bytes: int = 512 << 20,
     ) -> None: ...

@@ -165,15 +165,15 @@ cdef class Core:
     Args:
         outbox_messages: a subscriber for which more wait than this is over its limits. 256.
         outbox_bytes: likewise in bytes. 1 MiB: 256 messages of 4 KiB.
-        evict_after_ms: one that is over a limit is evicted when its sink has taken nothing for so long. 250 ms: longer
-            than a healthy client's worst pause on a busy machine, short enough to bound what it pins.
+        evict_after_ms: one that is over a limit is evicted when its sink has taken nothing for so long. 500 ms: longer
+            than a retransmission on a mobile line, short enough to bound what one that reads nothing pins.
         write_timeout_ms: one that is over a limit is evicted when its oldest message is older than this; one that
             isn't, when its sink has taken nothing for so long. 10 s.
         memory_budget_bytes: for all chunks together; when it is passed, the largest outboxes go first. 512 MiB. The
             limits of one outbox are passed by whoever reads a burst, so it is this one that bounds the process.
     """
 
-    def __cinit__(self, *, uint32_t outbox_messages=256, uint64_t outbox_bytes=1 << 20, uint32_t evict_after_ms=250,
+    def __cinit__(self, *, uint32_t outbox_messages=256, uint64_t outbox_bytes=1 << 20, uint32_t evict_after_ms=500,
                   uint32_t write_timeout_ms=10_000, uint64_t memory_budget_bytes=512 << 20):
         cdef limits_t* limits = &self.c.limits
         limits.outbox_messages = outbox_messages

@@ -32,10 +32,10 @@ SECTION_ROWS: Final = 10
 """Rows of a list where the height doesn't say: for output that isn't a terminal."""
 
 ATTENTION_LAG_MS, ALARM_LAG_MS = 20.0, 250.0
-"""A loop that is this late: a flush slice takes less than 20 ms, and clients are evicted after 250 ms."""
+"""A loop that is this late: a flush slice takes less than 20 ms; 250 ms are half of what a client may take nothing."""
 
 ATTENTION_AGE_MS, ALARM_AGE_MS = 250.0, 2_000.0
-"""An oldest message of this age: the default `evict_after`, and a fifth of the write timeout."""
+"""An oldest message of this age: half of the default `evict_after`, and a fifth of the write timeout."""
 
 ATTENTION_BUDGET, ALARM_BUDGET = 0.5, 0.8
 """This part of the memory budget in use: from half of it on the node compacts."""

@@ -280,11 +280,11 @@ class Settings(BaseSettings):
         "of 4 KiB. A burst may pass it, so memory_budget is what bounds all outboxes together.",
     )
     evict_after_s: Duration = Field(
-        0.25,
+        0.5,
         ge=0,
         le=60,
         description="How long a client over a limit of its outbox may take nothing. It counts from the last byte that "
-        "its socket took. 250 ms is longer than a pause of a healthy reader, and a client that reads "
+        "its socket took. 500 ms is longer than a retransmission on a mobile line, and a client that reads "
         "nothing is gone before it costs much; 0 evicts it at the limit.",
     )
     memory_budget_bytes: Size = Field(

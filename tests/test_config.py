@@ -49,7 +49,7 @@ def test_defaults_are_those_of_the_documents() -> None:
         "tls_key": "",
         "outbox_messages": 256,
         "outbox_bytes": 2**20,
-        "evict_after_s": 0.25,
+        "evict_after_s": 0.5,
         "coalesce_delay_s": 0.0,
         "read_limit_bytes": 65_536,
         "send_buffer_bytes": 65_536,
