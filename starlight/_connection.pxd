@@ -36,6 +36,8 @@ cdef class Acceptor:
     cdef readonly int connections        # sockets, from accept to close
     cdef readonly object counts          # Counter: totals by name. `closed_CODE`: by us; `refused_CODE`: before the login;
                                          # `peer_CODE`: by the peer, 1006 without a close frame; `logins`, ...
+    cdef readonly object ends            # starlight.ends.Ends: how connections ended
+    cdef object dry_run                  # starlight.dry_run.DryRun: limits that are not enforced
     cdef readonly uint64_t messages_in   # totals: whole messages, lines counted one by one
     cdef readonly uint64_t bytes_in      # read from sockets, the handshakes included
     cdef object loop
@@ -64,6 +66,7 @@ cdef class Acceptor:
     cdef uint64_t pong_timeout_ms
     cdef uint64_t write_timeout_ms       # also: how long an orderly close may take to write what is left
     cdef readonly bint echoes
+    cdef bint is_stopped                 # whoever is still connected is cut off
 
     cdef int abort_all(self, phase_t last_phase) except -1
     cdef int wait(self, Connection connection) except -1
@@ -84,6 +87,7 @@ cdef class Connection(WSListener):
     cdef object queue                    # deque of messages, or frames of lines, that are held; None most of the time
     cdef Lines lines                     # the frame of lines under way, before all in `queue`; None most of the time
     cdef object task                     # the handler under way
+    cdef str peer_reason                 # of the peer's close frame; None without one
     cdef Fragments fragments             # the fragmented message under way; None most of the time
     cdef const uint8_t* read_at          # borrowed: where picows lets the next read begin, from get_buffer to buffer_updated
     cdef Py_ssize_t request_bytes        # of the request, received so far
@@ -148,6 +152,8 @@ cdef class Connection(WSListener):
     cdef sign_t sign(self) except? SIGN_SILENT
     cdef bint may_have_answered(self) except -1
     cdef int fail(self, int code) except -1
+    cdef int tell_end(self, int code, str reason, cause, client) except -1
+    cdef int close_as(self, int code, str text, retry_ms, cause, client) except -1
     cdef int answer_close(self) except -1
     cdef int begin_close(self, uint64_t within_ms) except -1
     cdef int discard(self) except -1

@@ -38,6 +38,8 @@ from starlight._gate import Gate
 from starlight._handover import (BAD_REQUEST, DISARMED, Answering, Discard, ParserLog, reset_on_close, resume_reading,
                                  resume_reading_now, set_send_buffer)
 from starlight._pinned import check_versions
+from starlight.dry_run import DryRun
+from starlight.ends import Cause, Ends, cause_of
 from starlight.errors import CloseConnection
 from starlight.protocol.lines import LINES as LINES_SUBPROTOCOL
 from starlight.protocol.replies import bye
@@ -73,6 +75,12 @@ cdef enum:
 cdef double DISCARD_PAUSE_S = 0.001                      # between two reads of a closing peer that floods: 64 MB a second
 cdef object PING_WHEN_IDLE = 1
 cdef MemoryBuffer NO_WRITE_BUFFER = MemoryBuffer(16)     # for all connections: picows writes nothing after the handshake
+
+cdef object BY_CLIENT = Cause("client")
+cdef object OVER_BUDGET = Cause("budget")
+cdef object CUT_OFF = Cause("drain", "cut off at the end of the drain time")
+cdef object GAVE_WAY = Cause("silent", "it made room for another connection of its user")
+cdef object LATE_LOGIN = Cause("login", "no login came within login_timeout")
 
 # Closes without a `bye`: the peer does not read, or does not speak the protocol.
 cdef frozenset NO_BYE = frozenset((1002, 1003, 1007, 1008, 1009, 4008, 4009))
@@ -291,6 +299,7 @@ cdef class Connection(WSListener):
             self.blame("timeout" if self.is_late else "gone")
         elif self.phase in (PHASE_LOGIN, PHASE_OPEN):
             self.acceptor.counts["peer_1006"] += 1
+            self.tell_end(close_codes.ABNORMAL, None, CUT_OFF if self.acceptor.is_stopped else None, self.client)
         self.unwatch()
         self.cancel_login()
         self.phase = PHASE_GONE
@@ -432,6 +441,8 @@ cdef class Connection(WSListener):
         elif frame.payload_size == 1:
             return self.fail(1002)
         self.peer_code = code
+        if frame.payload_size > 2:
+            self.peer_reason = payload[2:frame.payload_size].decode()
         if self.task is None and not self.is_holding():
             return self.answer_close()
         self.stop_reading()                              # what it sent before the close is handled first, if that is in time
@@ -440,6 +451,7 @@ cdef class Connection(WSListener):
 
     cdef int answer_close(self) except -1:
         self.acceptor.counts[f"peer_{self.peer_code if self.peer_code in close_codes.CLOSE_CODES else 'other'}"] += 1
+        self.tell_end(self.peer_code, self.peer_reason or "", BY_CLIENT, self.client)
         self.acceptor.core.close(self.subscriber, self.peer_code)
         return self.begin_close(self.acceptor.write_timeout_ms)
 
@@ -697,41 +709,68 @@ cdef class Connection(WSListener):
 
     # ---- the ways to end
 
-    def close(self, code, reason=None, retry_ms=None):
+    cdef int tell_end(self, int code, str reason, cause, client) except -1:
+        """Have the end recorded, once: when it is decided, before anything is taken apart.
+
+        reason: what goes with the code; None: its constant one. cause: a `starlight.ends.Cause`; None: by the code.
+        client: whose; None before the login.
+        """
+        cdef Acceptor acceptor = self.acceptor
+        try:
+            if cause is None:
+                cause = cause_of(code, is_login=self.phase == PHASE_LOGIN)
+            messages, n_bytes, oldest_ms = acceptor.core.outbox(self.subscriber)
+            acceptor.ends.add(
+                code, close_codes.reason(code) if reason is None else reason, cause, client=client,
+                connection=self.number, peername=self.peername, messages_in=self.messages_in,
+                connected_s=(acceptor.core.now_ms() - self.connected_ms) / 1000.0,
+                outbox=(messages, n_bytes, oldest_ms if messages else None))
+        except Exception:                                # the connection ends all the same
+            log.exception("an end could not be recorded")
+        return 0
+
+    def close(self, code, reason=None, retry_ms=None, cause=None):
         """End in good order: what is in the outbox, a `bye`, the close frame, then up to 1 s for the peer.
 
         code: a close code of the protocol. reason: ASCII of at most 123 bytes; None: the code's constant one.
-        retry_ms: when the client may come back, told in the `bye`. Does nothing on a connection that is closing.
+        retry_ms: when the client may come back, told in the `bye`. cause: a `starlight.ends.Cause` for the operator;
+        None: by the code. Does nothing on a connection that is closing.
         Raises TypeError or ValueError for what may not be sent: `close_codes.check_close`. All closes come through here but
         evictions, whose codes are the core's, and the answer to a peer's close, whose code was checked.
         """
         if self.phase == PHASE_HANDSHAKE or self.phase >= PHASE_CLOSING:
             return
         close_codes.check_close(code, reason)
-        text = close_codes.reason(code) if reason is None else reason
+        self.close_as(code, close_codes.reason(code) if reason is None else reason, retry_ms, cause, self.client)
+
+    cdef int close_as(self, int code, str text, retry_ms, cause, client) except -1:
+        """`close`, of what may be sent; client: whose login it was, also where that was refused."""
+        self.tell_end(code, text, cause, client)
         if code not in NO_BYE:
             self.acceptor.core.send(self.subscriber, bye(code, text, retry_ms))
         self.acceptor.core.close(self.subscriber, code, text.encode("ascii"))
         self.acceptor.counts[f"{'refused' if self.phase == PHASE_LOGIN else 'closed'}_{code}"] += 1
-        self.begin_close(LINGER_MS if code == close_codes.NO_PONG else self.acceptor.write_timeout_ms)
+        return self.begin_close(LINGER_MS if code == close_codes.NO_PONG else self.acceptor.write_timeout_ms)
 
     cdef int close_as_told(self, close) except -1:
         """End it as a `CloseConnection` says; with 1011 if that is an application's, and says what may not be sent."""
         if self.phase >= PHASE_CLOSING:
             return 0
         try:
-            self.close(close.code, close.reason)
+            close_codes.check_close(close.code, close.reason)
         except Exception as error:
             log.error("a handler raised CloseConnection%.200r: %s; the client is closed with 1011", close.args, error)
             self.close(close_codes.INTERNAL)
-        return 0
+            return 0
+        cause = cause_of(close.code, close.cause, close.detail, is_login=self.phase == PHASE_LOGIN)
+        return self.close_as(close.code, close.reason, None, cause, self.client or close.client)
 
     def give_way(self):
         """End it, as it is silent and its user has another one."""
         if self.peer_code and self.phase in (PHASE_LOGIN, PHASE_OPEN):
             self.answer_close()
         else:
-            self.close(close_codes.NO_PONG)
+            self.close(close_codes.NO_PONG, None, None, GAVE_WAY)
 
     cdef int fail(self, int code) except -1:
         """The peer broke the protocol. What it sent before that in the same turn is handled first."""
@@ -790,9 +829,16 @@ cdef class Connection(WSListener):
         """The core evicted it: out of the hub now; the torn frame's rest and the close frame have 1 s."""
         if self.phase >= PHASE_GONE:
             return
+        if self.phase < PHASE_CLOSING:
+            self.tell_end(code, None, OVER_BUDGET if self.subscriber.is_over_budget else None, self.client)
         self.is_evicted = True
         self.acceptor.counts[f"closed_{code}"] += 1
         self.begin_close(LINGER_MS)
+
+    def on_would_evict(self):
+        """In a dry run: it would have been evicted for the limits of its outbox."""
+        client = self.client
+        self.acceptor.dry_run.note("evict", user=None if client is None else client.user, peername=self.peername)
 
     def on_close_sent(self):
         """The close frame is with the kernel (or the transport): say EOF, and wait for the peer's."""
@@ -855,7 +901,7 @@ cdef class Connection(WSListener):
             self.answer_close()                          # its handler takes too long: it goes on by itself
         elif self.phase == PHASE_LOGIN:
             if self.task is None:
-                self.close(close_codes.LOGIN_TIMEOUT)
+                self.close(close_codes.LOGIN_TIMEOUT, None, None, LATE_LOGIN)
             else:
                 self.set_deadline(acceptor.login_timeout_ms)     # the application is checking it
         elif self.phase == PHASE_HANDSHAKE:
@@ -939,14 +985,15 @@ cdef class Acceptor:
     """What the connections of one node share: core, hub, limits, the wheel of deadlines.
 
     core: bound to the running loop. hub: see `starlight.hub.Hub`. settings: see `starlight.config.Settings`.
-    gate: who may connect; by default made of the settings.
+    gate: who may connect; by default made of the settings. ends: where ends are recorded; by default its own.
+    dry_run: limits that are not enforced; by default none.
     echoes: send every message back to its sender instead (the conformance server; no login, no hub).
     fragments_limit: frames of one message.
     turn_work: what clients that want more than they get are given in a turn, all together; in bytes, see `FRAME_WORK`.
     """
 
-    def __init__(self, Core core not None, hub, settings, *, gate=None, echoes=False, fragments_limit=FRAGMENTS_LIMIT,
-                 turn_work=TURN_WORK):
+    def __init__(self, Core core not None, hub, settings, *, gate=None, ends=None, dry_run=None, echoes=False,
+                 fragments_limit=FRAGMENTS_LIMIT, turn_work=TURN_WORK):
         self.core = core
         self.hub = hub
         self.hub_login = getattr(hub, "login", None)
@@ -969,6 +1016,8 @@ cdef class Acceptor:
         self.ping_interval_ms = <uint64_t>(settings.ping_interval_s * 1000)
         self.pong_timeout_ms = <uint64_t>(settings.pong_timeout_s * 1000)
         self.counts = Counter()
+        self.ends = Ends() if ends is None else ends
+        self.dry_run = DryRun() if dry_run is None else dry_run
         self.departures = Departures()
         self.left_behind = {}
         wheel_init(&self.wheel, core.now_ms())
@@ -994,6 +1043,7 @@ cdef class Acceptor:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        self.is_stopped = True
         self.departures.stop()
         self.abort_all(PHASE_CLOSING)
 

@@ -24,7 +24,7 @@ from starlight._flush cimport flush_one, flusher_t, raise_event
 from starlight._histogram cimport clock_us, histogram_add, histogram_t
 from starlight._outbox cimport (CACHE_LINE_BYTES, EVENT_BROKEN, EVENT_EVICT, FORM_FRAMES, FORM_LINES, LIST_EVENTFUL,
                                 LIST_FIRST, LIST_MARKED, LIST_NEWLY_FULL, LIST_TRANSPORTS, N_FORMS, N_REASONS,
-                                REASON_NONE, REASON_SLOW, REASON_TIMEOUT, STATE_CLOSING, STATE_DEAD, STATE_OPEN,
+                                REASON_DRY_RUN, REASON_NONE, REASON_SLOW, REASON_TIMEOUT, STATE_CLOSING, STATE_DEAD, STATE_OPEN,
                                 membership_t, outbox_age_ms, outbox_append, outbox_truncate,
                                 releases_apply, span_bytes, span_t, subscriber_t, torn_bytes)
 from starlight._wire cimport wire_header_size, wire_write_header
@@ -55,6 +55,7 @@ cdef enum:
     SLICE_SENDS = 1000           # ~5 ms of send(2): between slices the loop polls
     TURN_BYTES = 1024 * 1024     # appended in one turn before it is flushed at once
     HELD_UP_MS = 200             # sweeps come every 50 ms or so: four were missed
+    EPISODE_MS = 60_000          # a dry run: so long without a verdict, and the next one is told again
     PREFETCH = 6                 # members ahead; a subscriber is a cache miss beyond a few hundred
 
 cdef enum:
@@ -88,6 +89,7 @@ ctypedef struct limits_t:
     uint32_t evict_after_ms
     uint32_t write_timeout_ms
     uint64_t memory_budget_bytes
+    bint is_dry_run              # nobody goes for the limits of outboxes
 
 ctypedef struct totals_t:        # only ever grow
     uint64_t messages            # publications and single-receiver messages accepted
@@ -118,6 +120,7 @@ ctypedef struct core_t:
     uint64_t transport_bytes     # what transports below hold of full subscribers: counts against the budget
     uint32_t n_private           # lists that `act` and `write_transports` took out and walk now; the bits are still set
     uint32_t swept_ms            # when the full ones were last swept
+    uint32_t n_untold            # subscribers whose owners are to be told that they would have gone
     uint32_t patience_ms         # what is left of the longest time between two sweeps: messages may be older by as much
     uint64_t turn_bytes          # appended since the last flush
     uint32_t round_start         # where in `flushing` the round began
@@ -501,6 +504,13 @@ cdef inline bint is_held_up(core_t* c) noexcept nogil:
     return c.flusher.now_ms - c.swept_ms > HELD_UP_MS
 
 
+cdef inline uint8_t verdict_slow(core_t* c, uint32_t stalled_ms) noexcept nogil:
+    """What becomes of one over the limits of outboxes: in a dry run only the write timeout is enforced."""
+    if not c.limits.is_dry_run:
+        return REASON_SLOW
+    return REASON_TIMEOUT if stalled_ms >= c.limits.write_timeout_ms else REASON_DRY_RUN
+
+
 cdef inline uint32_t patience_ms(core_t* c) noexcept nogil:
     """By how much messages may be older than the write timeout, as the loop was held up and wrote nothing meanwhile."""
     return max(c.patience_ms, c.flusher.now_ms - c.swept_ms)
@@ -522,9 +532,9 @@ cdef inline uint8_t verdict(core_t* c, subscriber_t* sub) noexcept nogil:
         return REASON_NONE
     if sub.state == STATE_OPEN and (sub.out_messages > limits.outbox_messages or sub.out_bytes > limits.outbox_bytes):
         if stalled_ms >= limits.evict_after_ms:
-            return REASON_SLOW
+            return verdict_slow(c, stalled_ms)
         if outbox_age_ms(sub, now_ms) >= <uint64_t>limits.write_timeout_ms + patience_ms(c):
-            return REASON_SLOW
+            return verdict_slow(c, stalled_ms)
     elif stalled_ms >= limits.write_timeout_ms:
         return REASON_TIMEOUT
     return REASON_NONE
@@ -561,6 +571,23 @@ cdef inline void doom(core_t* c, subscriber_t* sub, uint8_t reason) noexcept nog
     raise_event(&c.flusher.eventful, sub, EVENT_EVICT)
 
 
+cdef inline bint is_noted(core_t* c, subscriber_t* sub) noexcept nogil:
+    """Whether it has been over the limits in a dry run within the last minute: that is one episode."""
+    return sub.is_noted and c.flusher.now_ms - sub.noted_ms < EPISODE_MS
+
+
+cdef inline void carry_out(core_t* c, subscriber_t* sub, uint8_t reason) noexcept nogil:
+    """Do what a verdict says; in a dry run, note it, and have the owner told of each new episode."""
+    if reason != REASON_DRY_RUN:
+        doom(c, sub, reason)
+        return
+    if not is_noted(c, sub) and not sub.is_untold:
+        sub.is_untold = True
+        c.n_untold += 1
+    sub.is_noted = True
+    sub.noted_ms = c.flusher.now_ms
+
+
 cdef inline void judge_new(core_t* c, uint32_t first) noexcept nogil:
     """Judge those that became full in the flush that has just ended: `full` from `first` on."""
     cdef subscriber_t* sub
@@ -570,7 +597,7 @@ cdef inline void judge_new(core_t* c, uint32_t first) noexcept nogil:
         sub = <subscriber_t*>c.full.items[i]
         reason = verdict(c, sub)
         if reason:
-            doom(c, sub, reason)
+            carry_out(c, sub, reason)
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

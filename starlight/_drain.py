@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol, cast
 
 from starlight import close_codes
+from starlight.ends import Cause
 
 __all__ = ["Acceptor", "Drain", "retry_ms"]
 
@@ -44,6 +45,9 @@ HANDSHAKE_GRACE_S: Final = 1.0
 included. Their clients then get a close frame instead of a reset."""
 
 
+DRAIN: Final = Cause("drain")
+
+
 def retry_ms() -> int:
     """When a client that is sent away shall come back, in milliseconds: each at a time of its own."""
     return random.randint(RETRY_MIN_MS, RETRY_MAX_MS)
@@ -54,7 +58,9 @@ class Connection(Protocol):
 
     @property
     def is_open(self) -> bool: ...
-    def close(self, code: int, reason: str | None = None, retry_ms: int | None = None) -> None: ...
+    def close(
+        self, code: int, reason: str | None = None, retry_ms: int | None = None, cause: Cause | None = None
+    ) -> None: ...
     def abort(self) -> None: ...
 
 
@@ -81,10 +87,19 @@ class Drain:
         rate: closes a second at most.
         deadline_s: by the loop's clock, when all must be over; one that has passed: no spreading, no waiting.
         end_handshakes: cuts off whoever is still in the handshake.
+        cause: recorded with every end.
     """
 
-    def __init__(self, acceptor: Acceptor, rate: int, deadline_s: float, end_handshakes: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        acceptor: Acceptor,
+        rate: int,
+        deadline_s: float,
+        end_handshakes: Callable[[], None],
+        cause: Cause = DRAIN,
+    ) -> None:
         self._acceptor = acceptor
+        self._cause = cause
         self._end_handshakes: Callable[[], None] | None = end_handshakes
         self._loop = asyncio.get_running_loop()
         self._deadline_s = deadline_s
@@ -147,7 +162,7 @@ class Drain:
             if connection.is_open:
                 self._credit -= 1
                 after_ms = retry_ms()
-                connection.close(close_codes.GOING_AWAY, close_codes.drain_reason(after_ms), after_ms)
+                connection.close(close_codes.GOING_AWAY, close_codes.drain_reason(after_ms), after_ms, self._cause)
 
     async def _cut_off(self) -> None:
         """Close the sockets that are left, and let the loop notice."""

@@ -58,6 +58,7 @@ cdef class Core:
     cdef int write_transports(self) except -1
     cdef int write_transport(self, subscriber_t* sub, Subscriber handle) except -1
     cdef int act(self) except -1
+    cdef int tell_dry_run(self) except -1
     cdef int act_guarded(self, Subscriber subscriber, unsigned char events) except -1
     cdef int act_on(self, Subscriber subscriber, unsigned char events) except -1
     cdef int drop(self, subscriber_t* sub) except -1

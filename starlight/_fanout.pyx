@@ -20,14 +20,15 @@ from starlight._core cimport (HELD_UP_MS, EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARIN
                               channel_add, channel_remove, channel_t, check_core, compact, core_t, count_transport, doom,
                               drop_outbox,
                               epoll_create1, epoll_ctl, epoll_event, epoll_wait, flush_slice, full_add, full_remove,
-                              is_held_up, is_member, judge_new, largest_full, limits_t, mark, mark_first, measure,
-                              message_t, note_end, payload_bytes, run_append, run_t, send_one, settle, settle_member, sweep_begins,
+                              carry_out, is_held_up, is_member, is_noted, judge_new, largest_full, limits_t, mark, mark_first,
+                              measure, message_t, note_end, payload_bytes, run_append, run_t, send_one, settle, settle_member,
+                              sweep_begins,
                               unlist, unsettled_from, verdict, write_once)
 from starlight._counters cimport core_counters
 from starlight._flush cimport STAGE_BYTES, flush_one, flusher_t, raise_event
 from starlight._histogram cimport clock_us
 from starlight._outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, EVENT_EVICT, FORM_FRAMES, FORM_LINES, LIST_EVENTFUL,
-                                LIST_NEWLY_FULL, LIST_TRANSPORTS, N_FORMS, REASON_BUDGET, REASON_NONE, REASON_TIMEOUT,
+                                LIST_NEWLY_FULL, LIST_TRANSPORTS, N_FORMS, REASON_BUDGET, REASON_DRY_RUN, REASON_NONE, REASON_TIMEOUT,
                                 STATE_CLOSED, STATE_CLOSING, STATE_DEAD,
                                 STATE_EVICTED, STATE_OPEN, clear_frames, free_parts, outbox_age_ms, queue_close,
                                 queue_ping, queue_pong, span_t, subscriber_new, subscriber_t,
@@ -118,6 +119,11 @@ cdef class Subscriber:
     def is_full(self):
         """Whether the kernel (or the transport) took less than it was given, and has not taken more since."""
         return self.s != NULL and self.s.is_full
+
+    @property
+    def is_over_budget(self):
+        """Whether it was evicted because memory ran out and its outbox was the largest."""
+        return self.s != NULL and self.s.evict_reason == REASON_BUDGET
 
     @property
     def outbox_messages(self):
@@ -225,6 +231,18 @@ cdef class Core:
         """How long the process did not run so far, in the stops that the clock has forgiven."""
         self.now_ms()
         return self.clock.stopped_ms
+
+    @property
+    def is_dry_run(self):
+        """Whether the limits of outboxes are not enforced: their owners are told by `on_would_evict()` instead.
+
+        The memory budget and the write timeout are.
+        """
+        return bool(self.c.limits.is_dry_run)
+
+    @is_dry_run.setter
+    def is_dry_run(self, bint value):
+        self.c.limits.is_dry_run = value
 
     def bind(self, loop, double coalesce_delay_s=0.0):
         """Run on this loop, from its own thread: it wakes full subscribers and ends each turn with a flush.
@@ -617,6 +635,26 @@ cdef class Core:
                 self.act_guarded(subscriber, events)
         self.c.n_private -= 1
         vector_free(&mine)
+        if self.c.n_untold:
+            self.tell_dry_run()
+        return 0
+
+    cdef int tell_dry_run(self) except -1:
+        """Tell the owners of those that would go if the limits were enforced; once an episode each."""
+        cdef list owners = []
+        cdef subscriber_t* sub
+        cdef uint32_t i
+        self.c.n_untold = 0
+        for i in range(self.c.all.n):
+            sub = <subscriber_t*>self.c.all.items[i]
+            if sub.is_untold:
+                sub.is_untold = False
+                owners.append((<Subscriber>sub.handle).owner)
+        for owner in owners:
+            try:
+                owner.on_would_evict()
+            except Exception as error:
+                self.report("a connection failed to handle an event", error)
         return 0
 
     cdef int act_guarded(self, Subscriber subscriber, uint8_t events) except -1:
@@ -683,10 +721,10 @@ cdef class Core:
         for i in range(c.full.n, 0, -1):                 # from the end: who takes more now leaves the list
             sub = <subscriber_t*>c.full.items[i - 1]
             reason = verdict(c, sub)
-            if reason and self.offer(sub):
+            if reason and not (reason == REASON_DRY_RUN and is_noted(c, sub)) and self.offer(sub):
                 reason = verdict(c, sub)
             if reason:
-                doom(c, sub, reason)
+                carry_out(c, sub, reason)
         apply_flush(c)
         if c.full.n and c.arena.held_bytes > COMPACT_ABOVE_BYTES:
             compact(c)

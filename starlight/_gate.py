@@ -17,6 +17,7 @@ from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithLis
 from starlight._refusals import TELL_AGAIN_S, Refusals
 from starlight._upgrade import HEALTH_PATHS, Refused, check_upgrade, health, refuse, tokens
 from starlight.config import Settings
+from starlight.dry_run import DryRun
 from starlight.limits import Limits, address_key
 from starlight.origins import Origins, Proxies, is_loopback
 from starlight.protocol.lines import select_subprotocol
@@ -51,6 +52,7 @@ class Gate:
     Args:
         settings: path, origins, proxies and limits.
         clock: monotonic seconds.
+        dry_run: limits that are not enforced; none by default.
 
     Attributes:
         refusals: who was refused, and why.
@@ -59,11 +61,14 @@ class Gate:
     Raises `ConfigError` for origins or proxies that are none.
     """
 
-    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, settings: Settings, clock: Callable[[], float] = time.monotonic, dry_run: DryRun | None = None
+    ) -> None:
         self._path = settings.path.encode()
         self._origins = Origins(settings.allowed_origins)
         self._proxies = Proxies(settings.trusted_proxies)
-        self._addresses = Limits.of(settings).addresses(clock)
+        self._dry_run = dry_run or DryRun()
+        self._addresses = Limits.of(settings).addresses(clock, self._dry_run)
         self._clock = clock
         self._forwarded_told_s = -TELL_AGAIN_S
         self.refusals = Refusals(settings, clock)
@@ -76,7 +81,7 @@ class Gate:
         self._origins = origins
         self._proxies = proxies
         if self._addresses is None:
-            self._addresses = limits.addresses(self._clock)
+            self._addresses = limits.addresses(self._clock, self._dry_run)
         else:
             self._addresses.change(limits.connections_per_address, limits.connection_rate)
 

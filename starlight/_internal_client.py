@@ -1,4 +1,4 @@
-"""A client of a node's internal port: what `starlight top`, `conns`, `kick` and `drain` ask of it.
+"""A client of a node's internal port: what `starlight top`, `conns`, `why`, `kick` and `drain` ask of it.
 
 Strategy: `http.client` of the standard library, because a command makes a handful of requests and importing aiohttp
 would take longer than they do; and unlike urllib it follows no redirect and no proxy variable, so that the key goes to
@@ -11,8 +11,10 @@ fields an older one lacks have defaults, and an answer is at most `ANSWER_LIMIT_
 
 from __future__ import annotations
 
+import getpass
 import http.client
 import io
+import math
 import os
 import re
 import socket
@@ -33,6 +35,8 @@ __all__ = [
     "Channels",
     "Connection",
     "Connections",
+    "End",
+    "EndsPage",
     "NodeClient",
     "Totals",
     "Varz",
@@ -85,6 +89,8 @@ class Totals(msgspec.Struct):
     dropped: dict[str, dict[str, int]] = {}
     closes: dict[str, int] = {}
     errors: dict[str, int] = {}
+    ends: dict[str, int] = {}
+    would_have: dict[str, int] = {}
     revocations: int = 0
 
 
@@ -176,6 +182,35 @@ class Channels(msgspec.Struct):
     channels: list[Channel]
 
 
+class End(msgspec.Struct):
+    """One row of ``/endz``; `at` in Unix seconds of the node's clock. See `starlight.ends.End`."""
+
+    at: float
+    code: int
+    reason: str = ""
+    cause: str = ""
+    detail: str = ""
+    user: str | None = None
+    client: str | None = None
+    connection: int = 0
+    address: str = ""
+    connected_s: float = 0.0
+    messages_in: int = 0
+    outbox_messages: int = 0
+    outbox_bytes: int = 0
+    oldest_ms: float | None = None
+    last_error: int | None = None
+
+
+class EndsPage(msgspec.Struct):
+    """The answer of ``/endz``: `total` fit the question, `ends` are those asked for, the latest first."""
+
+    node: str
+    now: float
+    total: int
+    ends: list[End]
+
+
 class _Disconnected(msgspec.Struct):
     clients: int
 
@@ -206,7 +241,9 @@ class NodeClient:
         self, url: str, key: str | None = None, timeout_s: float = TIMEOUT_S, answer_s: float = ANSWER_S
     ) -> None:
         self.url = url
-        self._headers = {**_JSON, **({"Authorization": f"Bearer {key}"} if key else {})}
+        self._headers = {**_JSON, "X-Starlight-Operator": operator()}
+        if key:
+            self._headers["Authorization"] = f"Bearer {key}"
         self._answer_s = answer_s
         self._deadline = _Deadline()
         self._connection, self._base = _open(url, timeout_s, self._deadline)
@@ -238,14 +275,33 @@ class NodeClient:
         """
         return self._get(f"/channelz?{urlencode({'sort': sort, 'limit': limit})}", Channels)
 
-    def disconnect(self, user: str, code: int | None = None) -> int:
+    def ends(
+        self, user: str | None = None, code: int | None = None, since_s: float = 0.0, limit: int = 100
+    ) -> EndsPage:
+        """How connections ended lately, the latest first. It needs the key.
+
+        Args:
+            user: only those of this user.
+            code: only those with this close code.
+            since_s: only those at this time or later, in Unix seconds.
+            limit: at most so many, up to `CONNECTIONS_LIMIT`.
+        """
+        asked: dict[str, Any] = {"since": math.floor(since_s), "limit": limit}
+        asked |= {"user": user} if user is not None else {}
+        asked |= {"code": code} if code is not None else {}
+        return self._get(f"/endz?{urlencode(asked, quote_via=quote)}", EndsPage)
+
+    def disconnect(self, user: str, code: int | None = None, reason: str | None = None) -> int:
         """Close all connections of a user; returns how many clients that were.
 
         Args:
             user: whom.
             code: the close code; None for the node's choice.
+            reason: what the clients are told with it; None for the code's own.
         """
-        body = {"user": user} | ({"code": code} if code is not None else {})
+        body: dict[str, Any] = {"user": user}
+        body |= {"code": code} if code is not None else {}
+        body |= {"reason": reason} if reason is not None else {}
         return self._post("/api/disconnect", body, _Disconnected).clients
 
     def drain(self) -> None:
@@ -308,6 +364,15 @@ def clients(nodes: Sequence[str], key_file: str | None = None) -> list[NodeClien
     """
     key = read_key(key_file) if key_file else None
     return [NodeClient(url, key) for url in dict.fromkeys(node.rstrip("/") for node in nodes)]
+
+
+def operator() -> str:
+    """Who runs this, for the node's log: the user of this machine who became root, else the user; ``unknown``."""
+    try:
+        name = os.environ.get("SUDO_USER") or getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        name = f"uid {os.getuid()}"
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in name)[:64] or "unknown"
 
 
 def read_key(path: str) -> str:

@@ -39,6 +39,7 @@ cdef enum:                       # reasons of the core to evict
     REASON_TIMEOUT = 2           # took nothing for the write timeout
     REASON_BUDGET = 3            # the largest outbox when memory ran out
     N_REASONS = 4
+    REASON_DRY_RUN = 4           # it would go for REASON_SLOW, if that were enforced: none of those that are counted
 
 cdef enum list_t:                # the lists of the core that may outlive a detach: a bit is set while the subscriber is in one
     LIST_MARKED = 1              # `marked`, or what is left of the round
@@ -112,6 +113,9 @@ ctypedef struct subscriber_t:    # aligned to cache lines; a turn touches the fi
     uint32_t membership_capacity
     membership_t* memberships    # owned
     int32_t index                # place in the core's list of all subscribers
+    uint32_t noted_ms            # when it last would have gone in a dry run, if `is_noted`
+    uint8_t is_noted
+    uint8_t is_untold            # its owner is still to be told
     uint32_t end_messages        # what its outbox held when the core dropped it: evicted, or its socket broken
     uint32_t end_oldest_ms       # the age of the oldest of them
     uint64_t end_bytes

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 from starlight import close_codes
 from starlight.config import Settings
 from starlight.config_file import read_file
+from starlight.ends import Named
 from starlight.errors import CloseConnection, ConfigError, KeysUnavailable, TokenRefused
 from starlight.origins import is_loopback
 from starlight.protocol.commands import Login, is_user
@@ -97,7 +98,7 @@ class NoAuth:
         """The user that the login names. Raises `CloseConnection` 4501 if it names none or an impossible one."""
         user = login.user
         if user is None or not is_user(user):
-            raise CloseConnection(close_codes.BAD_REQUEST)
+            raise CloseConnection(close_codes.BAD_REQUEST, detail="the login names no user")
         return Identity(user)
 
 
@@ -143,7 +144,7 @@ class TokenAuth:
         Out of the awaitable also 1013, while the key can't be fetched.
         """
         if login.token is None:
-            raise CloseConnection(close_codes.BAD_REQUEST)
+            raise CloseConnection(close_codes.BAD_REQUEST, detail="the login has no token")
         try:
             identity = self.identify(login.token)
         except TokenRefused as refusal:
@@ -167,7 +168,7 @@ class TokenAuth:
         except TokenRefused as refusal:
             raise _refusal(refusal) from None
         except KeysUnavailable:
-            raise CloseConnection(close_codes.OVERLOADED) from None
+            raise CloseConnection(close_codes.OVERLOADED, detail="token: no key could be fetched so far") from None
 
 
 def _to_identity(claims: Claims) -> Identity:
@@ -175,8 +176,10 @@ def _to_identity(claims: Claims) -> Identity:
 
 
 def _refusal(refusal: TokenRefused) -> CloseConnection:
-    log.info("a login was refused: %s", refusal.reason)  # the reason is constant text, never part of a token
-    return CloseConnection(close_codes.INVALID_TOKEN)
+    detail = f"token: {refusal.reason}"  # constant text, never part of a token
+    close = CloseConnection(close_codes.INVALID_TOKEN, detail=detail)
+    close.client = Named(refusal.user)
+    return close
 
 
 def make_authenticator(settings: Settings) -> Authenticator:

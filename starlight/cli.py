@@ -49,7 +49,7 @@ DEFAULT_USER: Final = "cli"
 LAZY_COMMANDS: Final = {
     "serve": "starlight.cli_serve",
     "top": "starlight.cli_top",
-    **dict.fromkeys(("conns", "kick", "drain"), "starlight.cli_ops"),
+    **dict.fromkeys(("conns", "why", "kick", "drain"), "starlight.cli_ops"),
     "config": "starlight.cli_config",
     "doctor": "starlight.cli_doctor",
     "token": "starlight.cli_token",

@@ -252,6 +252,10 @@ def _required(entry: Entry) -> dict[str, Any]:
         return described | {"anyOf": [number, {"type": "string", "pattern": pattern}]}
     if entry.type in (int, float):
         return described | number
+    if entry.among:
+        word = "|".join(entry.among)
+        text = {"type": "string", "pattern": rf"^[\s,]*({word})?([\s,]+({word}))*[\s,]*$"}
+        return described | {"anyOf": [text, {"type": "array", "items": {"enum": list(entry.among)}}]}
     if entry.metavar == "HOST":
         return described | {"type": "string", "pattern": HOST_PATTERN}
     if entry.is_list:

@@ -1,4 +1,4 @@
-"""The commands ``starlight conns``, ``kick`` and ``drain``: ask nodes, and change them, over their internal ports.
+"""The commands ``starlight conns``, ``why``, ``kick`` and ``drain``: ask and change nodes over their internal ports.
 
 The key never stands on the command line, which everybody on a machine can read; it comes from a file. Several nodes
 are asked one after another, and one that fails keeps none of the others from being asked.
@@ -16,9 +16,11 @@ from typing import Annotated, Final
 
 import typer
 
-from starlight._cli import EXIT_REFUSED, KeyFile, Nodes, complain, counted, make_app, whole_number
-from starlight._internal_client import CONNECTIONS_LIMIT, DEFAULT_NODE, Connection, NodeClient, clients
+from starlight._cli import EXIT_REFUSED, KeyFile, Nodes, complain, counted, fail, make_app, whole_number
+from starlight._internal_client import CONNECTIONS_LIMIT, DEFAULT_NODE, Connection, End, NodeClient, clients
 from starlight._terminal import Column, clean, duration, rows, size
+from starlight.close_codes import CLOSE_CODES, error_name, reconnect_policy
+from starlight.ends import CAUSES
 from starlight.errors import ConfigError, NodeRefused, NodeUnreachable
 from starlight.units import parse_duration
 
@@ -116,6 +118,104 @@ def _state(row: Connection) -> str:
     return ",".join(word for word, holds in (("full", row.is_full), ("paused", row.is_reading_paused)) if holds) or "-"
 
 
+@app.command(short_help="Say why a user was disconnected.")
+def why(
+    user: Annotated[
+        str | None, typer.Argument(metavar="[USER]", help="Whose connections; by default everybody's.")
+    ] = None,
+    node: Nodes = DEFAULT_NODES,
+    key_file: KeyFile = "",
+    code: Annotated[
+        str | None, typer.Option("--code", metavar="CODE", help="Only ends with this close code.", show_default=False)
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since", metavar="DURATION", help="Only the last 10m, say. [default: a day]", show_default=False
+        ),
+    ] = None,
+    limit: Annotated[str, typer.Option("--limit", metavar="N", help="At most so many, up to 1000.")] = "10",
+    as_json: Annotated[bool, typer.Option("--json", help="Print each end as one line of JSON.")] = False,
+) -> int:
+    """Say how connections ended lately, the latest first: the code, who asked, what was unsent, and what to do.
+
+    Nodes remember the last 10,000 ends for a day, refused logins among them. Exit code 1 if there was none.
+    """
+    wanted = _close_code(code)
+    most = whole_number("--limit", limit, CONNECTIONS_LIMIT)
+    try:
+        since_s = time.time() - parse_duration(since, "--since") if since is not None else 0.0
+    except ConfigError as error:
+        return complain(str(error))
+    found: list[tuple[str, End]] = []
+    totals: list[int] = []
+
+    def ask(client: NodeClient) -> None:
+        answer = client.ends(user, wanted, max(0.0, since_s), most)
+        totals.append(answer.total)
+        found.extend((answer.node, end) for end in answer.ends)
+
+    worst = _each(node, key_file, ask, user)
+    if not totals:
+        return worst
+    found.sort(key=lambda pair: -pair[1].at)
+    shown = found[:most]
+    _print_ends_json(shown) if as_json else _print_ends(shown)
+    if sum(totals) > len(shown):
+        print(f"{len(shown)} of {sum(totals)} ends", file=sys.stderr)
+    if not shown:
+        whom = f" of {clean(user)}" if user is not None else ""
+        print(f"starlight: no end{whom} is remembered", file=sys.stderr)
+    return worst or (0 if shown else EXIT_REFUSED)
+
+
+def _print_ends_json(found: Sequence[tuple[str, End]]) -> None:
+    """As `_print_json`."""
+    import json
+
+    import msgspec
+
+    for name, end in found:
+        print(json.dumps({"node": name, **msgspec.to_builtins(end)}))
+
+
+def _print_ends(found: Sequence[tuple[str, End]]) -> None:
+    """Some lines for each: when and who, why, what was unsent, what to do."""
+    for name, end in found:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(end.at))
+        print(f"{when}  {clean(end.user)} at {clean(end.address)}: {_code_words(end)}")
+        text = CAUSES.get(end.cause)
+        print(f"    {text.meaning if text is not None else clean(end.cause)}", end="")
+        print(f" ({clean(end.detail)})" if end.detail else "")
+        error = f", last error {end.last_error} {error_name(end.last_error)}" if end.last_error is not None else ""
+        print(
+            f"    connected for {duration(end.connected_s)}, {counted(end.messages_in, 'message')} in"
+            f"{error}; client {clean(end.client)} on {clean(name)}"
+        )
+        if end.outbox_messages:
+            age = duration(end.oldest_ms / 1_000 if end.oldest_ms is not None else None)
+            unsent = f"{counted(end.outbox_messages, 'message')}, {size(end.outbox_bytes)}, the oldest {age} old"
+            print(f"    unsent: {unsent}")
+        if text is not None and text.advice:
+            print(f"    to do: {text.advice}")
+
+
+def _code_words(end: End) -> str:
+    """The code, what it means, and what went with it if that says more."""
+    row = CLOSE_CODES.get(end.code)
+    name = row.name.lower().replace("_", " ") if row is not None else "unknown code"
+    policy = {"never": "stays away", "reconnect": "comes back", "backoff": "comes back with backoff"}
+    said = f' "{clean(end.reason)}"' if end.reason and (row is None or end.reason != row.reason) else ""
+    return f"{end.code} {name}{said}, the client {policy[reconnect_policy(end.code)]}"
+
+
+def _close_code(word: str | None) -> int | None:
+    """A close code as it stands on the command line."""
+    if word is not None and not (word.isascii() and word.isdecimal() and 1_000 <= int(word[:5]) <= 4_999):
+        fail(f"--code {word}: expected a close code such as 4503 or 4011")
+    return int(word) if word is not None else None
+
+
 @app.command(short_help="Disconnect a user.")
 def kick(
     user: Annotated[str, typer.Argument(metavar="USER", help="The user to disconnect.")],
@@ -125,20 +225,23 @@ def kick(
         str | None,
         typer.Option("--code", metavar="CODE", help="Close code. [default: 4503, stay away]", show_default=False),
     ] = None,
+    reason: Annotated[
+        str | None,
+        typer.Option("--reason", metavar="TEXT", help="What the clients are told with it.", show_default=False),
+    ] = None,
 ) -> int:
     """Disconnect all clients of a user, on every node named; exit code 1 if there was none.
 
     Clients that follow the protocol stay away after 4503, and come back after 4011. Neither keeps the user from logging
     in again: for that, revoke the user's tokens.
     """
-    if code is not None and not (code.isascii() and code.isdecimal() and 1_000 <= int(code[:5]) <= 4_999):
-        return complain(f"--code {code}: expected a close code such as 4503 or 4011")
+    wanted = _close_code(code)
     counts: list[int] = []
 
     def disconnect(client: NodeClient) -> None:
-        counts.append(client.disconnect(user, int(code) if code is not None else None))
+        counts.append(client.disconnect(user, wanted, reason))
 
-    worst = _each(node, key_file, disconnect, user)
+    worst = _each(node, key_file, disconnect, user, reason)
     if not counts:
         return worst
     print(f"disconnected {counted(sum(counts), 'client')} of {clean(user)}")
@@ -224,7 +327,9 @@ def _each(nodes: Sequence[str], key_file: str, act: Callable[[NodeClient], None]
         except NodeUnreachable as error:
             worst = max(worst, complain(str(error)))
         except NodeRefused as error:
-            hint = "; --key-file names the file with the key" if error.status in (401, 403) and not key_file else ""
+            hint = ""
+            if error.status in (401, 403):
+                hint = f"; the key came from {key_file}" if key_file else "; --key-file names the file with the key"
             worst = max(worst, complain(f"{error}{hint}", code=EXIT_REFUSED))
         finally:
             client.close()

@@ -24,6 +24,7 @@ from starlight.config_types import (
     ENV_PREFIX,
     HIDDEN,
     RELOADS,
+    DryRuns,
     Duration,
     Entry,
     FileName,
@@ -54,7 +55,8 @@ OTHER_VARIABLES: Final = {
     "STARLIGHT_URL": "the server that `starlight sub`, `pub` and `send` connect to",
     "STARLIGHT_USER": "the user they log in as",
     "STARLIGHT_TOKEN": "the token they log in with",
-    "STARLIGHT_NODE": "the internal ports that `starlight top`, `conns`, `kick` and `drain` ask, with spaces between",
+    "STARLIGHT_NODE": "the internal ports that `starlight top`, `conns`, `why`, `kick` and `drain` ask, with spaces "
+    "between",
     "STARLIGHT_BUILD": "how the compiled modules are built: release, debug or a sanitizer",
     "STARLIGHT_ANNOTATE": "writes the compiler's annotated sources when building",
 }
@@ -308,6 +310,13 @@ class Settings(BaseSettings):
         le=1,
         description="How much longer a loop turn collects before it writes. 0 adds no latency: what is read in one "
         "turn is written together anyway.",
+    )
+    dry_run: Annotated[DryRuns, RELOADS] = Field(
+        "",
+        max_length=255,
+        description="Limits that are not enforced, only counted and logged. Some of evict (outboxes), rates (messages) "
+        "and connections (of a user or address), with commas: to see on a node that serves what they would do. Never "
+        "the memory budget, the write timeout, max_connections or logins. None, as limits are there to hold.",
     )
     handshake_timeout_s: Annotated[Duration, Panel("Times")] = Field(
         5.0,

@@ -24,6 +24,7 @@ from starlight.units import DURATION_RULE, SIZE_RULE, format_duration, format_si
 __all__ = [
     "ENV_PREFIX",
     "RELOADS",
+    "DryRuns",
     "Duration",
     "Entry",
     "FileName",
@@ -63,6 +64,13 @@ class Shown:
     """The default in words; ``{}`` stands for its value."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class Among:
+    """The words that a list may have."""
+
+    words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,16 @@ def _join(value: object) -> object:
     return value
 
 
+_DRY_RUNS: Final = ("evict", "rates", "connections")
+_DRY_RUN_RULE: Final = f"some of {', '.join(_DRY_RUNS)}, with commas between"
+
+
+def _check_dry_run(value: str) -> str:
+    if not set(value.replace(",", " ").split()) <= set(_DRY_RUNS):
+        raise ValueError(_DRY_RUN_RULE)
+    return value
+
+
 Size = Annotated[int, BeforeValidator(parse_size), Words("SIZE", SIZE_RULE)]
 Duration = Annotated[float, BeforeValidator(parse_duration), Words("DURATION", DURATION_RULE)]
 Host = Annotated[str, AfterValidator(_check_host), Words("HOST", _HOST_RULE)]
@@ -128,6 +146,9 @@ FileName = Annotated[str, AfterValidator(_check_file_name), Words("FILE", "a fil
 Url = Annotated[str, Words("URL", "a URL")]
 UrlPath = Annotated[str, AfterValidator(_check_path), Words("PATH", _PATH_RULE)]
 TextList = Annotated[str, BeforeValidator(_join), Words("LIST", "text with commas between, or a list of texts")]
+DryRuns = Annotated[
+    str, BeforeValidator(_join), AfterValidator(_check_dry_run), Among(_DRY_RUNS), Words("LIST", _DRY_RUN_RULE)
+]
 
 
 class Entry:
@@ -180,6 +201,12 @@ class Entry:
     def is_list(self) -> bool:
         """It is text with commas, or a list."""
         return BeforeValidator(_join) in self._metadata
+
+    @property
+    def among(self) -> tuple[str, ...]:
+        """The words that a list may have; none if it may have any."""
+        marker = self._marker(Among)
+        return marker.words if marker is not None else ()
 
     @property
     def is_file(self) -> bool:

@@ -122,11 +122,17 @@ class CloseConnection(StarlightError):
     Attributes:
         code: a close code of `close_codes.CLOSE_CODES`.
         reason: ASCII of at most 123 bytes; by default the constant one of the table.
+        cause: why, as a key of `starlight.ends.CAUSES`; "" to go by the code. For operators alone, as is `detail`.
+        detail: more of it, in words; it never repeats anything of a token.
+        client: whose login it refuses, if that is known; set by the hub.
     """
 
-    def __init__(self, code: int, reason: str | None = None) -> None:
+    def __init__(self, code: int, reason: str | None = None, *, cause: str = "", detail: str = "") -> None:
         self.code = code
         self.reason = close_codes.reason(code) if reason is None else reason
+        self.cause = cause
+        self.detail = detail
+        self.client: object = None
         super().__init__(code, self.reason)
 
     def __str__(self) -> str:
@@ -140,12 +146,14 @@ class TokenRefused(StarlightError):
         reason: constant text for the log and for `starlight token check`; it never repeats any of the token, and a
             client is never told it.
         is_expired: it was right once: the client fetches a new one (109) where others are wrong (101).
+        user: who it names, if its signature was right; None otherwise.
     """
 
-    def __init__(self, reason: str, is_expired: bool = False) -> None:
+    def __init__(self, reason: str, is_expired: bool = False, user: str | None = None) -> None:
         self.reason = reason
         self.is_expired = is_expired
-        super().__init__(reason, is_expired)
+        self.user = user
+        super().__init__(reason, is_expired, user)
 
     def __str__(self) -> str:
         return self.reason

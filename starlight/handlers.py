@@ -120,10 +120,18 @@ class Handler:
 
     def failure(self, error: BaseException) -> RequestError | CloseConnection:
         """What an exception of this handler means for its caller: itself if it says so, else a logged `internal`."""
-        if isinstance(error, CloseConnection) or (isinstance(error, RequestError) and _is_sendable(error)):
+        if isinstance(error, CloseConnection):
+            return self._close(error)
+        if isinstance(error, RequestError) and _is_sendable(error):
             return error
         self.log_failure(error)
         return RequestError(ErrorCode.INTERNAL, "internal error")
+
+    def _close(self, close: CloseConnection) -> CloseConnection:
+        """A close that this handler wants, with that in it for operators."""
+        close.cause = close.cause or "application"
+        close.detail = close.detail or f"by handler {self.name}"
+        return close
 
     def log_failure(self, error: BaseException) -> None:
         """Log an exception of this handler with its traceback."""
@@ -462,7 +470,7 @@ def _check_login(handler: Handler, args: Sequence[object]) -> Coroutine[Any, Any
         raise _refusal(handler, error) from None
     if is_awaitable(result):
         return _await_login(handler, result)
-    _refuse_false(result)
+    _refuse_false(handler, result)
     return None
 
 
@@ -475,21 +483,28 @@ async def _await_login(handler: Handler, result: Awaitable[object]) -> None:
         raise _refusal(handler, error) from None
     except Exception as error:
         raise _refusal(handler, error) from None
-    _refuse_false(accepted)
+    _refuse_false(handler, accepted)
 
 
-def _refuse_false(result: object) -> None:
+def _refuse_false(handler: Handler, result: object) -> None:
     if result is False:
-        raise CloseConnection(close_codes.INVALID_TOKEN)
+        raise _refused_by(handler, CloseConnection(close_codes.INVALID_TOKEN))
+
+
+def _refused_by(handler: Handler, close: CloseConnection) -> CloseConnection:
+    """A refusal of a login, with the handler in it for operators."""
+    close.cause = "login"
+    close.detail = close.detail or f"refused by handler {handler.name}"
+    return close
 
 
 def _refusal(handler: Handler, error: BaseException) -> CloseConnection:
     """What an exception of an `on_login` handler means for the connection."""
     if isinstance(error, CloseConnection):
-        return error
+        return _refused_by(handler, error)
     if isinstance(error, LoginRefused):
-        return CloseConnection(error.code, error.reason or None)
+        return _refused_by(handler, CloseConnection(error.code, error.reason or None))
     if isinstance(error, RequestError):
-        return CloseConnection(close_codes.INVALID_TOKEN)
+        return _refused_by(handler, CloseConnection(close_codes.INVALID_TOKEN))
     log.error("handler %s failed; the login is refused", handler.name, exc_info=error)
-    return CloseConnection(close_codes.INTERNAL)
+    return CloseConnection(close_codes.INTERNAL, cause="error", detail=f"handler {handler.name} failed")

@@ -17,6 +17,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +26,8 @@ from orjson import JSONDecodeError, loads
 from starlight import close_codes
 from starlight.auth import Action, Authenticator, Identity, NoAuth, Permissions
 from starlight.close_codes import ErrorCode
+from starlight.dry_run import DryRun
+from starlight.ends import Cause, Ends
 from starlight.errors import CloseConnection, RequestError
 from starlight.handlers import FAILURES, Handlers, is_awaitable
 from starlight.hub_records import ChannelRecord, Client, Connection
@@ -47,6 +50,10 @@ CHANNELS_LIMIT: Final = 1_000
 """Channels one client may have joined; people use tens of channels, programs that want all messages rarely hundreds.
 A membership takes about 120 bytes here and in the core together. With the channel, if nobody else is in it, it takes
 470 where the name has 30 characters and 710 where it has 255; so one client can make the node hold 0.7 MB, not more."""
+
+BY_APPLICATION: Final = "by the application"
+EXPIRED: Final = Cause("expired")
+RELOADED: Final = Cause("permissions", "the configuration was read again")
 
 _FAULTS: Final = frozenset(
     (ErrorCode.UNAUTHORIZED, ErrorCode.PERMISSION_DENIED, ErrorCode.UNKNOWN_TYPE, ErrorCode.BAD_REQUEST)
@@ -77,6 +84,8 @@ class Hub:
         message_limit_bytes: the largest message that the connections let through, told in `welcome`; None: no limit.
         announces: which channels (by name) publish `joined` and `left` of their users; none by default, as each
             costs a message to everyone in the channel. One that fails is logged, and that channel publishes none.
+        ends: how connections ended, for `welcome.previous`; none by default.
+        dry_run: limits that are not enforced; none by default.
         clock: monotonic seconds, for counting errors in a window, for rates and for the end of logins.
         wall_clock: Unix seconds, in which tokens say when they end.
     """
@@ -99,6 +108,8 @@ class Hub:
         name_limit_bytes: int = commands.NAME_LIMIT_BYTES,
         message_limit_bytes: int | None = None,
         announces: Callable[[str], bool] | None = None,
+        ends: Ends | None = None,
+        dry_run: DryRun | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -119,6 +130,8 @@ class Hub:
         self._name_limit_bytes = name_limit_bytes
         self._message_limit_bytes = message_limit_bytes
         self._announces = announces
+        self._ends = ends
+        self._dry_run = dry_run or DryRun()
         self._clock = clock
         self._catch_up = CatchUp(clock, core.stopped_ms)
         self._logins = Logins(
@@ -126,6 +139,7 @@ class Hub:
             limits or Limits(),
             name_limit_bytes=name_limit_bytes,
             check_timeout_s=login_timeout_s,
+            dry_run=self._dry_run,
             clock=clock,
             wall_clock=wall_clock,
         )
@@ -158,18 +172,19 @@ class Hub:
         """
         try:
             login = decode(message)
-        except RequestError:
-            raise CloseConnection(close_codes.BAD_REQUEST) from None
-        if login.__class__ is not commands.Login:
-            raise CloseConnection(close_codes.BAD_REQUEST)
+        except RequestError as error:
+            raise CloseConnection(close_codes.BAD_REQUEST, detail=f"not a login: {error.message}") from None
+        if not isinstance(login, commands.Login):
+            raise CloseConnection(close_codes.BAD_REQUEST, detail="the first message is not a login")
         identity = self._authenticator.authenticate(login)
         if not isinstance(identity, Identity):
             return self._login_later(connection, message, login, identity)
         client = self._new_client(connection, identity)
-        checking = self._check(client, message)
-        if checking is not None:
-            return self._check_later(client, checking, login)
-        return self._let_in(client, login)
+        with _naming(client):
+            checking = self._check(client, message)
+            if checking is not None:
+                return self._check_later(client, checking, login)
+            return self._let_in(client, login)
 
     def greet(self, client: Client) -> Awaitable[None] | None:
         """Run `on_connect` for a client that has just come in: None if all is done, else an awaitable.
@@ -184,7 +199,7 @@ class Hub:
 
     async def _greet(self, client: Client, greeting: Awaitable[None]) -> None:
         try:
-            await self._logins.in_time(greeting, "a client was closed: its on_connect")
+            await self._logins.in_time(greeting, "its on_connect")
         finally:
             self._no_longer_busy(client)
 
@@ -197,7 +212,7 @@ class Hub:
         meter = client.meter
         if meter is not None:
             now_s = self._catch_up.look()
-            if not meter.take(now_s, self._catch_up.since_s):
+            if not meter.take(now_s, self._catch_up.since_s) and not self._let_through(client, meter, now_s):
                 self._throttle(client, meter, message, now_s)
                 return None
         try:
@@ -225,7 +240,7 @@ class Hub:
         meter = client.meter
         assert meter is not None
         now_s = self._catch_up.look()
-        if meter.take(now_s, self._catch_up.since_s, frames):
+        if meter.take(now_s, self._catch_up.since_s, frames) or self._let_through(client, meter, now_s):
             return True
         self._slow_down(client, meter, now_s)
         return False
@@ -298,26 +313,33 @@ class Hub:
         self, connection: Connection, message: bytes, login: commands.Login, identity: Awaitable[Identity]
     ) -> Client:
         client = self._new_client(connection, await self._logins.identity(self._authenticator, identity))
-        checking = self._check(client, message)
+        with _naming(client):
+            checking = self._check(client, message)
         return await self._check_later(client, checking, login)
 
     async def _check_later(self, client: Client, checking: Awaitable[None] | None, login: commands.Login) -> Client:
-        if checking is not None:
-            await self._logins.in_time(checking)
-        entered = self._let_in(client, login)
-        return entered if isinstance(entered, Client) else await entered
+        with _naming(client):
+            if checking is not None:
+                await self._logins.in_time(checking)
+            entered = self._let_in(client, login)
+            return entered if isinstance(entered, Client) else await entered
 
     def _let_in(self, client: Client, login: commands.Login) -> Client | Awaitable[Client]:
         """Admit a client that passed all checks; at its user's limit, once a silent connection has made room."""
         self._logins.check(client)
-        if self._room.make(self._clients_of(client.user), self._logins.limits.connections_per_user):
+        if self._room.make(self._clients_of(client.user), self._user_limit()):
             return self._admit(client, login)
         return self._let_in_later(client, login)
 
     async def _let_in_later(self, client: Client, login: commands.Login) -> Client:
         user = client.user
-        await self._room.wait(user, lambda: self._clients_of(user), lambda: self._logins.limits.connections_per_user)
-        return self._admit(client, login)
+        with _naming(client):
+            await self._room.wait(user, lambda: self._clients_of(user), self._user_limit)
+            return self._admit(client, login)
+
+    def _user_limit(self) -> int:
+        """How many connections of a user there may be; 0: any number, also in a dry run, where `Logins` tells of it."""
+        return 0 if self._dry_run.connections else self._logins.limits.connections_per_user
 
     def _clients_of(self, user: str) -> Collection[Client]:
         return self._users.get(user, ())
@@ -340,11 +362,17 @@ class Hub:
                 session=client.session,
                 expires=None if client.expires is None else int(client.expires),
                 limits=self._client_limits(),
+                previous=self._previous(client, login.previous),
             ),
         )
         self._everyone.join(client.subscriber)
         client.is_connected = True
         return client
+
+    def _previous(self, client: Client, previous: str | None) -> dict[str, object] | None:
+        """How the client's connection before this one ended, as far as it was told itself; None if that isn't known."""
+        end = None if previous is None or self._ends is None else self._ends.previous(previous, client.user)
+        return None if end is None else {"code": end.code, "reason": end.reason, "at": round(end.at_s * 1000)}
 
     def _client_limits(self) -> replies.ClientLimits:
         limits = self._logins.limits
@@ -437,6 +465,7 @@ class Hub:
         errors = [error for _, error in outcomes if error is not None]
         for error in errors:
             self.counts[f"error_{error.code}"] += 1
+            client.last_error = error.code
             if id is None:
                 self._core_send(client.subscriber, replies.error(None, error.code, error.message))
         if id is not None:
@@ -533,7 +562,7 @@ class Hub:
         self._core_send(client.subscriber, replies.pong(command.id))
 
     def _login_again(self, client: Client, command: commands.Login) -> None:
-        raise CloseConnection(close_codes.BAD_REQUEST)
+        raise CloseConnection(close_codes.BAD_REQUEST, cause="protocol", detail="it logged in twice")
 
     def _not_available(self, client: Client, command: commands.History) -> None:
         raise RequestError(ErrorCode.NOT_AVAILABLE, "not available")
@@ -545,25 +574,27 @@ class Hub:
         self._catch_up.look()
         for client, left_s in self._logins.due():
             if left_s <= 0:
-                client.connection.close(close_codes.SESSION_EXPIRED)
+                client.connection.close(close_codes.SESSION_EXPIRED, cause=EXPIRED)
             else:
                 self._core_send(client.subscriber, pushes.expiring(max(1, round(left_s))))
 
-    def revoke_user(self, user: str, seconds: float = REVOKED_S) -> int:
+    def revoke_user(self, user: str, seconds: float = REVOKED_S, *, by: str = BY_APPLICATION) -> int:
         """End all clients of a user with 4503, and refuse the tokens the user has now for so many seconds.
 
         A token made after this lets the user in again. Returns the number of clients; OverflowError if there are too
         many revocations, after the clients were ended.
+
+        by: who asked, for operators.
         """
         clients = list(self._users.get(user, ()))
-        _end_all(clients)
+        _end_all(clients, by)
         self._logins.revocations.add_user(user, seconds, max((client._issued for client in clients), default=0.0))
         return len(clients)
 
-    def revoke_token(self, token_id: str, seconds: float = REVOKED_S) -> int:
+    def revoke_token(self, token_id: str, seconds: float = REVOKED_S, *, by: str = BY_APPLICATION) -> int:
         """End all clients that came with a token (its `jti`, or `Client.token_id`), and refuse it. As `revoke_user`."""
         clients = [client for client in self.clients() if client.token_id == token_id]
-        _end_all(clients)
+        _end_all(clients, by)
         self._logins.revocations.add_token(token_id, seconds)
         return len(clients)
 
@@ -592,7 +623,7 @@ class Hub:
             self._core_send(client.subscriber, replies.ok(id, expires=client.expires, session=client.session))
         permissions = self._permissions
         if permissions is not None and not all(self._allows(client, "join", name) for name in client._channels):
-            raise CloseConnection(close_codes.RECONNECT)
+            raise CloseConnection(close_codes.RECONNECT, cause="permissions", detail="its new token lacks a channel")
 
     # --- other limits and permissions ----------------------------------------------------------------------------
 
@@ -629,7 +660,7 @@ class Hub:
             if self._permissions is None or not client.is_connected:
                 return
             if not self._allows(client, "join", name):
-                client.connection.close(close_codes.RECONNECT, None, retry_ms())
+                client.connection.close(close_codes.RECONNECT, None, retry_ms(), RELOADED)
                 yield True
                 return
             yield False
@@ -696,6 +727,7 @@ class Hub:
     def _refuse(self, client: Client, id: int | str | None, error: RequestError) -> None:
         """Send an error reply. Raises `CloseConnection` (4509) after one fault too many."""
         self.counts[f"error_{error.code}"] += 1
+        client.last_error = error.code
         self._core_send(client.subscriber, replies.error(id, error.code, error.message))
         if error.code in _FAULTS:
             self._count_fault(client)
@@ -705,15 +737,24 @@ class Hub:
         if client._faults is None:
             client._faults = Faults()
         if not client._faults.admit(self._clock()):
-            raise CloseConnection(close_codes.TOO_MANY_ERRORS)
+            raise CloseConnection(close_codes.TOO_MANY_ERRORS, cause="faults")
 
     def _too_long(self) -> RequestError:
         return RequestError(ErrorCode.BAD_REQUEST, f"channel: longer than {self._name_limit_bytes} bytes")
+
+    def _let_through(self, client: Client, meter: Meter, now_s: float) -> bool:
+        """In a dry run of rates, note what would have been refused; True: it is handled as ever."""
+        if not self._dry_run.rates:
+            return False
+        if meter.would_refuse(now_s):
+            self._dry_run.note("rates", user=client.user, peername=client.connection.peername)
+        return True
 
     def _throttle(self, client: Client, meter: Meter, message: bytes, now_s: float) -> None:
         """Refuse a message that comes too soon; only its id is looked for."""
         self._slow_down(client, meter, now_s)
         self.counts[f"error_{ErrorCode.TOO_MANY_REQUESTS}"] += 1
+        client.last_error = ErrorCode.TOO_MANY_REQUESTS.value
         reply = replies.error(commands.read_id(message), ErrorCode.TOO_MANY_REQUESTS, "too many requests")
         self._core_send(client.subscriber, reply)
 
@@ -721,14 +762,25 @@ class Hub:
         """Count a refusal: after many read nothing for a moment, and in the end raise `CloseConnection` (4013)."""
         pause_s = meter.refuse(now_s)
         if pause_s < 0:
-            raise CloseConnection(close_codes.TOO_MANY_REQUESTS)
+            raise CloseConnection(close_codes.TOO_MANY_REQUESTS, cause="rate")
         if pause_s > 0:
             client.connection.pause_reading(pause_s)
 
 
-def _end_all(clients: list[Client]) -> None:
+def _end_all(clients: list[Client], by: str) -> None:
+    cause = Cause("revoked", by)
     for client in clients:
-        client.connection.close(close_codes.DISCONNECTED)
+        client.connection.close(close_codes.DISCONNECTED, cause=cause)
+
+
+@contextmanager
+def _naming(client: Client) -> Iterator[None]:
+    """Puts the client into the refusal of its login, for operators."""
+    try:
+        yield
+    except CloseConnection as close:
+        close.client = client
+        raise
 
 
 def _parse(data: Any) -> Any:

@@ -12,6 +12,7 @@ from orjson import dumps
 
 from starlight import close_codes
 from starlight.auth import Identity
+from starlight.ends import APPLICATION, Cause
 from starlight.limits import Faults, Meter
 from starlight.presence import Presence
 
@@ -45,8 +46,12 @@ class Connection(Protocol):
     def silent_ms(self) -> int:
         """How long a ping has had no answer, nor any other sign of life; 0 if there is none."""
 
-    def close(self, code: int, reason: str | None = None, retry_ms: int | None = None) -> None:
-        """End it in good order: what its outbox holds, a `bye`, the close frame. No reason: the code's own.
+    def close(
+        self, code: int, reason: str | None = None, retry_ms: int | None = None, cause: Cause | None = None
+    ) -> None:
+        """End it in good order: what its outbox holds, a `bye`, the close frame.
+
+        No reason: the code's own. cause: why, for operators; None: by the code.
 
         Raises TypeError or ValueError for what no close frame may carry: `close_codes.check_close`.
         """
@@ -76,6 +81,7 @@ class Client:
         connection: the connection behind it; `connection.peername` is its address.
         subscriber: the core's record of it.
         is_connected: True from the welcome until it is gone.
+        last_error: the code of the last error reply it got; None if it got none.
     """
 
     __slots__ = (
@@ -96,6 +102,7 @@ class Client:
         "id",
         "is_connected",
         "is_resumed",
+        "last_error",
         "meter",
         "session",
         "subscriber",
@@ -122,6 +129,7 @@ class Client:
         self.connection = connection
         self.subscriber: Subscriber = connection.subscriber
         self.is_connected = False
+        self.last_error: int | None = None
         self._busy = False  # an async handler (or on_connect) of this client is under way
         self._channels: dict[str, ChannelRecord] = {}
         self._data: dict[str, Any] | None = None
@@ -170,7 +178,7 @@ class Client:
         sent, also if the client is gone; and `WrongThread`.
         """
         close_codes.check_close(code, reason)
-        self.connection.close(code, reason)
+        self.connection.close(code, reason, cause=APPLICATION)
 
     def __repr__(self) -> str:
         return f"<Client {self.id} of {self.user!r}>"

@@ -11,6 +11,7 @@ batch, name, wait and memory of keys is bounded.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -23,12 +24,16 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from starlight import close_codes
 from starlight._fanout import Subscriber
 from starlight._gauges import members, split
+from starlight.ends import ENDS_LIMIT, Cause, log_word
 from starlight.errors import RequestError
 from starlight.logins import REVOKED_S
+from starlight.logs import escape
 from starlight.protocol.commands import PRESENCE_DEFAULT, PRESENCE_LIMIT, check_depth, is_channel, is_user
 from starlight.stats import Source, Stats
 
-__all__ = ["BATCH_LIMIT", "IDEMPOTENCY_S", "Api", "ApiError", "IdempotencyKeys", "Receipt"]
+__all__ = ["BATCH_LIMIT", "IDEMPOTENCY_S", "Api", "ApiError", "Caller", "IdempotencyKeys", "Receipt"]
+
+log = logging.getLogger(__name__)
 
 BATCH_LIMIT: Final = 1_000
 """Messages in one request: some milliseconds of the loop, and what their deliveries cost."""
@@ -102,6 +107,14 @@ class _Channels(Struct, forbid_unknown_fields=True):
     limit: _Limit = 100
 
 
+class _Ends(Struct, forbid_unknown_fields=True):
+    user: str | None = None
+    code: Annotated[int, Meta(ge=1_000, le=4_999)] | None = None
+    since: Annotated[float, Meta(ge=0, le=10**10)] = 0.0
+    limit: _Limit = 100
+    offset: Annotated[int, Meta(ge=0, le=ENDS_LIMIT)] = 0
+
+
 class _Nothing(Struct, forbid_unknown_fields=True):
     pass
 
@@ -140,11 +153,33 @@ class Receipt(NamedTuple):
     evicted: int
 
 
+class Caller(NamedTuple):
+    """Who asked for something.
+
+    Attributes:
+        address: of the other end, as it is shown; "" if it isn't known.
+        key: the name of the file with the key that was shown; "" for none.
+        operator: who that is, as the caller says it; "" if it says nothing. Whoever has the key is believed.
+    """
+
+    address: str = ""
+    key: str = ""
+    operator: str = ""
+
+    def __str__(self) -> str:
+        """``by root, over the API from 127.0.0.1:50123 with the key internal.key``."""
+        by = f"by {self.operator}, over" if self.operator else "by"
+        address = f" from {self.address}" if self.address else ""
+        return f"{by} the API{address}" + (f" with the key {self.key}" if self.key else "")
+
+
 class Node(Source, Protocol):
     """What is asked of the node beside its stats."""
 
-    async def drain(self) -> None: ...
+    async def drain(self, timeout_s: float | None = None, *, by: str = "") -> None: ...
 
+
+NOT_KNOWN: Final = Caller()
 
 Body = TypeVar("Body", bound=Struct)
 
@@ -224,7 +259,7 @@ class Api:
         self._draining: asyncio.Task[None] | None = None
         self._message_limit_bytes = node.settings.read_limit_bytes
         self.body_limit_bytes = max(BODY_LIMIT_BYTES, 2 * self._message_limit_bytes)
-        self.routes: dict[str, Callable[[bytes], Awaitable[tuple[int, dict[str, Any]]]]] = {
+        self.routes: dict[str, Callable[[bytes, Caller], Awaitable[tuple[int, dict[str, Any]]]]] = {
             "publish": self.publish,
             "direct": self.direct,
             "broadcast": self.broadcast,
@@ -232,13 +267,14 @@ class Api:
             "revoke": self.revoke,
             "presence": self.presence,
             "channels": self.channels,
+            "ends": self.ends,
             "drain": self.drain,
         }
-        """By name: a function of the body that returns status and answer, and raises `ApiError`."""
+        """By name: a function of the body and the caller that returns status and answer, and raises `ApiError`."""
 
     # --- messages ------------------------------------------------------------------------------------------------
 
-    async def publish(self, body: bytes) -> tuple[int, dict[str, Any]]:
+    async def publish(self, body: bytes, caller: Caller = NOT_KNOWN) -> tuple[int, dict[str, Any]]:
         """Publish one message to a channel, or a batch of them in order; `from` is null as with the application's."""
         self._require_serving()
         is_batch = bool(memoryview(_decode(body, _IsBatch).messages).nbytes)
@@ -282,7 +318,7 @@ class Api:
         subscribers = self._node.hub.push_to_channel(name, bytes(message.data))
         return _Sent(self._keep(message.idempotency_key, content), name, subscribers)
 
-    async def direct(self, body: bytes) -> tuple[int, dict[str, Any]]:
+    async def direct(self, body: bytes, caller: Caller = NOT_KNOWN) -> tuple[int, dict[str, Any]]:
         """Push `server {data}` to every client of a user."""
         self._require_serving()
         message = _decode(body, _Direct)
@@ -297,7 +333,7 @@ class Api:
             lambda data: self._node.hub.push_to_user(message.to, data),
         )
 
-    async def broadcast(self, body: bytes) -> tuple[int, dict[str, Any]]:
+    async def broadcast(self, body: bytes, caller: Caller = NOT_KNOWN) -> tuple[int, dict[str, Any]]:
         """Broadcast to every client, with `from` null."""
         self._require_serving()
         message = _decode(body, _Broadcast)
@@ -380,8 +416,8 @@ class Api:
 
     # --- users and channels --------------------------------------------------------------------------------------
 
-    async def disconnect(self, body: bytes) -> tuple[int, dict[str, Any]]:
-        """Close all connections of a user, or the one with an id of `connz`."""
+    async def disconnect(self, body: bytes, caller: Caller = NOT_KNOWN) -> tuple[int, dict[str, Any]]:
+        """Close all connections of a user, or the one with an id of `connz`; the reason goes with the code."""
         wanted = _decode(body, _Disconnect)
         try:
             close_codes.check_close(wanted.code, wanted.reason)
@@ -391,53 +427,70 @@ class Api:
             raise ApiError(400, "expected user or id, one of them")
         if isinstance(wanted.user, str):
             _check_user("user", wanted.user)
-            clients = list(self._node.hub._users.get(wanted.user, ()))
-            for client in clients:
-                client.connection.close(wanted.code, wanted.reason)
-            return 200, {"clients": len(clients)}
-        assert isinstance(wanted.id, int)
-        connection = await self._stats.find_connection(wanted.id)
-        if connection is None or not connection.is_open:
-            return 200, {"clients": 0}
-        connection.close(wanted.code, wanted.reason)
-        return 200, {"clients": 1}
+            connections = [client.connection for client in self._node.hub._users.get(wanted.user, ())]
+        else:
+            assert isinstance(wanted.id, int)
+            connection = await self._stats.find_connection(wanted.id)
+            connections = [connection] if connection is not None and connection.is_open else []
+        for each in connections:
+            each.close(wanted.code, wanted.reason, cause=Cause("operator", str(caller)))
+        whom = f"user={log_word(wanted.user)}" if wanted.user is not UNSET else f"id={wanted.id}"
+        reason = "" if wanted.reason is None else f" reason={log_word(wanted.reason)}"
+        _log_action("disconnect", f"{whom} code={wanted.code}{reason} clients={len(connections)}", caller)
+        return 200, {"clients": len(connections)}
 
-    async def revoke(self, body: bytes) -> tuple[int, dict[str, Any]]:
+    async def revoke(self, body: bytes, caller: Caller = NOT_KNOWN) -> tuple[int, dict[str, Any]]:
         """Close all connections of a user or token and refuse its tokens for a time (a day)."""
         wanted = _decode(body, _Revoke)
         if (wanted.user is UNSET) == (wanted.token_id is UNSET):
             raise ApiError(400, "expected user or token_id, one of them")
         hub = self._node.hub
+        by = str(caller)
         try:
             if isinstance(wanted.user, str):
                 _check_user("user", wanted.user)
-                return 200, {"clients": hub.revoke_user(wanted.user, wanted.seconds)}
+                _log_action("revoke", f"user={log_word(wanted.user)} seconds={wanted.seconds:g}", caller)
+                return 200, {"clients": hub.revoke_user(wanted.user, wanted.seconds, by=by)}
             assert isinstance(wanted.token_id, str)
-            return 200, {"clients": hub.revoke_token(wanted.token_id, wanted.seconds)}
+            _log_action("revoke", f"token_id={log_word(wanted.token_id)} seconds={wanted.seconds:g}", caller)
+            return 200, {"clients": hub.revoke_token(wanted.token_id, wanted.seconds, by=by)}
         except OverflowError as error:
             raise ApiError(503, f"their clients were disconnected, but {error}") from None
 
-    async def presence(self, body: bytes) -> tuple[int, dict[str, Any]]:
+    async def presence(self, body: bytes, caller: Caller = NOT_KNOWN) -> tuple[int, dict[str, Any]]:
         """Who is in a channel."""
         wanted = _decode(body, _Presence)
         _check_channel(wanted.channel)
         return 200, self._stats.presence(wanted.channel, wanted.limit)
 
-    async def channels(self, body: bytes) -> tuple[int, dict[str, Any]]:
+    async def channels(self, body: bytes, caller: Caller = NOT_KNOWN) -> tuple[int, dict[str, Any]]:
         """Which channels there are."""
         wanted = _decode(body, _Channels)
         return 200, await self._stats.channels(wanted.prefix, wanted.limit)
 
-    async def drain(self, body: bytes) -> tuple[int, dict[str, Any]]:
+    async def ends(self, body: bytes, caller: Caller = NOT_KNOWN) -> tuple[int, dict[str, Any]]:
+        """Who was disconnected lately, and why."""
+        wanted = _decode(body, _Ends)
+        if wanted.user is not None:
+            _check_user("user", wanted.user)
+        return 200, await self._stats.endz(wanted.user, wanted.code, wanted.since, wanted.limit, wanted.offset)
+
+    async def drain(self, body: bytes, caller: Caller = NOT_KNOWN) -> tuple[int, dict[str, Any]]:
         """Begin to drain, as SIGTERM does."""
         _decode(body or b"{}", _Nothing)
         if self._draining is None:
-            self._draining = asyncio.create_task(self._node.drain())
+            _log_action("drain", "", caller)
+            self._draining = asyncio.create_task(self._node.drain(by=str(caller)))
         return 202, {"draining": True}
 
     def _require_serving(self) -> None:
         if self._node.is_draining:
             raise ApiError(503, "the node is draining")
+
+
+def _log_action(name: str, what: str, caller: Caller) -> None:
+    """A line for what an operator has done to the node or its clients."""
+    log.info("operator: %s%s%s %s", name, " " if what else "", what, escape(str(caller)))
 
 
 def _decode(body: bytes, shape: type[Body]) -> Body:

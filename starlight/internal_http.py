@@ -6,8 +6,8 @@ when it accepts clients already (see `internal`), and only where a port is wante
 
 Who may do what:
 
-- Whatever changes something (``POST /api/...``, and what reads with POST) needs the bearer key. Without a key file
-  nobody has it.
+- Whatever changes something (``POST /api/...``, and what reads with POST) needs the bearer key, and so does ``/endz``.
+  Without a key file nobody has it.
 - Reading needs no key on a loopback address. On any other all but ``/healthz``, ``/readyz``, the console's page and
   ``/openapi.json`` need it; they tell nothing.
 - No page of another origin can use it from a browser: there are no CORS headers, a foreign `Origin` is refused, and on
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import os
 import re
 import resource
 import socket
@@ -33,7 +34,8 @@ from aiohttp import web
 from starlight import console, metrics
 from starlight._internal_answers import answer, finished, refusal
 from starlight._internal_door import Door, Exchange, Phase
-from starlight.internal_api import Api, ApiError, Node
+from starlight.ends import ENDS_LIMIT, address_text
+from starlight.internal_api import Api, ApiError, Caller, Node
 from starlight.limits import internal_connections
 from starlight.origins import is_fixed_host, is_loopback
 from starlight.stats import CHANNEL_ORDERS, CONNECTION_ORDERS, Stats
@@ -51,12 +53,20 @@ PAGE_LIMIT: Final = 1_000
 
 OFFSET_LIMIT: Final = 1_000_000
 
+SINCE_LIMIT: Final = 10**10
+"""Unix seconds of the year 2286."""
+
 STOP_S: Final = 1.0
 """What requests under way have to end when the node has drained."""
 
 _OPEN_PATHS: Final = frozenset(("/", "/healthz", "/readyz", "/openapi.json"))
 _CHANGING: Final = "POST"
-_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,6}")
+_KEYED_PATHS: Final = frozenset(("/endz",))
+"""What is read with the key only, on any address: it says who came from where, and why they went."""
+
+OPERATOR_HEADER: Final = "X-Starlight-Operator"
+_OPERATOR: Final = re.compile(r"[\x20-\x7e]{1,64}")
+_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,10}")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -127,6 +137,7 @@ class InternalPort:
             ("/varz", self._varz),
             ("/connz", self._connz),
             ("/channelz", self._channelz),
+            ("/endz", self._endz),
             ("/openapi.json", self._openapi),
         ):
             app.router.add_get(path, handler)  # and HEAD
@@ -174,11 +185,13 @@ class InternalPort:
             raise ApiError(429, "too many requests at a time")
         if request.match_info.http_exception is not None:
             return  # there is no such route, which nobody needs a key to be told
-        is_changing = request.method == _CHANGING
-        if is_changing and self._key is None:
-            raise ApiError(403, "nothing can be changed here without an --internal-key-file")
-        if not has_key and (is_changing or not (self._is_loopback or request.path in _OPEN_PATHS)):
-            raise ApiError(401, "expected Authorization: Bearer and the key")
+        needs_key = request.method == _CHANGING or request.path in _KEYED_PATHS
+        if needs_key and self._key is None:
+            raise ApiError(403, "this can't be asked without an --internal-key-file")
+        if not has_key and (needs_key or not (self._is_loopback or request.path in _OPEN_PATHS)):
+            if "Authorization" in request.headers:
+                raise ApiError(401, "the key is wrong: it is not the one in this node's --internal-key-file")
+            raise ApiError(401, "the key is missing: expected Authorization: Bearer and the key")
         if (request.content_length or 0) > self._api.body_limit_bytes:
             raise ApiError(413, f"the body is too large: at most {self._api.body_limit_bytes} bytes are allowed")
 
@@ -235,6 +248,19 @@ class InternalPort:
         order = _choice(request, "sort", CHANNEL_ORDERS)
         return answer(await self.stats.channelz(order, _whole(request, "limit", 100, 1, PAGE_LIMIT)))
 
+    async def _endz(self, request: web.Request) -> web.Response:
+        user = request.query.get("user")
+        if user is not None and not 1 <= len(user) <= 255:
+            raise ApiError(400, "user: expected 1 to 255 characters")
+        page = await self.stats.endz(
+            user,
+            _whole(request, "code", 0, 1_000, 4_999) or None,
+            _whole(request, "since", 0, 0, SINCE_LIMIT),
+            _whole(request, "limit", 100, 1, PAGE_LIMIT),
+            _whole(request, "offset", 0, 0, ENDS_LIMIT),
+        )
+        return answer(page)
+
     async def _openapi(self, request: web.Request) -> web.Response:
         return web.Response(body=(files("starlight") / "openapi.json").read_bytes(), content_type="application/json")
 
@@ -244,12 +270,22 @@ class InternalPort:
 
     # --- changing ------------------------------------------------------------------------------------------------
 
-    def _api_handler(self, function: Callable[[bytes], Awaitable[tuple[int, dict[str, Any]]]]) -> Handler:
+    def _api_handler(self, function: Callable[[bytes, Caller], Awaitable[tuple[int, dict[str, Any]]]]) -> Handler:
         async def handle(request: web.Request) -> web.Response:
-            status, content = await function(await _read(request))
+            status, content = await function(await _read(request), self._caller(request))
             return answer(content, status)
 
         return handle
+
+    def _caller(self, request: web.Request) -> Caller:
+        """Who asks, with the key that `_check` has seen."""
+        peername = None if request.transport is None else request.transport.get_extra_info("peername")
+        operator = request.headers.get(OPERATOR_HEADER, "")
+        return Caller(
+            address_text(peername),
+            os.path.basename(self._node.settings.internal_key_file),
+            operator if _OPERATOR.fullmatch(operator) else "",
+        )
 
 
 def _begin(request: web.Request) -> None:

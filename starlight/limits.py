@@ -10,11 +10,13 @@ on purpose holds in either case.
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from starlight.config import Settings
+from starlight.dry_run import DryRun
 
 __all__ = [
     "FAULTS_LIMIT",
@@ -111,11 +113,11 @@ class Limits(NamedTuple):
             return None
         return Meter(self.message_rate, self.byte_rate_bytes, self.burst_bytes)
 
-    def addresses(self, clock: Callable[[], float]) -> Addresses | None:
+    def addresses(self, clock: Callable[[], float], dry_run: DryRun | None = None) -> Addresses | None:
         """What counts addresses; None without limits."""
         if not self.connections_per_address and not self.connection_rate:
             return None
-        return Addresses(self.connections_per_address, self.connection_rate, clock)
+        return Addresses(self.connections_per_address, self.connection_rate, clock, dry_run)
 
 
 class CatchUp:
@@ -182,7 +184,7 @@ class Meter:
         self._bytes_full_s = 0.0
         self._refusals = 0
         self._pauses = 0
-        self._refused_s = 0.0
+        self._refused_s = -math.inf
 
     def read(self, size_bytes: int, now_s: float, since_s: float) -> None:
         """Charge what was read from the socket, whatever it is. Beyond the burst, `take` lets nothing through.
@@ -225,6 +227,12 @@ class Meter:
         self._pauses += 1
         return PAUSE_S if self._pauses <= PAUSES_LIMIT else -1.0
 
+    def would_refuse(self, now_s: float) -> bool:
+        """A message beyond the rates is let through, in a dry run: True for the first one in `FORGIVE_S`."""
+        is_first = now_s - self._refused_s > FORGIVE_S
+        self._refused_s = now_s
+        return is_first
+
 
 class Faults(deque[float]):
     """When one client made its latest faults, in monotonic seconds."""
@@ -241,11 +249,12 @@ class Faults(deque[float]):
 
 
 class _Address:
-    __slots__ = ("connections", "full_s")
+    __slots__ = ("connections", "full_s", "over_s")
 
     def __init__(self) -> None:
         self.connections = 0
         self.full_s = 0.0
+        self.over_s = -math.inf  # when it was last over its rate in a dry run
 
 
 class Addresses:
@@ -255,13 +264,15 @@ class Addresses:
         connections: of one address at a time; 0: no limit.
         rate: new ones a second of one address; 0: no limit.
         clock: monotonic seconds.
+        dry_run: limits that are not enforced; none by default.
     """
 
     SWEEP: Final = 1024
     """Addresses without connections are forgotten in sweeps, one each time so many have been added."""
 
-    def __init__(self, connections: int, rate: int, clock: Callable[[], float]) -> None:
+    def __init__(self, connections: int, rate: int, clock: Callable[[], float], dry_run: DryRun | None = None) -> None:
         self.change(connections, rate)
+        self._dry_run = dry_run or DryRun()
         self._clock = clock
         self._by_key: dict[str, _Address] = {}
         self._sweep_at = self.SWEEP
@@ -280,13 +291,25 @@ class Addresses:
                 self._sweep(now_s)
             known = self._by_key[key] = _Address()
         full_s = max(known.full_s, now_s) + self._interval_s
-        if self._interval_s and full_s - now_s > BURST_S + _ROUNDING_S:
-            return False
-        if self._connections and known.connections >= self._connections:
-            return False
-        known.full_s = full_s
+        is_over_rate = bool(self._interval_s) and full_s - now_s > BURST_S + _ROUNDING_S
+        is_one_too_many = bool(self._connections) and known.connections >= self._connections
+        if is_over_rate or is_one_too_many:
+            if not self._dry_run.connections:
+                return False
+            self._note(key, known, is_over_rate, now_s)
+        if not is_over_rate:
+            known.full_s = full_s
         known.connections += 1
         return True
+
+    def _note(self, key: str, known: _Address, is_over_rate: bool, now_s: float) -> None:
+        """Say what would have been refused: once where a limit is passed, and once in `FORGIVE_S` for a rate."""
+        if is_over_rate:
+            if now_s - known.over_s > FORGIVE_S:
+                self._dry_run.note("connection_rate", peername=(key, 0))
+            known.over_s = now_s
+        if self._connections and known.connections == self._connections:
+            self._dry_run.note("connections_per_address", peername=(key, 0))
 
     def is_full(self, key: str) -> bool:
         """Whether an address has all the connections that one may have; else it is its rate that refuses it."""

@@ -8,7 +8,6 @@ end everybody's login. asyncio is used to bound how long somebody else's check m
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -18,6 +17,7 @@ from orjson import JSONDecodeError, loads
 from starlight import close_codes
 from starlight.auth import Authenticator, Identity, TokenAuth
 from starlight.close_codes import ErrorCode
+from starlight.dry_run import DryRun
 from starlight.errors import CloseConnection, KeysUnavailable, RequestError, TokenRefused
 from starlight.sessions import EXPIRING_S, Expiries, Revocations, Session, Sessions
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CHECK_TIMEOUT_S", "REVOKED_S", "Logins", "read_login"]
 
-log = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
 CHECK_TIMEOUT_S: Final = 5.0
@@ -37,6 +35,9 @@ CHECK_TIMEOUT_S: Final = 5.0
 REVOKED_S: Final = 86_400.0
 """How long a revocation is kept unless told otherwise: a day, the longest that a session may last. Tokens of the issuer
 that are good for longer need longer."""
+
+REVOKED: Final = "the user or its token was revoked"
+"""What an operator is told of a login that is refused for it."""
 
 
 class Logins:
@@ -48,6 +49,7 @@ class Logins:
         name_limit_bytes: the longest user name.
         check_timeout_s: how long an application's check of one login may take, the client being a stranger meanwhile;
             and its `on_connect`.
+        dry_run: limits that are not enforced; none by default.
         clock: monotonic seconds.
         wall_clock: Unix seconds.
     """
@@ -59,6 +61,7 @@ class Logins:
         *,
         name_limit_bytes: int,
         check_timeout_s: float = CHECK_TIMEOUT_S,
+        dry_run: DryRun | None = None,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
     ) -> None:
@@ -67,7 +70,7 @@ class Logins:
         self.limits = limits
         self._name_limit_bytes = name_limit_bytes
         self._check_timeout_s = check_timeout_s
-        self._told_s = 0.0  # when a check that took too long was last logged
+        self._dry_run = dry_run or DryRun()
         self._late: set[asyncio.Future[Any]] = set()  # checks that were cancelled and haven't ended so far
         self._clock = clock
         self._wall_clock = wall_clock
@@ -77,7 +80,7 @@ class Logins:
         """What an authenticator finds out; as `in_time`, but for ours, which waits for keys and gives up by itself."""
         return await (identity if isinstance(authenticator, TokenAuth) else self.in_time(identity))
 
-    async def in_time(self, checking: Awaitable[T], what: str = "a login was refused: its check") -> T:
+    async def in_time(self, checking: Awaitable[T], what: str = "its check") -> T:
         """What a check of a login comes to. Cancels it and raises `CloseConnection` 1013 if it takes too long.
 
         Not 4015 (login timeout): it is the check that is late, not the client. It is cancelled too when the caller is,
@@ -85,7 +88,7 @@ class Logins:
 
         Args:
             checking: the check.
-            what: what the log says has taken too long.
+            what: what took too long, for operators.
         """
         task = asyncio.ensure_future(checking)
         try:
@@ -97,10 +100,8 @@ class Logins:
                 task.add_done_callback(self._forget_late)
         if task not in self._late:
             return task.result()
-        if self._clock() - self._told_s >= 1:  # once a second, however many strangers there are
-            self._told_s = self._clock()
-            log.warning("%s took more than %g s", what, self._check_timeout_s)
-        raise CloseConnection(close_codes.OVERLOADED)
+        detail = f"{what} took more than {self._check_timeout_s:g} s: login_timeout"
+        raise CloseConnection(close_codes.OVERLOADED, detail=detail)
 
     def _forget_late(self, task: asyncio.Future[Any]) -> None:
         self._late.discard(task)
@@ -122,8 +123,7 @@ class Logins:
         Raises `CloseConnection` as `check` does, and for one client too many.
         """
         self.check(client)
-        if self.limits.connections_per_user and present >= self.limits.connections_per_user:
-            raise CloseConnection(close_codes.CONNECTION_LIMIT)
+        self._limit(client, present, self.limits.connections_per_user)
         client.meter = self.limits.meter()
         if client.expires is not None:
             self._start(client, client.expires)
@@ -131,9 +131,21 @@ class Logins:
     def check(self, client: Client) -> None:
         """Raise `CloseConnection` for a user or token that was revoked, and for a name that is too long."""
         if self.revocations.holds(client.user, client.token_id, client._issued):
-            raise CloseConnection(close_codes.DISCONNECTED)
+            raise CloseConnection(close_codes.DISCONNECTED, cause="login", detail=REVOKED)
         if len(client.user.encode()) > self._name_limit_bytes:
-            raise CloseConnection(close_codes.BAD_REQUEST)
+            detail = f"the user's name is longer than name_limit_bytes={self._name_limit_bytes}"
+            raise CloseConnection(close_codes.BAD_REQUEST, cause="login", detail=detail)
+
+    def _limit(self, client: Client, present: int, limit: int) -> None:
+        """Refuse one client too many of a user; in a dry run only say so, where the limit is passed."""
+        if not limit or present < limit:
+            return
+        if self._dry_run.connections:
+            if present == limit:
+                self._dry_run.note("connections_per_user", user=client.user, peername=client.connection.peername)
+            return
+        detail = f"the user has {present} connections: connections_per_user={limit}"
+        raise CloseConnection(close_codes.CONNECTION_LIMIT, cause="login", detail=detail)
 
     def _start(self, client: Client, expires: float) -> None:
         """Set when the login ends: with its token, or after the longest time of a session; and make its token."""
@@ -182,7 +194,7 @@ class Logins:
         if identity.user != client.user:
             raise RequestError(ErrorCode.UNAUTHORIZED, "token: of another user")
         if self.revocations.holds(identity.user, identity.token_id, identity.issued):
-            raise CloseConnection(close_codes.DISCONNECTED)
+            raise CloseConnection(close_codes.DISCONNECTED, cause="revoked", detail=REVOKED)
         client.token_id, client._issued, client.session = identity.token_id, identity.issued, None
         if not client._has_own_groups and client._groups != frozenset(identity.groups):
             client._groups = frozenset(identity.groups)
@@ -200,7 +212,8 @@ def read_login(message: bytes) -> object:
     try:
         return loads(message)
     except JSONDecodeError:
-        raise CloseConnection(close_codes.BAD_REQUEST) from None
+        detail = "the login has a number that can't be read"
+        raise CloseConnection(close_codes.BAD_REQUEST, detail=detail) from None
 
 
 async def _later(identity: Awaitable[Identity]) -> Identity:

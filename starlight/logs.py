@@ -135,8 +135,11 @@ class RateLimit:
 
 
 def _kind(record: logging.LogRecord) -> Kind:
-    """Where the line was logged, and where its exception was raised: all of it is in sources, none is a client's."""
-    site = (record.name, record.lineno, record.levelno)
+    """Where the line was logged, and where its exception was raised: all of it is in sources, none is a client's.
+
+    A line may add a `kind` of its own (by `extra`), out of a table: one place logs every end of a connection.
+    """
+    site = (record.name, record.lineno, record.levelno, getattr(record, "kind", None))
     if not isinstance(record.exc_info, tuple) or record.exc_info[0] is None:
         return site
     return (*site, record.exc_info[0].__qualname__, *_raised_at(record.exc_info[2]))

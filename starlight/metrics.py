@@ -168,6 +168,16 @@ class StatsCollector(Collector):
             for code, count in sorted(self._stats.closes(by).items()):
                 closes.add_metric([by, code], count)
         yield closes
+        ends = CounterMetricFamily("starlight_ends", "Connections that ended, by cause.", labels=["cause"])
+        for cause, count in self._stats.ends().items():
+            ends.add_metric([cause], count)
+        yield ends
+        would = CounterMetricFamily(
+            "starlight_would_have", "What limits in a dry run would have done, in episodes.", labels=["kind"]
+        )
+        for kind, count in self._stats.would_have().items():
+            would.add_metric([kind], count)
+        yield would
 
     def _by_code(self, errors: dict[str, int]) -> Iterator[Metric]:
         replies = CounterMetricFamily("starlight_errors", "Error replies, by code.", labels=["code", "name"])

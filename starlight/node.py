@@ -31,6 +31,8 @@ from starlight._trim import Trimmer, trim
 from starlight._version import __version__
 from starlight.auth import Authenticator, NoAuth, Permissions, TokenAuth, make_authenticator, refuse_strangers
 from starlight.config import Settings
+from starlight.dry_run import DryRun
+from starlight.ends import Cause, Ends
 from starlight.errors import ListenFailed, NotServing
 from starlight.handlers import Handlers, Timer, call_logged
 from starlight.hub import Hub
@@ -84,17 +86,24 @@ class Node:
         self._groups = groups or {}
         self.name = settings.node_name or socket.gethostname()
         """What it is called by who runs it; by default host and port, once it listens."""
-        self._gate = Gate(settings)
+        self.ends = Ends()
+        """How connections ended lately."""
+        self.dry_run = DryRun(settings.dry_run)
+        """Limits that are not enforced, and what they would have done."""
+        self._gate = Gate(settings, dry_run=self.dry_run)
         self._certificate = Certificate.of(settings)
         self._authenticator = authenticator or make_authenticator(settings)
         self._internal = Internal(settings)
         self.core = _make_core(settings)
+        self.core.is_dry_run = self.dry_run.evict
         self.hub = self._make_hub(settings, permissions or self._permit(settings), announces)
         self._reloader = Reloader(
             settings,
             reread or (lambda: settings),
             hub=self.hub,
             gate=self._gate,
+            dry_run=self.dry_run,
+            core=self.core,
             authenticator=self._tokens if authenticator is None else None,
             permit=self._permit if permissions is None else None,
             certificate=self._certificate,
@@ -111,6 +120,7 @@ class Node:
         self._drain: Drain | None = None
         self._drain_end_s = math.inf
         self._drain_begun = asyncio.Event()
+        self._drain_by = ""
         self._drain_hurried = asyncio.Event()
         self.has_stuck_threads = False
         """Whether handlers with ``thread=True`` were still under way at the end of the drain."""
@@ -136,6 +146,8 @@ class Node:
             name_limit_bytes=settings.name_limit_bytes,
             message_limit_bytes=settings.read_limit_bytes,
             announces=announces,
+            ends=self.ends,
+            dry_run=self.dry_run,
             node=secrets.token_hex(4),  # no two runs share one, and no client learns the name of the host
             ping_interval_s=settings.ping_interval_s,
             pong_timeout_s=settings.pong_timeout_s,
@@ -184,6 +196,8 @@ class Node:
         if self._tokens is not None:
             self._tokens.start()
         log.info("%s", self.start_line())
+        if self.settings.dry_run:
+            log.warning("dry_run=%s: these limits are not enforced", self.settings.dry_run)
         await self._internal.start(self)
 
     async def _undo_start(self) -> None:
@@ -212,7 +226,7 @@ class Node:
 
     def make_acceptor(self) -> Acceptor:
         """What its connections share; `starlight.conformance` has another one."""
-        return Acceptor(self.core, self.hub, self.settings, gate=self._gate)
+        return Acceptor(self.core, self.hub, self.settings, gate=self._gate, ends=self.ends, dry_run=self.dry_run)
 
     async def _listen(self, acceptor: Acceptor, listening: Sequence[socket.socket]) -> None:
         host, port = self.settings.host, self.settings.port
@@ -328,10 +342,11 @@ class Node:
             except Exception:
                 log.exception("a login could not be ended")
             trimmer.look(self.hub.n_channels)
+            self.ends.expire()
 
     # --- drain ---------------------------------------------------------------------------------------------------
 
-    async def drain(self, timeout_s: float | None = None) -> None:
+    async def drain(self, timeout_s: float | None = None, *, by: str = "") -> None:
         """End in good order: not ready from now on, accept no more, send every client a `bye` and 1001, wait for them.
 
         The drain is a task of its own: it goes on if its caller is cancelled, and whoever calls again waits for the
@@ -340,6 +355,7 @@ class Node:
         Args:
             timeout_s: how long it takes at most, in seconds; by default `drain_timeout_s`. In a drain that is under way
                 a shorter time hurries it and a longer one changes nothing.
+            by: who asked for it, for the records of ends; "" for a signal or the program itself.
         """
         if self._loop is None or self._server is None:
             return
@@ -347,6 +363,7 @@ class Node:
         end_s = self._loop.time() + timeout_s
         if self._draining is None:
             self._drain_end_s = end_s
+            self._drain_by = by
             self.is_draining = True
             self._drain_begun.set()
             if not self.settings.drain_notice_s:
@@ -387,7 +404,8 @@ class Node:
     async def _send_clients_away(self) -> None:
         assert self._loop is not None and self._acceptor is not None
         log.info("draining %d connections", self._acceptor.connections)
-        self._drain = Drain(self._acceptor, self.settings.drain_rate, self._drain_end_s, self._end_handshakes)
+        cause = Cause("drain", self._drain_by)
+        self._drain = Drain(self._acceptor, self.settings.drain_rate, self._drain_end_s, self._end_handshakes, cause)
         await self._drain.run()
         for timer in self._timers:  # until then clients were served as ever
             timer.cancel()

@@ -23,6 +23,7 @@ from starlight._gate import Gate
 from starlight._tls import Certificate
 from starlight.auth import Permissions, TokenAuth, make_authenticator, make_internal_key, make_sessions, make_verifier
 from starlight.config import Settings, entries
+from starlight.dry_run import DryRun
 from starlight.errors import ConfigError
 from starlight.limits import Limits
 from starlight.logs import check_file
@@ -31,6 +32,7 @@ from starlight.origins import Origins, Proxies
 from starlight.permissions import make_permissions
 
 if TYPE_CHECKING:
+    from starlight._fanout import Core
     from starlight.hub import Hub
 
 __all__ = ["Parts", "Reloader", "problems"]
@@ -77,6 +79,8 @@ class Reloader:
         reread: makes settings anew of the same flags and code, and of the file as it is then.
         hub: gets limits and permissions.
         gate: gets limits of addresses, origins and proxies.
+        dry_run: is told which limits are not enforced.
+        core: is told whether it evicts.
         authenticator: gets keys; None if it is not the node's own.
         permit: makes permissions of settings; None if they are the application's own.
         certificate: None without TLS.
@@ -90,6 +94,8 @@ class Reloader:
         *,
         hub: Hub,
         gate: Gate,
+        dry_run: DryRun,
+        core: Core,
         authenticator: TokenAuth | None,
         permit: Callable[[Settings], Permissions | None] | None,
         certificate: Certificate | None,
@@ -100,6 +106,8 @@ class Reloader:
         self._reread = reread
         self._hub = hub
         self._gate = gate
+        self._dry_run = dry_run
+        self._core = core
         self._authenticator = authenticator
         self._permit = permit
         self._certificate = certificate
@@ -166,6 +174,8 @@ class Reloader:
         if self._certificate is not None and parts.certificate is not None:
             self._certificate.take_over(parts.certificate)
         self._rekey(parts.internal_key)
+        self._dry_run.change(settings.dry_run)
+        self._core.is_dry_run = self._dry_run.evict
         self._gate.change(settings, parts.origins, parts.proxies)
         self._hub.change(
             limits,

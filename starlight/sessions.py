@@ -122,7 +122,7 @@ class Sessions:
             raise TokenRefused("the signature is wrong")
         user, groups, expires, issued, token_id = loads(urlsafe_b64decode(body + "=" * (-len(body) % 4)))
         if expires <= self.clock():
-            raise TokenRefused("expired", is_expired=True)
+            raise TokenRefused("expired", is_expired=True, user=user)
         return Session(user, tuple(groups), expires, issued, token_id)
 
     def _has_signed(self, body: bytes, signature: str) -> bool:

@@ -18,10 +18,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
+from starlight import ends
 from starlight._gauges import channel_counts, flush_histograms, over_budget, owners, subscribers
 from starlight._refusals import CAUSES
 from starlight._version import __version__
 from starlight.close_codes import CLOSE_CODES, ErrorCode
+from starlight.dry_run import KINDS, DryRun
+from starlight.ends import Ends, address_text
 
 if TYPE_CHECKING:
     from starlight._connection import Acceptor, Connection
@@ -83,6 +86,10 @@ class Source(Protocol):
     def hub(self) -> Hub: ...
     @property
     def acceptor(self) -> Acceptor: ...
+    @property
+    def ends(self) -> Ends: ...
+    @property
+    def dry_run(self) -> DryRun: ...
     @property
     def url(self) -> str: ...
     @property
@@ -176,6 +183,7 @@ class Stats:
             "channels": len(node.hub._channels),
             "memberships": core["memberships"] - clients,
             "full_clients": core["full"],
+            "dry_run": node.settings.dry_run.replace(",", " ").split(),
             "totals": self._totals(core, broadcasts),
             "outbox": {
                 "messages": core["outbox_messages"],
@@ -214,6 +222,8 @@ class Stats:
             "evictions": self.evictions(core),
             "dropped": dropped(core),
             "closes": dict(closes),
+            "ends": self.ends(),
+            "would_have": self.would_have(),
             "errors": self.errors(),
             "revocations": hub._logins.revocations.total,
         }
@@ -226,6 +236,16 @@ class Stats:
         ended = Counter(_by_code(counts, "closed_", _CLOSE_CODES))
         ended.update(_by_code(counts, "refused_", _CLOSE_CODES, {"full", "address"}))
         return dict(ended)
+
+    def ends(self) -> dict[str, int]:
+        """Ends by cause, in the order of `ends.CAUSES`; refused logins are among them, failed handshakes are not."""
+        counts = self.node.ends.counts
+        return {cause: counts[cause] for cause in ends.CAUSES}
+
+    def would_have(self) -> dict[str, int]:
+        """What limits in a dry run would have done, in episodes by kind."""
+        counts = self.node.dry_run.counts
+        return {kind: counts[kind] for kind in KINDS}
 
     def refusals(self) -> dict[str, int]:
         """Connections refused, or ended before their handshake was done, by cause: `_refusals.CAUSES`, all of them."""
@@ -299,6 +319,23 @@ class Stats:
                     return connection
             await asyncio.sleep(0)
         return None
+
+    async def endz(
+        self, user: str | None = None, code: int | None = None, since_s: float = 0.0, limit: int = 100, offset: int = 0
+    ) -> dict[str, Any]:
+        """A page of the ends that are remembered, the latest first; see `Ends.find`."""
+        total, page = self.node.ends.find(user, code, since_s, limit, offset)
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(page), ROWS_SLICE):
+            rows += [end.row() for end in page[start : start + ROWS_SLICE]]
+            await asyncio.sleep(0)
+        return {
+            "node": self.node.name,
+            "now": round(time.time(), 3),
+            "total": total,
+            "offset": offset,
+            "ends": rows,
+        }
 
     # --- channels ------------------------------------------------------------------------------------------------
 
@@ -415,7 +452,7 @@ def _connection_row(connection: Connection, now_ms: int) -> dict[str, Any]:
     return {
         "id": connection.number,
         "user": None if client is None else client.user,
-        "address": _address(connection.peername),
+        "address": address_text(connection.peername),
         "subprotocol": connection.subprotocol,
         "connected_s": round((now_ms - connection.connected_ms) / 1e3, 3),
         "channels": 0 if client is None else len(client._channels),
@@ -426,16 +463,6 @@ def _connection_row(connection: Connection, now_ms: int) -> dict[str, Any]:
         "is_full": bool(subscriber.is_full),
         "is_reading_paused": connection.is_paused,
     }
-
-
-def _address(peername: tuple[Any, ...] | None) -> str:
-    """``203.0.113.9:50123`` or ``[2001:db8::1]:50123``; without the port behind a proxy, where it isn't known."""
-    if not isinstance(peername, tuple) or len(peername) < 2:
-        return ""
-    host, port = peername[:2]
-    if not port:
-        return str(host)
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _by_code(

@@ -273,9 +273,10 @@ class Verifier:
                 leeway=rules.leeway_s,
             )
         except jwt.ExpiredSignatureError:
-            raise TokenRefused("expired", is_expired=True) from None
+            raise TokenRefused("expired", is_expired=True, user=_signed_user(token)) from None
         except jwt.PyJWTError as error:
-            raise TokenRefused(_REASONS.get(type(error), "not right")) from None
+            user = _signed_user(token) if type(error) in _BEHIND_SIGNATURE else None
+            raise TokenRefused(_REASONS.get(type(error), "not right"), user=user) from None
         except (ValueError, TypeError, ArithmeticError, RecursionError):
             raise TokenRefused("not right") from None
         found = _to_claims(claims, rules)
@@ -285,6 +286,15 @@ class Verifier:
 def _name_of(token: str) -> str:
     """A name for a token without one. Not of its signature, which for ECDSA has a twin that is as good."""
     return "sha256:" + hashlib.sha256(token.rpartition(".")[0].encode()).hexdigest()[:32]
+
+
+def _signed_user(token: str) -> str | None:
+    """The user of a token whose signature is right and which is refused all the same; None if it names none."""
+    try:
+        user = loads(urlsafe_b64decode(token.split(".")[1] + "==")).get("sub")
+    except (JSONDecodeError, ValueError, AttributeError):
+        return None
+    return user if isinstance(user, str) and is_user(user) else None
 
 
 def _read_header(part: str) -> dict[str, Any]:
@@ -304,6 +314,12 @@ _REASONS: Final[dict[type[jwt.PyJWTError], str]] = {
     jwt.InvalidIssuerError: "of another issuer",
     jwt.MissingRequiredClaimError: "exp, sub, iss or aud is missing",
 }
+
+
+_BEHIND_SIGNATURE: Final = frozenset(
+    (jwt.ImmatureSignatureError, jwt.InvalidAudienceError, jwt.InvalidIssuerError, jwt.MissingRequiredClaimError)
+)
+"""Refusals by claims, which PyJWT looks at when the signature is known to be right."""
 
 
 def _to_claims(claims: dict[str, Any], rules: Rules) -> Claims:

@@ -377,6 +377,7 @@ class Stage:
 class Errors(logging.Handler):
     """Collects what is logged at WARNING or above: no client may make the node complain, or fill its disk.
 
+    Lines about ends are no complaints: an eviction is a warning, and the log's handler bounds them by kind.
     The first refusal of each cause is a warning on purpose; `test_refusals` looks at those.
     """
 
@@ -385,7 +386,7 @@ class Errors(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name != "starlight._refusals":
+        if record.name not in ("starlight.ends", "starlight._refusals"):
             self.lines.append(self.format(record))
 
 

@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from starlight._fanout import FRAMES, Core, Subscriber
+from starlight.ends import Cause
 from starlight.errors import CloseConnection
 from starlight.hub import Client, Hub
 from starlight.protocol.replies import bye
@@ -63,7 +64,7 @@ class PairConnection:
         self.probes = 0
         self.silent_ms = 0
 
-    def close(self, code: int, reason: str = "", retry_ms: int | None = None) -> None:
+    def close(self, code: int, reason: str = "", retry_ms: int | None = None, cause: Cause | None = None) -> None:
         if self.is_open:
             self.is_open = False
             self.closed_with = code

@@ -31,6 +31,8 @@ def other_values(entry: Entry) -> list[Any]:
     if entry.choices:
         others = [word for word in entry.choices if word != entry.default]
         return [others[0], others[-1], others[len(others) // 2]]
+    if entry.among:
+        return [*entry.among[:2], ", ".join(entry.among[1:])]
     low, high = entry.bounds
     if low is not None and high is not None:
         middle = [low + (high - low) * part / 8 for part in (1, 2, 3, 4)]

@@ -1,9 +1,10 @@
-"""`starlight conns`, `kick` and `drain` against nodes that run."""
+"""`starlight conns`, `why`, `kick` and `drain` against nodes that run."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import starlight
 from starlight import cli
 from starlight.errors import ClientError
+from tests.raw_client import RawClient
 from tests.support_internal import KEY, serving
 
 HOSTILE = "eve\u202e<b>[red]"
@@ -108,19 +110,87 @@ async def test_kick(terminal: Terminal, tmp_path: Path) -> None:
         assert (code, "4" in err) == (1, True)  # no code that may be sent: the node refuses it
 
 
+async def test_why(terminal: Terminal, tmp_path: Path) -> None:
+    key_file = tmp_path / "key"
+    async with serving(key_file, 0, "--message-rate", "5") as node:
+        words = ("--node", node.internal_url, "--key-file", str(key_file))
+        assert await terminal.run("why", "ada", *words) == (1, "", "no end of ada is remembered")
+        async with node.client("ada", reconnect=False), node.client(HOSTILE, reconnect=False):
+            reason = "see your mail"
+            assert (await terminal.run("kick", "ada", *words, "--reason", reason))[:2] == (
+                0,
+                "disconnected 1 client of ada\n",
+            )
+            assert (await terminal.run("kick", HOSTILE, *words))[0] == 0
+            code, out, err = await terminal.run("why", "ada", *words)
+            assert (code, err) == (0, "")
+            first, *rest = out.splitlines()
+            assert re.fullmatch(
+                r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ada at 127\.0\.0\.1:\d+: 4503 disconnected "
+                r'"see your mail", the client stays away',
+                first,
+            )
+            asked = rf"by \S+, over the API from 127\.0\.0\.1:\d+ with the key {key_file.name}"
+            assert re.fullmatch(rf"    an operator disconnected it \({asked}\)", rest[0])
+            assert rest[1].startswith("    connected for ")
+            code, out, err = await terminal.run("why", *words, "--json", "--since", "5m", "--code", "4503")
+            rows = [json.loads(line) for line in out.splitlines()]
+            assert [row["user"] for row in rows] == [HOSTILE, "ada"]
+            assert rows[1]["reason"] == reason and rows[1]["cause"] == "operator" and rows[1]["node"]
+            code, out, err = await terminal.run("why", *words, "--limit", "1")
+            assert (code, err) == (0, "1 of 2 ends")
+            assert '"eve\\u202e<b>[red]"' in out
+            assert out.replace("\n", "").isprintable()
+            assert (await terminal.run("why", *words, "--code", "4008"))[0] == 1
+
+
+async def test_why_names_the_setting_and_what_was_unsent(terminal: Terminal, tmp_path: Path) -> None:
+    key_file = tmp_path / "key"
+    limits = ("--outbox-bytes", "64KiB", "--send-buffer", "4KiB", "--evict-after", "20ms")
+    async with serving(key_file, 0, *limits) as node, node.client("pub") as publisher:
+        words = ("--node", node.internal_url, "--key-file", str(key_file))
+        slow = await RawClient.login(
+            int(node.url.rpartition(":")[2].partition("/")[0]), "slow", receive_buffer_bytes=4_096
+        )
+        await slow.ask("join", channel="news")
+        for _ in range(300):
+            if await publisher.publish("news", "x" * 10_000) == 0:
+                break
+            await asyncio.sleep(0.005)
+        code, out, _ = await terminal.run("why", "slow", *words)
+        assert code == 0
+        assert "4008 slow consumer, the client comes back" in out
+        assert re.search(r"    unsent: \d+ messages, \S+KiB, the oldest \S+ old\n", out)
+        assert "outbox_bytes" in out and "evict_after" in out
+        slow.close()
+
+
+async def test_a_refused_login_is_found_without_a_user(terminal: Terminal, tmp_path: Path) -> None:
+    key_file = tmp_path / "key"
+    async with serving(key_file) as node:
+        raw = await RawClient.upgraded(int(node.url.rpartition(":")[2].partition("/")[0]))
+        await raw.say("publish", channel="c", data=1)
+        assert await raw.close_code() == 4501
+        code, out, _ = await terminal.run("why", "--node", node.internal_url, "--key-file", str(key_file))
+        assert code == 0
+        assert "- at 127.0.0.1:" in out
+        assert "the login was refused (the first message is not a login)" in out
+
+
 async def test_what_changes_things_needs_the_key(
     terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key_file, other_key = tmp_path / "key", tmp_path / "other"
     other_key.write_text("x" * 40)
     async with serving(key_file) as node, node.client("ada"):
-        for command in (("kick", "ada"), ("drain",)):
+        for command in (("kick", "ada"), ("drain",), ("why", "ada")):
             code, out, err = await terminal.run(*command, "--node", node.internal_url)
             assert (code, out) == (1, "")
-            assert "401" in err
+            assert "401 the key is missing" in err
             assert err.endswith("--key-file names the file with the key")
             code, out, err = await terminal.run(*command, "--node", node.internal_url, "--key-file", str(other_key))
             assert (code, out) == (1, "")
+            assert "the key is wrong" in err and str(other_key) in err
         monkeypatch.setenv("STARLIGHT_INTERNAL_KEY_FILE", str(key_file))
         assert (await terminal.run("kick", "ada", "--node", node.internal_url))[0] == 0
 
@@ -145,6 +215,9 @@ async def test_drain(terminal: Terminal, tmp_path: Path) -> None:
         (("conns", "--limit", "1001"), "--limit 1001: expected a whole number from 1 to 1000"),
         (("conns", "--limit", "100000000"), "--limit 100000000: expected a whole number from 1 to 1000"),
         (("conns", "--user", "\udcff"), "USER: expected UTF-8"),
+        (("why", "ada", "--code", "99"), "--code 99: expected a close code such as 4503 or 4011"),
+        (("why", "ada", "--since", "soon"), "--since='soon': expected a duration"),
+        (("why", "ada", "--limit", "0"), "--limit 0: expected a whole number from 1 to 1000"),
         (("kick", "ada", "--code", "99"), "--code 99: expected a close code such as 4503 or 4011"),
         (("drain", "--wait", "soon"), "--wait='soon': expected a duration"),
         (("kick", "ada", "--node", "127.0.0.1:8766"), "--node='127.0.0.1:8766': expected the URL"),

@@ -51,6 +51,7 @@ def test_defaults_are_those_of_the_documents() -> None:
         "outbox_bytes": 2**20,
         "evict_after_s": 0.5,
         "coalesce_delay_s": 0.0,
+        "dry_run": "",
         "read_limit_bytes": 65_536,
         "send_buffer_bytes": 65_536,
         "handshake_timeout_s": 5.0,

@@ -474,7 +474,15 @@ def test_the_settings_that_reload_are_all_applied():
             "connections_per_address",
         ),
         *("connection_rate", "message_rate", "byte_rate_bytes", "channels_per_client", "clients_per_channel"),
-        *("internal_key_file", "name_limit_bytes", "drain_timeout_s", "drain_notice_s", "drain_rate", "log_level"),
+        *(
+            "internal_key_file",
+            "name_limit_bytes",
+            "drain_timeout_s",
+            "drain_notice_s",
+            "drain_rate",
+            "log_level",
+            "dry_run",
+        ),
     }
 
 

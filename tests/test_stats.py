@@ -12,7 +12,7 @@ import pytest
 from websockets.exceptions import WebSocketException
 
 from starlight import stats
-from starlight.stats import LAG_INTERVAL_S, SLICE, LoopLag, _address, _largest
+from starlight.stats import LAG_INTERVAL_S, SLICE, LoopLag, _largest
 from tests.support import eventually
 from tests.support_inside import inside
 
@@ -190,13 +190,6 @@ async def test_find_connection(tmp_path: Path):
         found = await on.stats.find_connection(1)
         assert found is not None and found.client.user == "ann"
         assert await on.stats.find_connection(2) is None
-
-
-def test_addresses():
-    assert _address(("127.0.0.1", 5)) == "127.0.0.1:5"
-    assert _address(("::1", 5, 0, 0)) == "[::1]:5"
-    assert _address(("203.0.113.9", 0)) == "203.0.113.9"
-    assert _address(None) == ""
 
 
 # --- channels --------------------------------------------------------------------------------------------------------
