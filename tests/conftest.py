@@ -44,3 +44,11 @@ def wire(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
     if chosen == "wss":
         speak_tls(monkeypatch, tmp_path)
     return chosen
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """A captured log line may hold what UTF-8 can't, such as half a surrogate pair; xdist sends reports in UTF-8."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
