@@ -346,7 +346,7 @@ def stuck_run(kind: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def stuck_limits(python: str) -> dict[str, int]:
     """The default limits of an outbox of the package that is measured."""
-    ask = "from starlight.config import Settings as S; s = S(); print(s.outbox_bytes, s.outbox_messages)"
+    ask = "from starlight.config.settings import Settings as S; s = S(); print(s.outbox_bytes, s.outbox_messages)"
     with tempfile.TemporaryDirectory() as empty:
         done = subprocess.run([python, "-c", ask], capture_output=True, text=True, cwd=empty, check=True, timeout=60)
     in_bytes, messages = map(int, done.stdout.split())

@@ -34,8 +34,8 @@ from typing import Any
 import uvloop
 from harness.quiet import process_cpu_s
 
-from starlight.config import Settings
-from starlight.node import Node, raise_open_files_limit
+from starlight.config.settings import Settings
+from starlight.server.node import Node, raise_open_files_limit
 
 HANDSHAKE = (
     "GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -137,7 +137,7 @@ def longest_step_ms(make: Callable[[], Coroutine[Any, Any, Any]], times: int) ->
 async def measure_connz(clients: int, repetitions: int) -> None:
     from orjson import dumps
 
-    from starlight.metrics import exposition, make_registry
+    from starlight.ops.metrics import exposition, make_registry
 
     async with Node(Settings(port=0, internal_port=0, max_connections=clients + 10)) as node:
         spawn = multiprocessing.get_context("spawn")

@@ -27,14 +27,14 @@ import uvloop
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from starlight.auth import Identity, TokenAuth
-from starlight.config import Settings
+from starlight.auth.identity import Identity, TokenAuth
+from starlight.auth.permissions import Group, GroupPermissions
+from starlight.auth.session_tokens import Session, Sessions
+from starlight.auth.tokens import Rules, Verifier, key_pair, secret_keys
+from starlight.config.settings import Settings
 from starlight.errors import TokenRefused
-from starlight.node import Node
-from starlight.permissions import Group, GroupPermissions
-from starlight.protocol.commands import Login
-from starlight.sessions import Session, Sessions
-from starlight.tokens import Rules, Verifier, key_pair, secret_keys
+from starlight.protocols.native.commands import Login
+from starlight.server.node import Node
 
 SECRET = b"not a secret, as it stands in a benchmark's source: " + b"x" * 32
 AT_ONCE = 100

@@ -11,7 +11,7 @@ from harness import curve as drawing
 from harness.stats import estimate
 from typer.testing import CliRunner
 
-from starlight.config import Settings, entries
+from starlight.config.settings import Settings, entries
 from starlight.loadtest.cli import app as bench_app
 
 

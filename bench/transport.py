@@ -27,10 +27,10 @@ UPGRADE = (
 
 async def serve(transport: str) -> None:
     """One server, until it is killed; prints its port."""
-    from starlight._connection import Acceptor
     from starlight._fanout import Core
-    from starlight.config import Settings
-    from starlight.hub import Hub
+    from starlight.channels.hub import Hub
+    from starlight.config.settings import Settings
+    from starlight.net.connection import Acceptor
 
     loop = asyncio.get_running_loop()
     core = Core()

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from starlight import Starlight
+from starlight.channels.hub import Client
 from starlight.close_codes import ErrorCode
 from starlight.errors import RequestError
-from starlight.hub import Client
 
 app = Starlight()
 # What is being sold; there is one at a time. Handlers run one after the other, so it needs no lock.

@@ -18,11 +18,11 @@ from starlight._version import __version__
 if TYPE_CHECKING:
     from starlight import errors
     from starlight.app import Starlight
-    from starlight.client import connect
+    from starlight.client.connect import connect
 
 __all__ = ["Starlight", "__version__", "connect", "errors"]
 
-_HOMES = {"Starlight": "starlight.app", "connect": "starlight.client"}
+_HOMES = {"Starlight": "starlight.app", "connect": "starlight.client.connect"}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ def run() -> int:
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler:  # not in the background of a shell, where it is ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from starlight.cli import main
+    from starlight.cli.main import main
 
     signal.signal(signal.SIGINT, handler)
     return main()

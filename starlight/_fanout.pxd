@@ -5,9 +5,9 @@
 # first, so that what they call may publish, close and detach.
 
 from libc.stdint cimport uint32_t, uint64_t
-from starlight._clock cimport forgiving_clock_t
-from starlight._core cimport channel_t, core_t
-from starlight._outbox cimport subscriber_t
+from starlight.core.clock cimport forgiving_clock_t
+from starlight.core.records cimport channel_t, core_t
+from starlight.core.outbox cimport subscriber_t
 
 
 cdef class Channel:

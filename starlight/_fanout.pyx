@@ -14,9 +14,9 @@ from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
-from starlight._arena cimport arena_trim, chunk_t, frame_start, lane_close, vector_free, vector_push, vector_t
-from starlight._clock cimport clock_look
-from starlight._core cimport (HELD_UP_MS, EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYTES, apply_flush, budget_bytes,
+from starlight.core.arena cimport arena_trim, chunk_t, frame_start, lane_close, vector_free, vector_push, vector_t
+from starlight.core.clock cimport clock_look
+from starlight.core.records cimport (HELD_UP_MS, EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYTES, apply_flush, budget_bytes,
                               channel_add, channel_remove, channel_t, check_core, compact, core_t, count_transport, doom,
                               drop_outbox,
                               epoll_create1, epoll_ctl, epoll_event, epoll_wait, flush_slice, full_add, full_remove,
@@ -24,16 +24,16 @@ from starlight._core cimport (HELD_UP_MS, EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARIN
                               measure, message_t, note_end, payload_bytes, run_append, run_t, send_one, settle, settle_member,
                               sweep_begins,
                               unlist, unsettled_from, verdict, write_once)
-from starlight._counters cimport core_counters
-from starlight._flush cimport STAGE_BYTES, flush_one, flusher_t, raise_event
-from starlight._histogram cimport clock_us
-from starlight._outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, EVENT_EVICT, FORM_FRAMES, FORM_LINES, LIST_EVENTFUL,
+from starlight.core.counters cimport core_counters
+from starlight.core.flush cimport STAGE_BYTES, flush_one, flusher_t, raise_event
+from starlight.core.histogram cimport clock_us
+from starlight.core.outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, EVENT_EVICT, FORM_FRAMES, FORM_LINES, LIST_EVENTFUL,
                                 LIST_NEWLY_FULL, LIST_TRANSPORTS, N_FORMS, REASON_BUDGET, REASON_DRY_RUN, REASON_NONE, REASON_TIMEOUT,
                                 STATE_CLOSED, STATE_CLOSING, STATE_DEAD,
                                 STATE_EVICTED, STATE_OPEN, clear_frames, free_parts, outbox_age_ms, queue_close,
                                 queue_ping, queue_pong, span_t, subscriber_new, subscriber_t,
                                 torn_bytes)
-from starlight._wire cimport WIRE_BINARY, WIRE_MAX_CONTROL, WIRE_TEXT
+from starlight.core.wire cimport WIRE_BINARY, WIRE_MAX_CONTROL, WIRE_TEXT
 
 import os
 

@@ -23,15 +23,15 @@ from typing import Any, TypeVar
 
 from orjson import dumps
 
-from starlight import logs
-from starlight.auth import Authenticator, Permissions
-from starlight.config import Settings
+from starlight.auth.identity import Authenticator, Permissions
+from starlight.auth.login import REVOKED_S
+from starlight.channels.handlers import Handlers
+from starlight.channels.hub import Hub
+from starlight.config.settings import Settings
 from starlight.errors import ConfigError, NotServing
-from starlight.handlers import Handlers
-from starlight.hub import Hub
-from starlight.logins import REVOKED_S
-from starlight.node import Node
-from starlight.protocol.commands import is_channel
+from starlight.protocols.native.commands import is_channel
+from starlight.server import logs
+from starlight.server.node import Node
 
 __all__ = ["Serving", "Starlight"]
 
@@ -216,7 +216,7 @@ class Starlight:
 
     def _all_of(self, error: ConfigError, overrides: dict[str, Any]) -> ConfigError:
         """Everything that is wrong with its configuration, where one error has been met."""
-        from starlight.mistakes import all_mistakes
+        from starlight.server.mistakes import all_mistakes
 
         found = all_mistakes(
             {**self._settings, **overrides},

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support_tls import speak_tls
+from tests.support.tls import speak_tls
 
 ASYNCIO = {"asyncio": asyncio.new_event_loop}
 

@@ -29,8 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from tests.raw_client import message, request, set_reset
-from tests.support_manager import Manager, listening_socket
+from tests.support.manager import Manager, listening_socket
+from tests.support.raw_client import message, request, set_reset
 
 Way = Literal["socket", "handover", "reuse-port", "kill"]
 

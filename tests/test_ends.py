@@ -154,7 +154,7 @@ def test_one_line_per_end_with_nothing_unescaped(caplog: pytest.LogCaptureFixtur
 
 
 def test_lines_are_limited_by_cause_and_code() -> None:
-    from starlight.logs import LINES_PER_S, RateLimit
+    from starlight.server.logs import LINES_PER_S, RateLimit
 
     limit = RateLimit(clock=lambda: 0.0)
     log = logging.getLogger("starlight.ends")

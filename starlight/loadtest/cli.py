@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from starlight._cli import EXIT_INTERRUPTED, PanelCommand, counted, make_app
-from starlight._printable import printable
+from starlight.cli.options import EXIT_INTERRUPTED, PanelCommand, counted, make_app
+from starlight.config.printable import printable
+from starlight.config.units import parse_duration
 from starlight.errors import StarlightError
 from starlight.loadtest import assertions as levels
 from starlight.loadtest import compare as comparing
@@ -30,7 +31,6 @@ from starlight.loadtest.live import LiveTable
 from starlight.loadtest.result import Result, read_json, write_json
 from starlight.loadtest.runner import run_scenario
 from starlight.loadtest.target import DEFAULT_URL, Target
-from starlight.units import parse_duration
 
 app = make_app("Measure a WebSocket server, and prove what arrived.")
 

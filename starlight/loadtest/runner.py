@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from starlight._printable import printable
+from starlight.config.printable import printable
 from starlight.loadtest import _engine, checker, procstat
 from starlight.loadtest._engine import Arena, Engine
 from starlight.loadtest.dialects import DIALECTS, Dialect, Group, Template

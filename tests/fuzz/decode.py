@@ -8,13 +8,13 @@ from collections.abc import Hashable
 from typing import Any
 
 from starlight.errors import RequestError
-from starlight.protocol._depth import is_deeper
-from starlight.protocol._lines import Lines
-from starlight.protocol.commands import MAX_DEPTH, Broadcast, Command, Custom, Direct, Presence, Publish, decode
-from starlight.protocol.pushes import TAIL, broadcast_head, direct_head, publication_head
-from starlight.protocol.replies import error, ok_id
+from starlight.protocols.native._depth import is_deeper
+from starlight.protocols.native._lines import Lines
+from starlight.protocols.native.commands import MAX_DEPTH, Broadcast, Command, Custom, Direct, Presence, Publish, decode
+from starlight.protocols.native.pushes import TAIL, broadcast_head, direct_head, publication_head
+from starlight.protocols.native.replies import error, ok_id
 from tests.fuzz.engine import Difference, mutate_bytes, smaller_bytes
-from tests.support import is_utf8
+from tests.support.fakes import is_utf8
 
 REFUSED, NOT_BUILT = 107, 108
 PUNCTUATION = (

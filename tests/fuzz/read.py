@@ -20,13 +20,13 @@ from dataclasses import dataclass, replace
 
 import uvloop
 
-from starlight._connection import Acceptor
 from starlight._fanout import Core
-from starlight.conformance import conformance_settings
+from starlight.net.connection import Acceptor
+from starlight.server.conformance import conformance_settings
 from tests.fuzz.engine import Difference, mutate_bytes, smaller_bytes
 from tests.fuzz.frames import BINARY, CLOSE, PONG, TEXT, Seen, any_frame, split
 from tests.fuzz.reference import Verdict, expect
-from tests.support import split_frames
+from tests.support.fakes import split_frames
 
 LIMIT_BYTES = 1024
 """Of a message: small, so that short cases reach it."""

@@ -27,7 +27,7 @@ from websockets.protocol import OPEN, SERVER, Protocol, Side
 from starlight import close_codes
 from tests.fuzz.engine import Difference
 from tests.fuzz.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, Seen, frame, split
-from tests.support import is_utf8
+from tests.support.fakes import is_utf8
 
 FRAGMENTS_LIMIT = 64
 OPEN_STILL = None

@@ -11,7 +11,7 @@
     python -m tests.long table      write the results into docs/reliability.md again
 
 Each starts a server in a process of its own, talks to it over loopback, prints a line, and appends what it found to
-docs/reliability-results.json unless told not to (`--dry`). `tests/test_long.py` has a short form of each. The load
+docs/reliability-results.json unless told not to (`--dry`). `tests/e2e/test_long.py` has a short form of each. The load
 comes from the compiled engine of `starlight.loadtest`, and its delivery checker judges; what the engine can't be,
 clients that stall, reset and publish in pieces, is here in Python.
 """

@@ -12,10 +12,10 @@ import time
 
 from tests.long.leaks import connect
 from tests.long.outcome import Outcome
-from tests.raw_client import message, request
-from tests.server_process import server_process
-from tests.support import IS_SANITIZED
-from tests.witness import witness
+from tests.support.fakes import IS_SANITIZED
+from tests.support.raw_client import message, request
+from tests.support.server_process import server_process
+from tests.support.witness import witness
 
 CHANNELS = 1_000_000
 CHANNELS_EACH = 1_000

@@ -8,12 +8,12 @@ import select
 import socket
 import time
 
-from starlight.node import RESERVED_FILES
+from starlight.server.node import RESERVED_FILES
 from tests.long.leaks import IP_BIND_ADDRESS_NO_PORT
 from tests.long.outcome import Outcome
-from tests.raw_client import message, request, set_reset
-from tests.server_process import server_process
-from tests.witness import witness
+from tests.support.raw_client import message, request, set_reset
+from tests.support.server_process import server_process
+from tests.support.witness import witness
 
 CLIENTS = 10_000
 WITHIN_S = 10.0

@@ -23,10 +23,10 @@ from typing import Any
 from starlight.loadtest import Result, Target, run_scenario
 from starlight.loadtest.result import FAULTS
 from starlight.loadtest.scenario import Scenario, build
-from tests.fault_proxy import Faults, fault_proxy
 from tests.long.outcome import Outcome
 from tests.long.streams import Listener, Mute, Publisher, Tally, judge_publishers
-from tests.server_process import ServerProcess, server_process
+from tests.support.fault_proxy import Faults, fault_proxy
+from tests.support.server_process import ServerProcess, server_process
 
 DELIVERIES = 10_000_000
 SEEDS = 20

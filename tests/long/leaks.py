@@ -18,9 +18,9 @@ from heapq import heappop, heappush
 from pathlib import Path
 
 from tests.long.outcome import Outcome
-from tests.raw_client import CONTINUATION, PING, PONG, TEXT, close_frame, frame, message, request, set_reset
-from tests.server_process import ServerProcess, server_process
-from tests.support_tls import write_certificate
+from tests.support.raw_client import CONTINUATION, PING, PONG, TEXT, close_frame, frame, message, request, set_reset
+from tests.support.server_process import ServerProcess, server_process
+from tests.support.tls import write_certificate
 
 CONNECTIONS = 100_000
 TLS_SHARE = 0.05

@@ -19,8 +19,8 @@ from typing import Any
 from starlight.loadtest import procstat
 from tests.long.outcome import Outcome
 from tests.long.streams import Stream, Tally
-from tests.raw_client import CLOSE, PING, PONG, RawClient, frame, message, request, set_reset
-from tests.server_process import ServerProcess, server_process
+from tests.support.raw_client import CLOSE, PING, PONG, RawClient, frame, message, request, set_reset
+from tests.support.server_process import ServerProcess, server_process
 
 SECONDS = 60.0
 BUDGET_BYTES = 32 << 20

@@ -17,9 +17,9 @@ from contextlib import suppress
 from typing import Any
 
 from tests.long.outcome import Outcome
-from tests.raw_client import CLOSE, PING, PONG, TEXT, RawClient, frame, message, request
-from tests.server_process import ServerProcess, server_process
-from tests.witness import witness
+from tests.support.raw_client import CLOSE, PING, PONG, TEXT, RawClient, frame, message, request
+from tests.support.server_process import ServerProcess, server_process
+from tests.support.witness import witness
 
 SECONDS = 30.0
 CLIENTS = 500

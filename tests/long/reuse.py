@@ -17,7 +17,7 @@ from starlight.loadtest import Target, run_scenario
 from starlight.loadtest.result import FAULTS
 from starlight.loadtest.scenario import Scenario, build
 from tests.long.outcome import Outcome
-from tests.server_process import server_process
+from tests.support.server_process import server_process
 
 MESSAGES = 1_000_000
 CHURN_PER_S = 2_000.0

@@ -19,7 +19,7 @@ from starlight.loadtest.scenario import Scenario, build
 from tests.long.contract import living
 from tests.long.outcome import Outcome
 from tests.long.streams import Mute, Tally
-from tests.server_process import ServerProcess, server_process
+from tests.support.server_process import ServerProcess, server_process
 
 MINUTES = 30.0
 PARTS = 3

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from starlight.loadtest._engine import read_data
 from starlight.loadtest.checker import DeliveryChecker, Event, Verdict
-from tests.raw_client import CLOSE, PING, PONG, TEXT, RawClient, close_frame, frame, message
+from tests.support.raw_client import CLOSE, PING, PONG, TEXT, RawClient, close_frame, frame, message
 
 SMALL_BUFFER_BYTES = 4_096
 MOST_FAULTS = 10

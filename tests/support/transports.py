@@ -1,0 +1,82 @@
+"""Nodes whose clients can't be written to directly, as their transport's descriptor is of no use."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from starlight.net.connection import Acceptor
+from starlight.server.node import Node
+
+__all__ = ["HidingNode"]
+
+
+class ServerListener:
+    """A loop's server with the face of a `Listener`."""
+
+    is_shared = is_resting = False
+
+    def __init__(self, server: Any) -> None:
+        self.sockets = server.sockets
+        self._server = server
+
+    async def close(self) -> None:
+        self._server.close()
+
+    def drop_handshakes(self) -> None: ...
+
+
+class NoDescriptor:
+    """A socket as a transport shows it, whose descriptor can't be used."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+
+    def fileno(self) -> int:
+        return -1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+class HidingTransport:
+    """A transport that hides its descriptor."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        found = self._transport.get_extra_info(name, default)
+        return NoDescriptor(found) if name == "socket" else found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class HidingProtocol(asyncio.BufferedProtocol):
+    """Gives the protocol inside a transport that hides its descriptor."""
+
+    def __init__(self, inner: Any) -> None:
+        for name in ("get_buffer", "buffer_updated", "eof_received", "pause_writing", "resume_writing"):
+            setattr(self, name, getattr(inner, name))
+        self.connection_lost = inner.connection_lost
+        self._inner = inner
+
+    def connection_made(self, transport: Any) -> None:
+        self._inner.connection_made(HidingTransport(transport))
+
+    def get_buffer(self, sizehint: int) -> Any:
+        return self._inner.get_buffer(sizehint)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._inner.buffer_updated(nbytes)
+
+
+class HidingNode(Node):
+    """A node that has to write through its transports."""
+
+    async def _listen(self, acceptor: Acceptor, listening: Sequence[socket.socket]) -> Any:
+        loop = asyncio.get_running_loop()
+        return ServerListener(await loop.create_server(lambda: HidingProtocol(acceptor.protocol()), "127.0.0.1", 0))
