@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from starlight.close_codes import CLOSE_CODES
-from starlight.server.logs import escape
+from starlight.config.printable import escape
 
 __all__ = [
     "APPLICATION",

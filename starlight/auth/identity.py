@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 from starlight import close_codes
 from starlight.auth.session_tokens import PREFIX, Sessions, read_secret
+from starlight.config.addresses import is_loopback
 from starlight.config.file import read_file
 from starlight.config.settings import Settings
 from starlight.ends import Named
 from starlight.errors import CloseConnection, ConfigError, KeysUnavailable, TokenRefused
-from starlight.net.origins import is_loopback
 from starlight.protocols.native.commands import Login, is_user
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ import jwt
 from orjson import loads
 
 from starlight.auth.tokens import ASYMMETRIC, PreparedKey
+from starlight.config.addresses import is_loopback
 from starlight.errors import ConfigError, KeysUnavailable
-from starlight.net.origins import is_loopback
 
 __all__ = ["COOLDOWN_S", "FetchedKeys"]
 

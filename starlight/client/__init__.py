@@ -1,1 +1,7 @@
-"""client."""
+"""The client for Python. `starlight.connect` is its door; it needs nothing of the server.
+
+- `connect`: the client as an application sees it. `channel`: a channel that it joined.
+- `link`: one connection. `backoff`: when to try again. `credentials`: what it logs in with.
+- `watch`: drops a line that has fallen silent. `rejoin`: joins channels again, many in one message.
+- `inbox`: what came and waits. `requests`: what is waited for.
+"""

@@ -16,8 +16,9 @@ from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithLis
 
 from starlight.auth.dry_run import DryRun
 from starlight.auth.limits import Limits, address_key
+from starlight.config.addresses import is_loopback
 from starlight.config.settings import Settings
-from starlight.net.origins import Origins, Proxies, is_loopback
+from starlight.net.origins import Origins, Proxies
 from starlight.net.refusals import TELL_AGAIN_S, Refusals
 from starlight.net.upgrade import HEALTH_PATHS, Refused, check_upgrade, health, refuse, tokens
 from starlight.protocols.native.lines import select_subprotocol

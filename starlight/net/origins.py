@@ -16,9 +16,10 @@ import re
 from collections.abc import Sequence
 from typing import Final, Literal
 
+from starlight.config.addresses import to_address
 from starlight.errors import ConfigError
 
-__all__ = ["Origins", "Proxies", "is_fixed_host", "is_loopback"]
+__all__ = ["Origins", "Proxies", "is_fixed_host"]
 
 _NAME: Final = r"([a-z0-9.\-_]{1,253}|\[[0-9a-f:.]{2,45}\])"
 _PORT: Final = r"(?::([0-9]{1,5}))?"
@@ -134,7 +135,7 @@ class Proxies:
 
     def trusts(self, host: str) -> bool:
         """Whether an address is one of theirs."""
-        address = _to_address(host)
+        address = to_address(host)
         return address is not None and any(address in network for network in self._networks)
 
     def client(self, peer: str, forwarded: Sequence[str]) -> tuple[str, bool]:
@@ -149,7 +150,7 @@ class Proxies:
             return peer, True
         words = [word for value in forwarded for word in value.split(",")]
         for word in reversed(words):
-            address = _to_address(_without_port(word.strip(' \t"')))
+            address = to_address(_without_port(word.strip(' \t"')))
             if address is None:
                 return peer, False
             peer = str(address)
@@ -171,21 +172,6 @@ def is_fixed_host(host: str) -> bool:
     except ValueError:
         return False
     return (address.version == 6) == found[1].startswith("[")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address, or a name that needs no asking."""
-    address = _to_address(host)
-    return host == "localhost" if address is None else address.is_loopback
-
-
-def _to_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
-    mapped = getattr(address, "ipv4_mapped", None)
-    return mapped if mapped is not None else address
 
 
 def _without_port(word: str) -> str:

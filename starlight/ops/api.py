@@ -25,11 +25,11 @@ from starlight import close_codes
 from starlight._fanout import Subscriber
 from starlight._inspect import members, split
 from starlight.auth.login import REVOKED_S
+from starlight.config.printable import escape
 from starlight.ends import ENDS_LIMIT, Cause, log_word
 from starlight.errors import RequestError
 from starlight.ops.stats import Source, Stats
 from starlight.protocols.native.commands import PRESENCE_DEFAULT, PRESENCE_LIMIT, check_depth, is_channel, is_user
-from starlight.server.logs import escape
 
 __all__ = ["BATCH_LIMIT", "IDEMPOTENCY_S", "Api", "ApiError", "Caller", "IdempotencyKeys", "Receipt"]
 

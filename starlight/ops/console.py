@@ -21,7 +21,7 @@ _BLOCK: Final = r"<{0}>(.*?)</{0}>"
 @cache
 def page() -> tuple[bytes, dict[str, str]]:
     """The page in UTF-8, and the headers it needs besides those of every answer of the internal port."""
-    text = resources.files("starlight").joinpath("console.html").read_text(encoding="utf-8")
+    text = resources.files("starlight.ops").joinpath("console.html").read_text(encoding="utf-8")
     policy = {
         "default-src": "'none'",
         "script-src": _hashes(text, "script"),

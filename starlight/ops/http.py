@@ -32,8 +32,9 @@ from typing import Any, Final
 from aiohttp import web
 
 from starlight.auth.limits import internal_connections
+from starlight.config.addresses import is_loopback
 from starlight.ends import ENDS_LIMIT, address_text
-from starlight.net.origins import is_fixed_host, is_loopback
+from starlight.net.origins import is_fixed_host
 from starlight.ops import console, metrics
 from starlight.ops.answers import answer, finished, refusal
 from starlight.ops.api import Api, ApiError, Caller, Node
@@ -262,7 +263,8 @@ class InternalPort:
         return answer(page)
 
     async def _openapi(self, request: web.Request) -> web.Response:
-        return web.Response(body=(files("starlight") / "openapi.json").read_bytes(), content_type="application/json")
+        description = files("starlight.ops") / "openapi.json"
+        return web.Response(body=description.read_bytes(), content_type="application/json")
 
     async def _console(self, request: web.Request) -> web.Response:
         body, headers = console.page()

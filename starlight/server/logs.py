@@ -33,6 +33,7 @@ from queue import SimpleQueue
 from types import ModuleType, TracebackType
 from typing import Any, Final, TextIO
 
+from starlight.config.printable import UNSAFE, escape
 from starlight.errors import ConfigError
 
 __all__ = [
@@ -42,7 +43,6 @@ __all__ = [
     "RateLimit",
     "Writer",
     "check_file",
-    "escape",
     "set_level",
     "set_up",
 ]
@@ -70,25 +70,10 @@ FILE_MODE: Final = 0o640
 LIMITED: Final = ("starlight", "asyncio", "aiohttp", "picows", "aiofastnet")
 """The loggers whose lines clients can provoke. An exception of a handler is logged by `starlight.channels.handlers`."""
 
-TEXT_LIMIT: Final = 8_192
-"""The longest text in a line, in characters; the middle of a longer one is cut. A traceback is 1,000 to 4,000."""
-
-UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters of ASCII (newline and escape among them) and of Latin-1, line separators, marks that turn the
-direction of writing, and halves of characters."""
-
 _UNSAFE_IN_TRACEBACK: Final = re.compile(UNSAFE.pattern.replace(r"\x00-\x1f", r"\x00-\x09\x0b-\x1f"))
 
 Kind = tuple[object, ...]
 EventDict = MutableMapping[str, Any]
-
-
-def escape(text: str, unsafe: re.Pattern[str] = UNSAFE) -> str:
-    r"""The text with what is unsafe written as Python does: ``\n``, ``\x1b``, ``\u202e``; cut to `TEXT_LIMIT`."""
-    if len(text) > TEXT_LIMIT:
-        half = TEXT_LIMIT // 2
-        text = f"{text[:half]} [{len(text) - 2 * half} characters left out] {text[-half:]}"
-    return unsafe.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class RateLimit:

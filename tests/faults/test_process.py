@@ -101,7 +101,8 @@ async def test_68_a_process_that_stood_still_evicts_nobody(wire: str):
 async def test_68_a_step_of_the_wall_clock_by_an_hour_ends_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The node's own wall clock, forth and back; a token lasts as long as it did."""
     library, step = tmp_path / "step_clock.so", tmp_path / "step"
-    command = ["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(Path(__file__).with_name("step_clock.c"))]
+    source = Path(__file__).parents[1] / "support" / "step_clock.c"
+    command = ["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source)]
     subprocess.run(command, check=True, timeout=60)
     step.write_text("0")
     monkeypatch.setenv("LD_PRELOAD", str(library))

@@ -8,7 +8,7 @@ import pytest
 
 from starlight.net.pinned import PINNED, check_versions
 
-PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def test_pyproject_builds_with_and_installs_the_same_versions():

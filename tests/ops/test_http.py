@@ -217,7 +217,7 @@ async def test_ten_thousand_bytes_of_garbage_do_not_hurt_and_are_not_logged(
 
 def description() -> dict[str, Any]:
     """The file as it is in the package."""
-    document: dict[str, Any] = json.loads((Path(starlight.__file__).parent / "openapi.json").read_text())
+    document: dict[str, Any] = json.loads((Path(starlight.__file__).parent / "ops" / "openapi.json").read_text())
     return document
 
 

@@ -7,7 +7,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 PAGE = TESTS.parent / "docs" / "faults.md"
 ROWS = range(1, 70)
 SAME = {"the same": 0, "as 1": 1, "as 14": 14, "as 41": 41}
@@ -32,7 +32,7 @@ def rows() -> dict[int, set[tuple[str, str]]]:
             if part in SAME:
                 tests |= found[SAME[part] or max(found)]
                 continue
-            module, *names = re.findall(r"`(\w+)`", part)
+            module, *names = re.findall(r"`([\w/]+)`", part)
             tests |= {(module, name) for name in names}
         found[int(number)] = tests
     return found
@@ -49,11 +49,12 @@ def test_every_row_has_tests_that_are_there():
 
 def test_every_test_with_a_number_is_in_its_row():
     found = rows()
-    for path in sorted(TESTS.glob("test_*.py")):
-        for name in names_in(path.stem):
+    for path in sorted(TESTS.rglob("test_*.py")):
+        module = path.relative_to(TESTS).with_suffix("").as_posix()
+        for name in names_in(module):
             numbers = re.match(r"test_(\d{1,2})_(?:and_(\d{1,2})_)?", name)
             for number in numbers.groups() if numbers else ():
-                assert number is None or (path.stem, name) in found[int(number)], f"row {number}: {path.stem}: {name}"
+                assert number is None or (module, name) in found[int(number)], f"row {number}: {module}: {name}"
 
 
 def test_the_forms_that_it_names_are_there():

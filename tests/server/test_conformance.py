@@ -13,7 +13,7 @@ from starlight.cli import main as cli
 from starlight.server.conformance import EchoNode, conformance_settings
 from tests.cli.test_main import running, url_of
 
-EXPECTED = Path(__file__).parent / "autobahn" / "expected.json"
+EXPECTED = Path(__file__).parents[1] / "autobahn" / "expected.json"
 LARGE_BYTES = 16 * 2**20
 
 

@@ -20,9 +20,10 @@ from typing import Any, TextIO
 import pytest
 from websockets.asyncio.client import connect
 
+from starlight.config.printable import TEXT_LIMIT, escape
 from starlight.errors import ConfigError
 from starlight.server import logs
-from starlight.server.logs import LINES_PER_S, Handler, RateLimit, escape
+from starlight.server.logs import LINES_PER_S, Handler, RateLimit
 from tests.support.fakes import eventually
 from tests.support.manager import Manager, activated, listening_socket
 from tests.support.wire_client import WireClient
@@ -174,7 +175,7 @@ def test_no_text_gets_out_of_its_line(set_up: SetUp, format: str, text: str):
     assert len(lines) == 2
     for line in lines:
         assert is_clean(line)
-        assert len(line) < 2 * logs.TEXT_LIMIT
+        assert len(line) < 2 * TEXT_LIMIT
         if format == "json":
             assert is_clean(json.loads(line)["event"]), "what a reader shows of it is not safe"
 
@@ -675,9 +676,9 @@ def test_a_log_file_that_can_not_be_written_is_a_wrong_setting(tmp_path: Path):
 
 
 def test_the_write_path_logs_nothing():
-    for name in ("_fanout.pyx", "_core.pxd", "_flush.pxd", "_outbox.pxd", "_arena.pxd", "_wire.pxd"):
-        text = (ROOT / "starlight" / name).read_text()
-        assert not re.search(r"\blogging\b|\blog\.|\bprint\(", text), name
+    package = ROOT / "starlight"
+    for path in (package / "_fanout.pyx", *(package / "core").glob("*.pxd")):
+        assert not re.search(r"\blogging\b|\blog\.|\bprint\(", path.read_text()), path.name
 
 
 def test_a_program_that_serves_in_its_own_loop_keeps_its_logging():

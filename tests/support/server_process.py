@@ -1,7 +1,7 @@
 """A node in a process of its own that a test can ask what it holds: for what needs more than one process has.
 
-As a program (`python -m tests.support.server_process SETTINGS`, in JSON) it serves, and answers commands on stdin in JSON. With
-`"application": true` among the settings it has handlers of every kind.
+As a program (`python -m tests.support.server_process SETTINGS`, in JSON) it serves, and answers commands on stdin in
+JSON. With `"application": true` among the settings it has handlers of every kind.
 """
 
 from __future__ import annotations

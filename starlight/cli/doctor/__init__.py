@@ -1,1 +1,1 @@
-"""doctor."""
+"""`starlight doctor`: is this machine ready? `checks` judges, `command` prints."""

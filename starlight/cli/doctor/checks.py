@@ -25,13 +25,13 @@ from typing import Final, Literal
 from starlight.auth.identity import TOKEN_SOURCES, make_authenticator, make_internal_key
 from starlight.auth.limits import Limits, internal_connections
 from starlight.auth.permissions import make_permissions
+from starlight.config.addresses import is_loopback
 from starlight.config.machine import Machine
 from starlight.config.settings import Settings
 from starlight.config.units import format_duration, format_size
 from starlight.errors import ConfigError
 from starlight.net.gate import Gate
 from starlight.net.listener import LISTEN_BACKLOG
-from starlight.net.origins import is_loopback
 from starlight.net.tls import Certificate
 from starlight.server.drain import CLOSING_SHARE
 from starlight.server.node import RESERVED_FILES

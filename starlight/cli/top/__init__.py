@@ -1,1 +1,1 @@
-"""top."""
+"""`starlight top`: nodes live in a terminal. `command` asks them, `view` draws."""
