@@ -82,4 +82,6 @@ class HidingNode(Node):
 
     async def _listen(self, acceptor: Acceptor, listening: Sequence[socket.socket]) -> None:
         loop = asyncio.get_running_loop()
-        self._server = ServerListener(await loop.create_server(lambda: HidingProtocol(acceptor.protocol()), "127.0.0.1", 0))
+        self._server = ServerListener(
+            await loop.create_server(lambda: HidingProtocol(acceptor.protocol()), "127.0.0.1", 0)
+        )
