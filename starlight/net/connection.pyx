@@ -280,13 +280,11 @@ cdef class Connection(WSListener):
 
     cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
         cdef Session session = self.session
-        if not session.takes_frames():
-            if session.phase >= PHASE_CLOSING and frame.msg_type == WSMsgType.CLOSE:
-                session.on_close_answered()
-            return
         try:
-            session.spend(FRAME_WORK)
-            self.receive(frame)
+            if session.take_frame(FRAME_WORK):
+                self.receive(frame)
+            elif session.phase >= PHASE_CLOSING and frame.msg_type == WSMsgType.CLOSE:
+                session.on_close_answered()
         except Exception as error:
             session.end_for(error)
 

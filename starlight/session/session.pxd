@@ -100,11 +100,10 @@ cdef class Session:
     cpdef int on_upgraded(self, Subscriber subscriber, str subprotocol) except -1
     cpdef int on_refused(self) except -1
     cpdef bint is_live(self) noexcept
-    cpdef bint takes_frames(self) noexcept
+    cpdef bint take_frame(self, uint64_t work) except -1
     cpdef Py_ssize_t message_limit(self) noexcept
     cpdef int on_read(self, Py_ssize_t n_bytes) except -1
     cpdef int after_read(self, Py_ssize_t n_bytes) except -1
-    cpdef int spend(self, uint64_t work) except -1
     cpdef bint may_frames(self, uint64_t n_frames) except -1
     cpdef int on_message(self, bytes message, bint is_text) except -1
     cpdef int on_ping(self, const char* payload, Py_ssize_t n_bytes) except -1
@@ -120,6 +119,7 @@ cdef class Session:
     # Its own:
     cdef int happened(self, happening_t happening) except -1
     cdef int act(self, action_t action) except -1
+    cdef int spend(self, uint64_t work) except -1
     cdef bint must_wait(self) noexcept
     cdef bint is_holding(self) noexcept
     cdef bint is_at_rest(self) noexcept

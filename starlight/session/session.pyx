@@ -172,9 +172,12 @@ cdef class Session:
         """Whether it has a peer that is still served."""
         return PHASE_LOGIN <= self.phase <= PHASE_LEAVING
 
-    cpdef bint takes_frames(self) noexcept:
-        """Whether what comes next is handled. An event: the core is about to evict it."""
-        return (self.phase == PHASE_OPEN or self.phase == PHASE_LOGIN) and not self.fault and not self.subscriber.has_events()
+    cpdef bint take_frame(self, uint64_t work) except -1:
+        """Whether a frame that came is to be handled; if so it has been counted as so much work, see `spend`."""
+        if (self.phase != PHASE_OPEN and self.phase != PHASE_LOGIN) or self.fault or self.subscriber.has_events():
+            return False                                 # an event: the core is about to evict it
+        self.spend(work)
+        return True
 
     cpdef Py_ssize_t message_limit(self) noexcept:
         """Whoever has not logged in may only say who it is."""
@@ -259,7 +262,7 @@ cdef class Session:
             return True
         return not self.is_throttled and self.host.hub_count_frames(self.client, n_frames)
 
-    cpdef int spend(self, uint64_t work) except -1:
+    cdef int spend(self, uint64_t work) except -1:
         """Count work for this client. Beyond its share of the turn nothing more is read, and messages are held."""
         cdef SessionHost host = self.host
         cdef uint64_t turn = host.core.turn()

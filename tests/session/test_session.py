@@ -18,6 +18,7 @@ from starlight.session.session import Session, SessionHost
 from tests.support.fakes import CLOSE, PING, PONG, TEXT, eventually, split_frames
 
 LOGIN = b"login"
+FRAME_WORK = 256
 
 
 class FakeTransport:
@@ -159,11 +160,11 @@ class Stage:
     def say(self, *messages: bytes) -> None:
         """As a transport does: each message in a frame, and what handling it raises ends the session."""
         for message in messages:
-            if self.session.takes_frames():
-                try:
+            try:
+                if self.session.take_frame(FRAME_WORK):
                     self.session.on_message(message, True)
-                except Exception as error:
-                    self.session.end_for(error)
+            except Exception as error:
+                self.session.end_for(error)
 
     def login(self) -> None:
         self.upgrade()
@@ -320,7 +321,7 @@ MOVES_ON = {
 
 EFFECTS: dict[str, Callable[[Stage], bool]] = {
     "nothing": lambda stage: True,
-    "await_login": lambda stage: stage.session.takes_frames(),
+    "await_login": lambda stage: stage.session.take_frame(0),
     "await_silence": lambda stage: stage.session.client is not None,
     "await_peer": lambda stage: not stage.transport.asked,
     "judge_login": lambda stage: stage.close_code() == 4015,
@@ -430,7 +431,7 @@ async def test_a_large_message_that_waits_stops_reading_as_well(make: Make):
 
 
 async def test_more_work_than_a_share_waits_for_the_next_turn(make: Make):
-    """turn_work is 100,000, and a message is 2,048."""
+    """turn_work is 100,000, and a message in its frame is 2,304."""
     stage = make()
     stage.login()
     stage.say(*[b"x"] * 100)
@@ -444,7 +445,7 @@ async def test_a_fault_behind_what_waits_for_a_turn_ends_it_after_that(make: Mak
     stage.login()
     stage.say(*[b"x"] * 60)
     stage.session.fail(1007)
-    assert stage.session.is_open and not stage.session.takes_frames()
+    assert stage.session.is_open and not stage.session.take_frame(0)
     await eventually(lambda: not stage.session.is_open)
     assert len(stage.hub.handled) == 60 and stage.close_code() == 1007
 
