@@ -1,7 +1,6 @@
 """Stubs of the compiled connection. What each call means stands in the docstrings of _connection.pyx."""
 
 from asyncio import BufferedProtocol
-from collections import Counter
 from typing import Any, final
 
 from starlight._fanout import Core, Subscriber
@@ -10,6 +9,7 @@ from starlight.config.settings import Settings
 from starlight.ends import Cause, Ends
 from starlight.net.gate import Gate
 from starlight.net.refusals import Cause as RefusalCause
+from starlight.session.counts import ConnectionCounts
 
 @final
 class Connection:
@@ -40,6 +40,7 @@ class Connection:
     def pause_reading(self, seconds: float) -> None: ...
     def probe(self) -> None: ...
     def give_way(self) -> None: ...
+    def on_login(self, client: Any) -> None: ...
     def on_departed(self) -> None: ...
     def pass_gate(self, subprotocol: str, address: str | None, peername: tuple[Any, ...] | None) -> None: ...
     def on_evicted(self, code: int, messages: int, n_bytes: int, oldest_ms: int) -> None: ...
@@ -53,7 +54,7 @@ class Acceptor:
     core: Core
     hub: Any
     connections: int
-    counts: Counter[str]
+    counts: ConnectionCounts
     ends: Ends
     messages_in: int
     bytes_in: int

@@ -15,7 +15,7 @@ its share of a loop turn (`spend`): beyond it reading stops and messages are hel
 import asyncio
 import logging
 import random
-from collections import Counter, deque
+from collections import deque
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -43,6 +43,7 @@ from starlight.ends import Cause, Ends, cause_of
 from starlight.errors import CloseConnection
 from starlight.protocols.native.lines import LINES as LINES_SUBPROTOCOL
 from starlight.protocols.native.replies import bye
+from starlight.session.counts import ConnectionCounts
 
 check_versions()
 log = logging.getLogger(__name__)
@@ -172,12 +173,12 @@ cdef class Connection(WSListener):
         """Count a socket; False to refuse it: there are too many, in all or of its address."""
         cdef Acceptor acceptor = self.acceptor
         if acceptor.connections >= acceptor.max_connections:
-            acceptor.counts["refused_full"] += 1
+            acceptor.counts.refused_full += 1
             acceptor.gate.refusals.note("full", peername[0] if isinstance(peername, tuple) else None)
             return False
         self.address = acceptor.gate.enter(peername)
         if self.address is None:
-            acceptor.counts["refused_address"] += 1
+            acceptor.counts.refused_address += 1
             return False
         acceptor.connections += 1
         self.is_counted = True
@@ -281,8 +282,8 @@ cdef class Connection(WSListener):
         if self.fd < 0 or self.transport.get_write_buffer_size() > 0:
             self.transport.set_write_buffer_limits(0)    # so that resume_writing means: all is out
         self.subscriber = acceptor.core.subscriber(self, self.fd, self.transport, LINES if self.is_lines else FRAMES)
-        acceptor.counts["accepted"] += 1
-        self.number = acceptor.counts["accepted"]
+        acceptor.counts.accepted += 1
+        self.number = acceptor.counts.accepted
         self.connected_ms = acceptor.core.now_ms()
         self.phase = PHASE_OPEN if acceptor.echoes else PHASE_LOGIN
         self.set_deadline(acceptor.ping_interval_ms if acceptor.echoes else acceptor.login_timeout_ms)
@@ -295,10 +296,10 @@ cdef class Connection(WSListener):
         if self.phase == PHASE_GONE:
             return
         if self.phase == PHASE_HANDSHAKE and self.is_counted and not self.is_healthy:
-            self.acceptor.counts["handshakes_failed"] += 1
+            self.acceptor.counts.handshakes_failed += 1
             self.blame("timeout" if self.is_late else "gone")
         elif self.phase in (PHASE_LOGIN, PHASE_OPEN):
-            self.acceptor.counts["peer_1006"] += 1
+            self.acceptor.counts.left.add(close_codes.ABNORMAL)
             self.tell_end(close_codes.ABNORMAL, None, CUT_OFF if self.acceptor.is_stopped else None, self.client)
         self.unwatch()
         self.cancel_login()
@@ -377,7 +378,7 @@ cdef class Connection(WSListener):
             return 0
         if frame.msg_type == WSMsgType.PING:
             return self.acceptor.core.pong(self.subscriber, frame.payload_ptr, frame.payload_size)
-        self.acceptor.counts["unsolicited_pongs"] += 1
+        self.acceptor.counts.unsolicited_pongs += 1
         return 0
 
     cdef int receive_data(self, WSFrame frame) except -1:
@@ -450,7 +451,7 @@ cdef class Connection(WSListener):
         return 0
 
     cdef int answer_close(self) except -1:
-        self.acceptor.counts[f"peer_{self.peer_code if self.peer_code in close_codes.CLOSE_CODES else 'other'}"] += 1
+        self.acceptor.counts.left.add(self.peer_code)
         self.tell_end(self.peer_code, self.peer_reason or "", BY_CLIENT, self.client)
         self.acceptor.core.close(self.subscriber, self.peer_code)
         return self.begin_close(self.acceptor.write_timeout_ms)
@@ -470,13 +471,13 @@ cdef class Connection(WSListener):
         self.acceptor.bytes_in += n_bytes
         if self.phase == PHASE_LOGIN or self.phase == PHASE_OPEN:
             self.spend(n_bytes)
-            if self.client is not None and self.client.meter is not None:
+            if self.client is not None and self.client.login.meter is not None:
                 self.acceptor.hub_count_bytes(self.client, n_bytes)
         return 0
 
     cdef bint may_frames(self, uint64_t n_frames) except -1:
         """Charge frames or lines that are no message. False if they are too many; those read before a pause are passed over."""
-        if self.client is None or self.client.meter is None:
+        if self.client is None or self.client.login.meter is None:
             return True
         return not self.is_throttled and self.acceptor.hub_count_frames(self.client, n_frames)
 
@@ -561,29 +562,22 @@ cdef class Connection(WSListener):
         self.spend(MESSAGE_WORK)
         if self.client is not None:
             awaitable = self.acceptor.hub_receive(self.client, message)
-            if awaitable is not None:
-                self.task = self.acceptor.loop.create_task(self.handle(awaitable, False))
-            return 0
-        result = self.acceptor.hub_login(self, message)
-        if hasattr(result, "__await__"):
-            self.task = self.acceptor.loop.create_task(self.handle(result, True))
-            return 0
-        greeting = self.on_login(result)
-        if greeting is not None:
-            self.task = self.acceptor.loop.create_task(self.handle(greeting, False))
+        else:
+            awaitable = self.acceptor.hub_login(self, message)
+        if awaitable is not None:
+            self.task = self.acceptor.loop.create_task(self.handle(awaitable))
         return 0
 
     def on_login(self, client):
-        """The login was accepted: returns what of `on_connect` has to be awaited, or None."""
+        """The hub has welcomed it; `on_connect` is still to come."""
         if self.phase >= PHASE_CLOSING:                  # over already: it was closed meanwhile
             self.acceptor.hub.disconnect(client)
-            return None
+            return
         self.client = client
-        self.acceptor.counts["logins"] += 1
+        self.acceptor.counts.logins += 1
         self.phase = PHASE_OPEN
         if not self.peer_code:
             self.set_deadline(<uint64_t>(self.acceptor.ping_interval_ms * random.uniform(0.5, 1.0)))
-        return self.acceptor.hub.greet(client)
 
     cdef int cancel_login(self) except -1:
         """It is over: what still checks its login has nothing to check. Not before that has begun, or it is never awaited."""
@@ -591,13 +585,10 @@ cdef class Connection(WSListener):
             self.acceptor.loop.call_soon(self.task.cancel)
         return 0
 
-    async def handle(self, awaitable, is_login):
-        """Run an async handler, or a login that is checked, then what waited for it."""
+    async def handle(self, awaitable):
+        """Run what is left of an async handler, or of a login, then what waited for it."""
         try:
-            result = await awaitable
-            greeting = self.on_login(result) if is_login else None
-            if greeting is not None:
-                await greeting
+            await awaitable
         except CloseConnection as close:
             self.close_as_told(close)
         except asyncio.CancelledError:                   # by a stranger: what waits behind it has lost its order
@@ -749,7 +740,7 @@ cdef class Connection(WSListener):
         if code not in NO_BYE:
             self.acceptor.core.send(self.subscriber, bye(code, text, retry_ms))
         self.acceptor.core.close(self.subscriber, code, text.encode("ascii"))
-        self.acceptor.counts[f"{'refused' if self.phase == PHASE_LOGIN else 'closed'}_{code}"] += 1
+        (self.acceptor.counts.refused if self.phase == PHASE_LOGIN else self.acceptor.counts.closed).add(code)
         return self.begin_close(LINGER_MS if code == close_codes.NO_PONG else self.acceptor.write_timeout_ms)
 
     cdef int close_as_told(self, close) except -1:
@@ -832,7 +823,7 @@ cdef class Connection(WSListener):
         if self.phase < PHASE_CLOSING:
             self.tell_end(code, None, OVER_BUDGET if self.subscriber.is_over_budget else None, self.client)
         self.is_evicted = True
-        self.acceptor.counts[f"closed_{code}"] += 1
+        self.acceptor.counts.closed.add(code)
         self.begin_close(LINGER_MS)
 
     def on_would_evict(self):
@@ -1016,7 +1007,7 @@ cdef class Acceptor:
         self.write_timeout_ms = <uint64_t>(settings.write_timeout_s * 1000)
         self.ping_interval_ms = <uint64_t>(settings.ping_interval_s * 1000)
         self.pong_timeout_ms = <uint64_t>(settings.pong_timeout_s * 1000)
-        self.counts = Counter()
+        self.counts = ConnectionCounts()
         self.ends = Ends() if ends is None else ends
         self.dry_run = DryRun() if dry_run is None else dry_run
         self.departures = Departures()
@@ -1058,10 +1049,10 @@ cdef class Acceptor:
             oldest = next(iter(self.left_behind))
             del self.left_behind[oldest]
             oldest.cancel()
-            if not self.counts["handlers_cancelled"]:
+            if not self.counts.handlers_cancelled:
                 log.error("%d handlers are under way whose clients have gone: from now on the oldest one is cancelled for "
                           "each that follows", self.max_connections)
-            self.counts["handlers_cancelled"] += 1
+            self.counts.handlers_cancelled += 1
 
     def forget_task(self, task):
         self.left_behind.pop(task, None)

@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from starlight import ends
+from starlight import close_codes, ends
 from starlight._inspect import channel_counts, flush_histograms, over_budget, owners, subscribers
 from starlight._version import __version__
 from starlight.auth.dry_run import KINDS, DryRun
-from starlight.close_codes import CLOSE_CODES, ErrorCode
 from starlight.ends import Ends, address_text
 from starlight.net.refusals import CAUSES
 
@@ -37,7 +36,6 @@ __all__ = [
     "CHANNEL_ORDERS",
     "CONNECTION_ORDERS",
     "EVICTION_REASONS",
-    "OTHER",
     "LoopLag",
     "Source",
     "Stats",
@@ -62,11 +60,6 @@ CHANNEL_ORDERS: Final = ("subscribers", "publications", "deliveries")
 EVICTION_REASONS: Final = ("slow", "timeout", "budget")
 """Why the core evicts: over a limit of the outbox; took nothing for the write timeout; largest when memory ran out."""
 
-OTHER: Final = "other"
-"""What stands for every code that is not in the tables, so that nobody can make up codes to be counted."""
-
-_ERROR_CODES: Final = frozenset(str(code.value) for code in ErrorCode)
-_CLOSE_CODES: Final = frozenset(map(str, CLOSE_CODES))
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _CLOCK_MASK: Final = 2**32 - 1  # the core dates messages modulo this
 
@@ -205,16 +198,16 @@ class Stats:
         closes = Counter(self.closes("node"))
         closes.update(self.closes("client"))
         return {
-            "connections": counts["accepted"],
-            "refused_connections": counts["refused_full"] + counts["refused_address"],
-            "handshake_failures": counts["handshakes_failed"],
+            "connections": counts.accepted,
+            "refused_connections": counts.refused_full + counts.refused_address,
+            "handshake_failures": counts.handshakes_failed,
             "refusals": self.refusals(),
-            "logins": counts["logins"],
+            "logins": counts.logins,
             "logins_refused": sum(self.refused_logins().values()),
             "messages_in": acceptor.messages_in,
             "bytes_in": acceptor.bytes_in,
-            "publications": core["publications_total"] - broadcasts + hub.counts["unheard"],
-            "directs": hub.counts["directs"],
+            "publications": core["publications_total"] - broadcasts + hub.counts.unheard,
+            "directs": hub.counts.directs,
             "broadcasts": broadcasts,
             "deliveries": core["deliveries_total"],
             "sends": core["sends_total"],
@@ -232,9 +225,9 @@ class Stats:
         """Closes by code. By the "node", those before the login included, or by the "client": 1006 if it just went."""
         counts = self.node.acceptor.counts
         if by == "client":
-            return _by_code(counts, "peer_", _CLOSE_CODES)
-        ended = Counter(_by_code(counts, "closed_", _CLOSE_CODES))
-        ended.update(_by_code(counts, "refused_", _CLOSE_CODES, {"full", "address"}))
+            return counts.left.shown()
+        ended = Counter(counts.closed.shown())
+        ended.update(counts.refused.shown())
         return dict(ended)
 
     def ends(self) -> dict[str, int]:
@@ -253,11 +246,11 @@ class Stats:
 
     def refused_logins(self) -> dict[str, int]:
         """Connections that the node closed before they had logged in, by code; a drain is no refusal."""
-        return _by_code(self.node.acceptor.counts, "refused_", _CLOSE_CODES, {"full", "address", "1001"})
+        return self.node.acceptor.counts.refused.shown(without=(close_codes.GOING_AWAY,))
 
     def errors(self) -> dict[str, int]:
         """Error replies by code; those with codes of the application's own together."""
-        return _by_code(self.node.hub.counts, "error_", _ERROR_CODES)
+        return self.node.hub.counts.errors.shown()
 
     def evictions(self, core: dict[str, int]) -> dict[str, int]:
         """Evictions by close code, out of the core's counters."""
@@ -455,7 +448,7 @@ def _connection_row(connection: Connection, now_ms: int) -> dict[str, Any]:
         "address": address_text(connection.peername),
         "subprotocol": connection.subprotocol,
         "connected_s": round((now_ms - connection.connected_ms) / 1e3, 3),
-        "channels": 0 if client is None else len(client._channels),
+        "channels": 0 if client is None else len(client.channels),
         "messages_in": connection.messages_in,
         "outbox_messages": subscriber.outbox_messages,
         "outbox_bytes": subscriber.outbox_bytes,
@@ -463,18 +456,6 @@ def _connection_row(connection: Connection, now_ms: int) -> dict[str, Any]:
         "is_full": bool(subscriber.is_full),
         "is_reading_paused": connection.is_paused,
     }
-
-
-def _by_code(
-    counts: Counter[str], prefix: str, known: frozenset[str], without: frozenset[str] | set[str] = frozenset()
-) -> dict[str, int]:
-    """The counts whose names begin so, by the rest of the name; those that are not known are counted as `OTHER`."""
-    found: Counter[str] = Counter()
-    for name, count in counts.items():
-        code = name.removeprefix(prefix)
-        if name.startswith(prefix) and code not in without:
-            found[code if code in known else OTHER] += count
-    return dict(found)
 
 
 def dropped(core: dict[str, int]) -> dict[str, dict[str, int]]:
