@@ -129,12 +129,12 @@ cdef class Connection(WSListener):
         """Count a socket; False to refuse it: there are too many, in all or of its address."""
         cdef Endpoint endpoint = self.endpoint
         if endpoint.connections >= endpoint.max_connections:
-            endpoint.counts["refused_full"] += 1
+            endpoint.counts.refused_full += 1
             endpoint.gate.refusals.note("full", peername[0] if isinstance(peername, tuple) else None)
             return False
         self.address = endpoint.gate.enter(peername)
         if self.address is None:
-            endpoint.counts["refused_address"] += 1
+            endpoint.counts.refused_address += 1
             return False
         endpoint.connections += 1
         self.is_counted = True
@@ -164,7 +164,7 @@ cdef class Connection(WSListener):
     def end(self):
         """Forget the socket before it is closed, and end the session. A second call does nothing."""
         if self.session.phase <= PHASE_REFUSED and self.is_counted and not self.is_healthy:
-            self.endpoint.counts["handshakes_failed"] += 1
+            self.endpoint.counts.handshakes_failed += 1
             self.blame("timeout" if self.session.is_late else "gone")
         self.unwatch()
         self.fragments = None

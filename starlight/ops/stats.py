@@ -18,18 +18,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from starlight import ends
+from starlight import close_codes, ends
 from starlight._inspect import channel_counts, flush_histograms, over_budget, owners, subscribers
 from starlight._version import __version__
 from starlight.auth.dry_run import KINDS, DryRun
-from starlight.close_codes import CLOSE_CODES, ErrorCode
 from starlight.ends import Ends, address_text
 from starlight.net.refusals import CAUSES
 
 if TYPE_CHECKING:
     from starlight._fanout import Core
+    from starlight.channels.channel import ChannelRecord
     from starlight.channels.hub import Hub
-    from starlight.channels.records import ChannelRecord
     from starlight.config.settings import Settings
     from starlight.net.connection import Endpoint
     from starlight.session.session import Session
@@ -38,7 +37,6 @@ __all__ = [
     "CHANNEL_ORDERS",
     "CONNECTION_ORDERS",
     "EVICTION_REASONS",
-    "OTHER",
     "LoopLag",
     "Source",
     "Stats",
@@ -63,11 +61,6 @@ CHANNEL_ORDERS: Final = ("subscribers", "publications", "deliveries")
 EVICTION_REASONS: Final = ("slow", "timeout", "budget")
 """Why the core evicts: over a limit of the outbox; took nothing for the write timeout; largest when memory ran out."""
 
-OTHER: Final = "other"
-"""What stands for every code that is not in the tables, so that nobody can make up codes to be counted."""
-
-_ERROR_CODES: Final = frozenset(str(code.value) for code in ErrorCode)
-_CLOSE_CODES: Final = frozenset(map(str, CLOSE_CODES))
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _CLOCK_MASK: Final = 2**32 - 1  # the core dates messages modulo this
 
@@ -180,8 +173,8 @@ class Stats:
             "url": node.url if node.is_listening else "",
             "connections": node.acceptor.connections,
             "clients": clients,
-            "users": len(node.hub._users),
-            "channels": len(node.hub._channels),
+            "users": len(node.hub.users),
+            "channels": len(node.hub.channels),
             "memberships": core["memberships"] - clients,
             "full_clients": core["full"],
             "dry_run": node.settings.dry_run.replace(",", " ").split(),
@@ -206,16 +199,16 @@ class Stats:
         closes = Counter(self.closes("node"))
         closes.update(self.closes("client"))
         return {
-            "connections": counts["accepted"],
-            "refused_connections": counts["refused_full"] + counts["refused_address"],
-            "handshake_failures": counts["handshakes_failed"],
+            "connections": counts.accepted,
+            "refused_connections": counts.refused_full + counts.refused_address,
+            "handshake_failures": counts.handshakes_failed,
             "refusals": self.refusals(),
-            "logins": counts["logins"],
+            "logins": counts.logins,
             "logins_refused": sum(self.refused_logins().values()),
             "messages_in": acceptor.messages_in,
             "bytes_in": acceptor.bytes_in,
-            "publications": core["publications_total"] - broadcasts + hub.counts["unheard"],
-            "directs": hub.counts["directs"],
+            "publications": core["publications_total"] - broadcasts + hub.counts.unheard,
+            "directs": hub.counts.directs,
             "broadcasts": broadcasts,
             "deliveries": core["deliveries_total"],
             "sends": core["sends_total"],
@@ -226,16 +219,16 @@ class Stats:
             "ends": self.ends(),
             "would_have": self.would_have(),
             "errors": self.errors(),
-            "revocations": hub._logins.revocations.total,
+            "revocations": hub.logins.revocations.total,
         }
 
     def closes(self, by: str) -> dict[str, int]:
         """Closes by code. By the "node", those before the login included, or by the "client": 1006 if it just went."""
         counts = self.node.acceptor.counts
         if by == "client":
-            return _by_code(counts, "peer_", _CLOSE_CODES)
-        ended = Counter(_by_code(counts, "closed_", _CLOSE_CODES))
-        ended.update(_by_code(counts, "refused_", _CLOSE_CODES, {"full", "address"}))
+            return counts.left.shown()
+        ended = Counter(counts.closed.shown())
+        ended.update(counts.refused.shown())
         return dict(ended)
 
     def ends(self) -> dict[str, int]:
@@ -254,11 +247,11 @@ class Stats:
 
     def refused_logins(self) -> dict[str, int]:
         """Connections that the node closed before they had logged in, by code; a drain is no refusal."""
-        return _by_code(self.node.acceptor.counts, "refused_", _CLOSE_CODES, {"full", "address", "1001"})
+        return self.node.acceptor.counts.refused.shown(without=(close_codes.GOING_AWAY,))
 
     def errors(self) -> dict[str, int]:
         """Error replies by code; those with codes of the application's own together."""
-        return _by_code(self.node.hub.counts, "error_", _ERROR_CODES)
+        return self.node.hub.counts.errors.shown()
 
     def evictions(self, core: dict[str, int]) -> dict[str, int]:
         """Evictions by close code, out of the core's counters."""
@@ -380,7 +373,7 @@ class Stats:
         Only the copy of the registry is one step, as a dict can't be walked while it changes: 20 ms for a million
         channels, 2 ms for 100,000. A row beside the dict would spare that, and cost every new channel.
         """
-        records = list(reversed(self.node.hub._channels.values()))
+        records = list(reversed(self.node.hub.channels.values()))
         while records:  # taken off its end, so that giving the copy back is no such step again
             some = records[: -SLICE - 1 : -1]
             del records[-SLICE:]
@@ -388,7 +381,7 @@ class Stats:
 
     def presence(self, channel: str, limit: int) -> dict[str, Any]:
         """The first `limit` users of a channel, and how many clients and users it has."""
-        record = self.node.hub._channels.get(channel)
+        record = self.node.hub.channels.get(channel)
         if record is None:
             return {"users": [], "clients": 0, "total": 0}
         presence = record.presence
@@ -456,7 +449,7 @@ def _connection_row(connection: Session, now_ms: int) -> dict[str, Any]:
         "address": address_text(connection.peername),
         "subprotocol": connection.subprotocol,
         "connected_s": round((now_ms - connection.connected_ms) / 1e3, 3),
-        "channels": 0 if client is None else len(client._channels),
+        "channels": 0 if client is None else len(client.channels),
         "messages_in": connection.messages_in,
         "outbox_messages": subscriber.outbox_messages,
         "outbox_bytes": subscriber.outbox_bytes,
@@ -464,18 +457,6 @@ def _connection_row(connection: Session, now_ms: int) -> dict[str, Any]:
         "is_full": bool(subscriber.is_full),
         "is_reading_paused": connection.is_paused,
     }
-
-
-def _by_code(
-    counts: Counter[str], prefix: str, known: frozenset[str], without: frozenset[str] | set[str] = frozenset()
-) -> dict[str, int]:
-    """The counts whose names begin so, by the rest of the name; those that are not known are counted as `OTHER`."""
-    found: Counter[str] = Counter()
-    for name, count in counts.items():
-        code = name.removeprefix(prefix)
-        if name.startswith(prefix) and code not in without:
-            found[code if code in known else OTHER] += count
-    return dict(found)
 
 
 def dropped(core: dict[str, int]) -> dict[str, dict[str, int]]:

@@ -26,7 +26,7 @@ from starlight.auth.dry_run import DryRun
 from starlight.auth.identity import Authenticator, NoAuth, Permissions, TokenAuth, make_authenticator, refuse_strangers
 from starlight.auth.limits import Limits, internal_connections
 from starlight.auth.permissions import make_permissions
-from starlight.channels.handlers import Handlers, Timer, call_logged
+from starlight.channels.handlers import Handlers, Timer
 from starlight.channels.hub import Hub
 from starlight.config.settings import Settings
 from starlight.config.units import format_duration, format_size
@@ -502,7 +502,5 @@ async def _run_timer(timer: Timer) -> None:
     due_s = loop.time() + timer.seconds
     while True:
         await asyncio.sleep(due_s - loop.time())
-        pending = call_logged(timer.handler, ())
-        if pending is not None:
-            await pending
+        await timer.handler.run_logged()
         due_s += timer.seconds * max(1, math.ceil((loop.time() - due_s) / timer.seconds))

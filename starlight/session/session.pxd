@@ -23,8 +23,7 @@ cdef class Session
 cdef class SessionHost:
     cdef readonly Core core
     cdef readonly object hub
-    cdef readonly object counts          # Counter: totals by name. `closed_CODE`: by us; `refused_CODE`: before the login;
-                                         # `peer_CODE`: by the peer, 1006 without a close frame; `logins`, ...
+    cdef readonly object counts          # starlight.session.counts.ConnectionCounts
     cdef readonly object ends            # starlight.ends.Ends: how sessions ended
     cdef object dry_run                  # starlight.auth.dry_run.DryRun: limits that are not enforced
     cdef readonly uint64_t messages_in   # totals: whole messages, lines counted one by one

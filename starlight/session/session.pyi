@@ -1,12 +1,12 @@
 """Stubs of the sessions. What each call means stands in the docstrings of session.pyx."""
 
-from collections import Counter
 from typing import Any, final
 
 from starlight._fanout import Core, Subscriber
 from starlight.auth.dry_run import DryRun
 from starlight.config.settings import Settings
 from starlight.ends import Cause, Ends
+from starlight.session.counts import ConnectionCounts
 from starlight.session.transport import Transport
 
 @final
@@ -37,6 +37,7 @@ class Session:
     def give_way(self) -> None: ...
     def pause_reading(self, seconds: float) -> None: ...
     def probe(self) -> None: ...
+    def on_login(self, client: Any) -> None: ...
     def on_departed(self) -> None: ...
     def on_evicted(self, code: int, messages: int, n_bytes: int, oldest_ms: int) -> None: ...
     def on_would_evict(self) -> None: ...
@@ -66,7 +67,7 @@ class Session:
 class SessionHost:
     core: Core
     hub: Any
-    counts: Counter[str]
+    counts: ConnectionCounts
     ends: Ends
     messages_in: int
     bytes_in: int

@@ -11,7 +11,7 @@ its share of a loop turn (`spend`): beyond it reading stops and messages are hel
 import asyncio
 import logging
 import random
-from collections import Counter, deque
+from collections import deque
 
 cimport cython
 from libc.stdint cimport uint8_t, uint64_t
@@ -32,6 +32,7 @@ from starlight.ends import Cause, Ends, cause_of
 from starlight.errors import CloseConnection
 from starlight.protocols.native.lines import LINES as LINES_SUBPROTOCOL
 from starlight.protocols.native.replies import bye
+from starlight.session.counts import ConnectionCounts
 from starlight.session.phases import PHASES
 
 log = logging.getLogger(__name__)
@@ -154,8 +155,8 @@ cdef class Session:
         self.subscriber = subscriber
         self.subprotocol = subprotocol
         self.is_lines = subprotocol == LINES_SUBPROTOCOL
-        host.counts["accepted"] += 1
-        self.number = host.counts["accepted"]
+        host.counts.accepted += 1
+        self.number = host.counts.accepted
         self.connected_ms = host.core.now_ms()
         self.happened(ON_UPGRADE)
         if host.echoes:
@@ -193,7 +194,7 @@ cdef class Session:
         self.host.bytes_in += n_bytes
         if self.is_live():
             self.spend(n_bytes)
-            if self.client is not None and self.client.meter is not None:
+            if self.client is not None and self.client.login.meter is not None:
                 self.host.hub_count_bytes(self.client, n_bytes)
         return 0
 
@@ -229,7 +230,7 @@ cdef class Session:
             self.n_doubts = 0
             return self.set_deadline(self.host.ping_interval_ms)
         if self.may_frames(1):
-            self.host.counts["unsolicited_pongs"] += 1
+            self.host.counts.unsolicited_pongs += 1
         return 0
 
     cpdef int on_peer_close(self, int code, str reason) except -1:
@@ -258,7 +259,7 @@ cdef class Session:
 
     cpdef bint may_frames(self, uint64_t n_frames) except -1:
         """Charge frames or lines that are no message. False if they are too many; those read before a pause are passed over."""
-        if self.client is None or self.client.meter is None:
+        if self.client is None or self.client.login.meter is None:
             return True
         return not self.is_throttled and self.host.hub_count_frames(self.client, n_frames)
 
@@ -367,37 +368,27 @@ cdef class Session:
         self.spend(MESSAGE_WORK)
         if self.client is not None:
             awaitable = host.hub_receive(self.client, message)
-            if awaitable is not None:
-                self.task = host.loop.create_task(self.handle(awaitable, False))
-            return 0
-        result = host.hub_login(self, message)
-        if hasattr(result, "__await__"):
-            self.is_checking = True
-            self.task = host.loop.create_task(self.handle(result, True))
-            return 0
-        greeting = self.on_login(result)
-        if greeting is not None:
-            self.task = host.loop.create_task(self.handle(greeting, False))
+        else:
+            awaitable = host.hub_login(self, message)
+        if awaitable is not None:
+            self.is_checking = self.is_stranger()
+            self.task = host.loop.create_task(self.handle(awaitable))
         return 0
 
     def on_login(self, client):
-        """The login was accepted: returns what of `on_connect` has to be awaited, or None."""
+        """The hub has welcomed it; `on_connect` is still to come."""
         self.is_checking = False
         if self.phase >= PHASE_CLOSING:                  # over already: it was closed meanwhile
             self.host.hub.disconnect(client)
-            return None
+            return
         self.client = client
-        self.host.counts["logins"] += 1
+        self.host.counts.logins += 1
         self.happened(ON_LOGIN)
-        return self.host.hub.greet(client)
 
-    async def handle(self, awaitable, is_login):
-        """Run an async handler, or a login that is checked, then what waited for it."""
+    async def handle(self, awaitable):
+        """Run what is left of an async handler, or of a login, then what waited for it."""
         try:
-            result = await awaitable
-            greeting = self.on_login(result) if is_login else None
-            if greeting is not None:
-                await greeting
+            await awaitable
         except asyncio.CancelledError:                   # by a stranger: what waits behind it has lost its order
             self.close(close_codes.INTERNAL)
             raise
@@ -484,7 +475,7 @@ cdef class Session:
         if code not in NO_BYE:
             self.host.core.send(self.subscriber, bye(code, text, retry_ms))
         self.host.core.close(self.subscriber, code, text.encode("ascii"))
-        self.host.counts[f"{'refused' if self.is_stranger() else 'closed'}_{code}"] += 1
+        (self.host.counts.refused if self.is_stranger() else self.host.counts.closed).add(code)
         self.happened(ON_CLOSE)
         return self.set_deadline(LINGER_MS if code == close_codes.NO_PONG else self.host.write_timeout_ms)
 
@@ -541,7 +532,7 @@ cdef class Session:
         return self.set_deadline(self.host.write_timeout_ms)
 
     cdef int answer_close(self) except -1:
-        self.host.counts[f"peer_{self.peer_code if self.peer_code in close_codes.CLOSE_CODES else 'other'}"] += 1
+        self.host.counts.left.add(self.peer_code)
         self.tell_end(self.peer_code, self.peer_reason or "", BY_CLIENT, self.client)
         self.host.core.close(self.subscriber, self.peer_code)
         self.begin_close()
@@ -589,7 +580,7 @@ cdef class Session:
         if self.phase < PHASE_CLOSING:
             self.tell_end(code, None, OVER_BUDGET if self.subscriber.is_over_budget else None, self.client)
         self.is_evicted = True
-        self.host.counts[f"closed_{code}"] += 1
+        self.host.counts.closed.add(code)
         self.happened(ON_EVICT)
         self.set_deadline(LINGER_MS)
 
@@ -648,7 +639,7 @@ cdef class Session:
         return self.happened(ON_LOST) if self.phase != PHASE_GONE else 0
 
     cdef int record_loss(self) except -1:
-        self.host.counts["peer_1006"] += 1
+        self.host.counts.left.add(close_codes.ABNORMAL)
         return self.tell_end(close_codes.ABNORMAL, None, CUT_OFF if self.host.is_stopped else None, self.client)
 
     cdef int forget(self) except -1:
@@ -749,10 +740,11 @@ cdef class SessionHost:
     def __init__(self, Core core not None, hub, settings, *, ends=None, dry_run=None, echoes=False, turn_work=TURN_WORK):
         self.core = core
         self.hub = hub
+        commands = getattr(hub, "commands", None)
         self.hub_login = getattr(hub, "login", None)
-        self.hub_receive = getattr(hub, "receive", None)
-        self.hub_count_bytes = getattr(hub, "count_bytes", None)
-        self.hub_count_frames = getattr(hub, "count_frames", None)
+        self.hub_receive = getattr(commands, "receive", None)
+        self.hub_count_bytes = getattr(commands, "count_bytes", None)
+        self.hub_count_frames = getattr(commands, "count_frames", None)
         self.waiting = []
         self.turn_work = turn_work
         self.share_work = turn_work
@@ -765,7 +757,7 @@ cdef class SessionHost:
         self.write_timeout_ms = <uint64_t>(settings.write_timeout_s * 1000)
         self.ping_interval_ms = <uint64_t>(settings.ping_interval_s * 1000)
         self.pong_timeout_ms = <uint64_t>(settings.pong_timeout_s * 1000)
-        self.counts = Counter()
+        self.counts = ConnectionCounts()
         self.ends = Ends() if ends is None else ends
         self.dry_run = DryRun() if dry_run is None else dry_run
         self.left_behind = {}
@@ -800,10 +792,10 @@ cdef class SessionHost:
             oldest = next(iter(self.left_behind))
             del self.left_behind[oldest]
             oldest.cancel()
-            if not self.counts["handlers_cancelled"]:
+            if not self.counts.handlers_cancelled:
                 log.error("%d handlers are under way whose clients have gone: from now on the oldest one is cancelled for "
                           "each that follows", self.max_connections)
-            self.counts["handlers_cancelled"] += 1
+            self.counts.handlers_cancelled += 1
 
     def forget_task(self, task):
         self.left_behind.pop(task, None)

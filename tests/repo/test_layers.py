@@ -98,14 +98,8 @@ def test_the_page_names_every_module() -> None:
     assert [name for name in named if not any(fnmatchcase(module, name) for module in RANK)] == []
 
 
-TO_MOVE = {"auth/identity.py", "auth/login.py", "auth/permissions.py", "auth/session_tokens.py"}
-"""Their types still name the hub's `Client`."""
-
-
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_file_imports_only_from_below(path: Path, request: pytest.FixtureRequest) -> None:
-    if path.relative_to(PACKAGE).as_posix() in TO_MOVE:
-        request.applymarker(pytest.mark.xfail(strict=True))
+def test_a_file_imports_only_from_below(path: Path) -> None:
     if module_of(path) not in UNRANKED:
         assert list(wrong_imports(path)) == []
 
