@@ -52,6 +52,9 @@ cdef class Acceptor:
     cdef list waiting                    # connections that have had their share of this turn
     cdef uint64_t turn_work              # what clients that want more than they get are given in a turn, all together
     cdef uint64_t share_work             # what each client may make us do in a turn, see `spend`
+    cdef uint64_t least_work             # the same, where all together have had the turn's
+    cdef uint64_t turn                   # the core's turn in which `work` was counted
+    cdef uint64_t work                   # what clients made us do in it, all together
     cdef double ticked_s                 # when the latest tick was, on the loop's clock
     cdef wheel_t wheel
     cdef deadline_t due                  # list of those whose deadline has come, while they are told
@@ -135,6 +138,7 @@ cdef class Connection(WSListener):
     cdef int count_read(self, Py_ssize_t n_bytes) except -1
     cdef bint may_frames(self, uint64_t n_frames) except -1
     cdef int spend(self, uint64_t work) except -1
+    cdef int spend_time(self, uint64_t started_ns) except -1
     cdef bint must_wait(self) noexcept
     cdef bint is_holding(self) noexcept
     cdef bint has_room(self) noexcept

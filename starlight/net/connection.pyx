@@ -10,6 +10,7 @@ N is handled, and then the connection fails; reading stops meanwhile, so that no
 Law: what a client makes us do is counted before it is done, in two ways. Where rates are set, each byte that is read and each
 frame or line is charged to the client's meter, which slows it down and ends it. And with or without rates, a client gets
 its share of a loop turn (`spend`): beyond it reading stops and messages are held until the next turn, when others have had theirs.
+A message is counted by its size and by the time that it took, as there are cheap ones that ask for much (a join of 256 channels).
 """
 
 import asyncio
@@ -21,6 +22,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcmp, memcpy
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from picows.picows cimport MemoryBuffer, WSFrame, WSListener, WSMsgType, WSTransport
 from starlight.session.deadlines cimport (WHEEL_SLOTS, WHEEL_TICK_MS, deadline_clear, deadline_set, deadline_t, list_init,
                                    wheel_collect, wheel_init)
@@ -69,6 +71,7 @@ cdef enum:
     MESSAGE_WORK = 2048          # and handling a message
     TURN_WORK = 2 * 1024 * 1024  # about 2 ms: what clients that want more than they get are given in a turn, all together
     SHARE_WORK = 32 * 1024       # what a client gets at least: about 15 messages
+    HEAVY_SHARES = 2             # who did more than so many shares in a turn goes on when a turn has room for as much again
     READS_OF_SHARE = 64          # a read may bring this part of a share: its frames, which can't wait, take 40 times their bytes
     LATE_MS = 3 * WHEEL_TICK_MS  # a tick that comes so late was held up: sockets are read before deadlines are judged
 
@@ -487,11 +490,23 @@ cdef class Connection(WSListener):
         if self.turn != turn:                            # it counts on in a turn without output: a share comes sooner or later
             self.turn = turn
             self.work = 0
+        if acceptor.turn != turn:
+            acceptor.turn = turn
+            acceptor.work = 0
         self.work += work
-        if self.work > acceptor.share_work and not self.is_waiting:
+        acceptor.work += work
+        if not self.is_waiting and self.work > (
+                acceptor.share_work if acceptor.work <= acceptor.turn_work else acceptor.least_work):
             self.is_waiting = True
             self.transport.pause_reading()
             acceptor.wait(self)
+        return 0
+
+    cdef int spend_time(self, uint64_t started_ns) except -1:
+        """Count a message that has been handled since then, as far as it took longer than any message is counted."""
+        cdef uint64_t took_ns = clock_ns() - started_ns
+        if took_ns > MESSAGE_WORK:
+            self.spend(took_ns - MESSAGE_WORK)
         return 0
 
     def on_turn(self):
@@ -559,12 +574,15 @@ cdef class Connection(WSListener):
         self.messages_in += 1
         self.acceptor.messages_in += 1
         self.spend(MESSAGE_WORK)
+        cdef uint64_t started_ns = clock_ns()
         if self.client is not None:
             awaitable = self.acceptor.hub_receive(self.client, message)
+            self.spend_time(started_ns)
             if awaitable is not None:
                 self.task = self.acceptor.loop.create_task(self.handle(awaitable, False))
             return 0
         result = self.acceptor.hub_login(self, message)
+        self.spend_time(started_ns)
         if hasattr(result, "__await__"):
             self.task = self.acceptor.loop.create_task(self.handle(result, True))
             return 0
@@ -910,7 +928,7 @@ cdef class Connection(WSListener):
         elif self.phase == PHASE_CLOSING:
             self.is_evicted = self.is_evicted or self.subscriber.outbox_bytes > 0
             self.abort()
-        elif not self.awaits_pong or self.is_paused and self.may_have_answered():
+        elif not self.awaits_pong or (self.is_paused or self.is_waiting) and self.may_have_answered():
             self.send_ping()
         else:
             self.close(close_codes.NO_PONG)
@@ -970,6 +988,12 @@ cdef class Connection(WSListener):
             self.send_ping()
 
 
+cdef inline uint64_t clock_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <uint64_t>t.tv_sec * 1_000_000_000 + <uint64_t>t.tv_nsec
+
+
 cdef disarm(WSTransport transport):
     """Leave picows nothing but the parser: it writes nothing and closes nothing from here on."""
     transport.is_close_frame_sent = True                 # its send and send_close now return at once
@@ -1003,6 +1027,7 @@ cdef class Acceptor:
         self.waiting = []
         self.turn_work = turn_work
         self.share_work = turn_work
+        self.least_work = min(SHARE_WORK, turn_work)
         self.echoes = echoes
         self.fragments_limit = fragments_limit
         self.gate = Gate(settings) if gate is None else gate
@@ -1088,11 +1113,32 @@ cdef class Acceptor:
         return 0
 
     def next_turn(self):
-        """Whoever wanted more than its share goes on. Runs once all that was readable in this turn has been read."""
-        waiting, self.waiting = self.waiting, []
-        self.share_work = max(min(SHARE_WORK, self.turn_work), self.turn_work // len(waiting))
-        for connection in waiting:
-            (<Connection>connection).on_turn()
+        """Clients that wanted more than their share go on. Runs once all that was readable in this turn has been read.
+
+        What a single message asks for may be far more than a share. Clients of that kind take turns: as many go on as did
+        a turn's work together when they last went on, or one.
+        """
+        cdef Connection connection
+        cdef uint64_t heavy_work, room = self.turn_work
+        cdef bint is_first = True
+        cdef list going = [], staying = []
+        self.share_work = max(self.least_work, self.turn_work // len(self.waiting))
+        self.work = 0
+        heavy_work = HEAVY_SHARES * self.share_work
+        for connection in self.waiting:
+            if connection.work <= heavy_work or connection.phase >= PHASE_CLOSING:
+                going.append(connection)
+            elif is_first or connection.work <= room:
+                is_first = False
+                room -= min(room, connection.work)
+                going.append(connection)
+            else:
+                staying.append(connection)
+        self.waiting = staying
+        if staying:
+            self.loop.call_soon(self.next_turn)
+        for connection in going:
+            connection.on_turn()
 
     def tick(self):
         """Every 50 ms. After a longer turn all sockets are read once before deadlines are judged: a pong may wait there."""
