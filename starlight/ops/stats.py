@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from starlight.channels.channel import ChannelRecord
     from starlight.channels.hub import Hub
     from starlight.config.settings import Settings
-    from starlight.net.connection import Acceptor, Connection
+    from starlight.net.connection import Endpoint
+    from starlight.session.session import Session
 
 __all__ = [
     "CHANNEL_ORDERS",
@@ -78,7 +79,7 @@ class Source(Protocol):
     @property
     def hub(self) -> Hub: ...
     @property
-    def acceptor(self) -> Acceptor: ...
+    def acceptor(self) -> Endpoint: ...
     @property
     def ends(self) -> Ends: ...
     @property
@@ -241,7 +242,7 @@ class Stats:
         return {kind: counts[kind] for kind in KINDS}
 
     def refusals(self) -> dict[str, int]:
-        """Connections refused, or ended before their handshake was done, by cause: `_refusals.CAUSES`, all of them."""
+        """Connections refused, or ended before their handshake was done, by cause: `refusals.CAUSES`, all of them."""
         return {cause: self.node.acceptor.gate.refusals.counts[cause] for cause in CAUSES}
 
     def refused_logins(self) -> dict[str, int]:
@@ -278,7 +279,7 @@ class Stats:
         """
         weigh = _WEIGHTS[order]
 
-        def weight(connection: Connection) -> int | None:
+        def weight(connection: Session) -> int | None:
             if user is not None and (connection.client is None or connection.client.user != user):
                 return None
             return weigh(connection, now_ms)
@@ -292,7 +293,7 @@ class Stats:
             await asyncio.sleep(0)
         return {"now": round(time.time(), 3), "total": total, "offset": offset, "connections": rows}
 
-    def _connections(self) -> Iterator[list[Connection]]:
+    def _connections(self) -> Iterator[list[Session]]:
         """All connections in slices, each once; to be taken one by one, with turns of the loop between."""
         core = self.node.core
         seen: set[int] = set()
@@ -304,7 +305,7 @@ class Stats:
             yield some
             end = min(end - SLICE, subscribers(core))
 
-    async def find_connection(self, number: int) -> Connection | None:
+    async def find_connection(self, number: int) -> Session | None:
         """The connection with this id in `connz`; None if it is gone."""
         for some in self._connections():
             for connection in some:
@@ -421,18 +422,18 @@ async def _largest(
     return total, page
 
 
-def _age_ms(connection: Connection, now_ms: int) -> int | None:
+def _age_ms(connection: Session, now_ms: int) -> int | None:
     """How long the oldest message in its outbox has waited."""
     oldest_ms = connection.subscriber.oldest_ms
     return None if oldest_ms is None else (now_ms - oldest_ms) & _CLOCK_MASK
 
 
-def _age_or_nothing(connection: Connection, now_ms: int) -> int:
+def _age_or_nothing(connection: Session, now_ms: int) -> int:
     age_ms = _age_ms(connection, now_ms)
     return -1 if age_ms is None else age_ms
 
 
-_WEIGHTS: Final[dict[str, Callable[[Connection, int], int]]] = {
+_WEIGHTS: Final[dict[str, Callable[[Session, int], int]]] = {
     "outbox": lambda connection, _: connection.subscriber.outbox_bytes,
     "oldest": _age_or_nothing,
     "messages_in": lambda connection, _: connection.messages_in,
@@ -440,7 +441,7 @@ _WEIGHTS: Final[dict[str, Callable[[Connection, int], int]]] = {
 }
 
 
-def _connection_row(connection: Connection, now_ms: int) -> dict[str, Any]:
+def _connection_row(connection: Session, now_ms: int) -> dict[str, Any]:
     client, subscriber = connection.client, connection.subscriber
     return {
         "id": connection.number,

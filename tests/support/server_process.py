@@ -29,6 +29,7 @@ from starlight.counts import CodeCounts
 from starlight.net.connection import Connection
 from starlight.server.node import Node
 from starlight.session.counts import ConnectionCounts
+from starlight.session.session import Session
 from tests.support.raw_client import LIVE_COUNTERS, Errors, open_files, resident_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +111,7 @@ class Served:
         return {
             "connections": self.node.connections,
             "live": sum(core[name] for name in LIVE_COUNTERS) + sum(self.node.hub.counters().values()),
-            "objects": sum(type(item) is Connection for item in gc.get_objects()),
+            "objects": sum(type(item) in (Connection, Session) for item in gc.get_objects()),
             "files": open_files(),
             "resident_bytes": resident_bytes(),
             "cpu_s": sum(os.times()[:2]),

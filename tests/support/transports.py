@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from starlight.net.connection import Acceptor
+from starlight.net.connection import Endpoint
 from starlight.server.node import Node
 
 __all__ = ["HidingNode"]
@@ -80,7 +80,7 @@ class HidingProtocol(asyncio.BufferedProtocol):
 class HidingNode(Node):
     """A node that has to write through its transports."""
 
-    async def _listen(self, acceptor: Acceptor, listening: Sequence[socket.socket]) -> None:
+    async def _listen(self, acceptor: Endpoint, listening: Sequence[socket.socket]) -> None:
         loop = asyncio.get_running_loop()
         self._server = ServerListener(
             await loop.create_server(lambda: HidingProtocol(acceptor.protocol()), "127.0.0.1", 0)
