@@ -4,5 +4,6 @@
   And `SessionHost`, what the sessions of one node share.
 - `phases`: one table of all transitions. What is not in it raises.
 - `transport`: what a session asks of what carries its messages. `net.connection` is one; the tests have another.
-- `deadlines`: a timing wheel with one node per session. `counts`: what is counted of connections.
+- `counts`: what is counted of sessions and connections.
+- `deadlines`: a timing wheel with one node per session.
 """

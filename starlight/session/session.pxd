@@ -38,6 +38,9 @@ cdef class SessionHost:
     cdef list waiting                    # sessions that have had their share of this turn
     cdef uint64_t turn_work              # what clients that want more than they get are given in a turn, all together
     cdef uint64_t share_work             # what each client may make us do in a turn, see `Session.spend`
+    cdef uint64_t least_work             # the same, where all together have had the turn's
+    cdef uint64_t turn                   # the core's turn in which `work` was counted
+    cdef uint64_t work                   # what clients made us do in it, all together
     cdef double ticked_s                 # when the latest tick was, on the loop's clock
     cdef wheel_t wheel
     cdef deadline_t due                  # list of those whose deadline has come, while they are told
@@ -119,6 +122,7 @@ cdef class Session:
     cdef int happened(self, happening_t happening) except -1
     cdef int act(self, action_t action) except -1
     cdef int spend(self, uint64_t work) except -1
+    cdef int spend_time(self, uint64_t started_ns) except -1
     cdef bint must_wait(self) noexcept
     cdef bint is_holding(self) noexcept
     cdef bint is_at_rest(self) noexcept

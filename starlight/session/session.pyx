@@ -6,6 +6,7 @@ written goes through the core, as the session's subscriber. What can happen when
 Law: what a client makes us do is counted before it is done, in two ways. Where rates are set, each byte that is read and each
 frame or line is charged to the client's meter, which slows it down and ends it. And with or without rates, a client gets
 its share of a loop turn (`spend`): beyond it reading stops and messages are held until the next turn, when others have had theirs.
+A message is counted by its size and by the time that it took, as there are cheap ones that ask for much (a join of 256 channels).
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from collections import deque
 
 cimport cython
 from libc.stdint cimport uint8_t, uint64_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from starlight._fanout cimport Core, Subscriber
 from starlight.protocols.native._lines cimport Lines
 from starlight.session.deadlines cimport (WHEEL_SLOTS, WHEEL_TICK_MS, deadline_clear, deadline_set, deadline_t, list_init,
@@ -47,6 +49,7 @@ cdef enum:
     MESSAGE_WORK = 2048          # work is counted in bytes, about a nanosecond each: handling a message is as much as so many
     TURN_WORK = 2 * 1024 * 1024  # about 2 ms: what clients that want more than they get are given in a turn, all together
     SHARE_WORK = 32 * 1024       # what a client gets at least: about 15 messages
+    HEAVY_SHARES = 2             # who did more than so many shares in a turn goes on when a turn has room for as much again
     LATE_MS = 3 * WHEEL_TICK_MS  # a tick that comes so late was held up: sockets are read before deadlines are judged
 
 cdef object BY_CLIENT = Cause("client")
@@ -270,11 +273,22 @@ cdef class Session:
         if self.turn != turn:                            # it counts on in a turn without output: a share comes sooner or later
             self.turn = turn
             self.work = 0
+        if host.turn != turn:
+            host.turn = turn
+            host.work = 0
         self.work += work
-        if self.work > host.share_work and not self.is_waiting:
+        host.work += work
+        if not self.is_waiting and self.work > (host.share_work if host.work <= host.turn_work else host.least_work):
             self.is_waiting = True
             self.transport.pause_reading()
             host.wait(self)
+        return 0
+
+    cdef int spend_time(self, uint64_t started_ns) except -1:
+        """Count a message that has been handled since then, as far as it took longer than any message is counted."""
+        cdef uint64_t took_ns = clock_ns() - started_ns
+        if took_ns > MESSAGE_WORK and self.is_live():    # else it has closed meanwhile, and is read to its end
+            self.spend(took_ns - MESSAGE_WORK)
         return 0
 
     def on_turn(self):
@@ -366,12 +380,14 @@ cdef class Session:
         self.messages_in += 1
         host.messages_in += 1
         self.spend(MESSAGE_WORK)
+        cdef uint64_t started_ns = clock_ns()
         if self.client is not None:
             awaitable = host.hub_receive(self.client, message)
         else:
             awaitable = host.hub_login(self, message)
-            self.is_checking = awaitable is not None and self.client is None
+        self.spend_time(started_ns)
         if awaitable is not None:
+            self.is_checking = self.is_stranger()
             self.task = host.loop.create_task(self.handle(awaitable))
         return 0
 
@@ -670,7 +686,7 @@ cdef class Session:
 
     cdef int judge_peer(self) except -1:
         """A ping is due, or its pong."""
-        if not self.awaits_pong or self.is_stopped and self.may_have_answered():
+        if not self.awaits_pong or (self.is_stopped or self.is_waiting) and self.may_have_answered():
             return self.send_ping()
         self.close(close_codes.NO_PONG)
         return 0
@@ -726,6 +742,12 @@ cdef class Session:
             self.send_ping()
 
 
+cdef inline uint64_t clock_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <uint64_t>t.tv_sec * 1_000_000_000 + <uint64_t>t.tv_nsec
+
+
 # ---- what the sessions of one node share -----------------------------------------------------------------------------
 
 cdef class SessionHost:
@@ -740,14 +762,15 @@ cdef class SessionHost:
     def __init__(self, Core core not None, hub, settings, *, ends=None, dry_run=None, echoes=False, turn_work=TURN_WORK):
         self.core = core
         self.hub = hub
-        self.hub_login = getattr(hub, "login", None)
         commands = getattr(hub, "commands", None)
+        self.hub_login = getattr(hub, "login", None)
         self.hub_receive = getattr(commands, "receive", None)
         self.hub_count_bytes = getattr(commands, "count_bytes", None)
         self.hub_count_frames = getattr(commands, "count_frames", None)
         self.waiting = []
         self.turn_work = turn_work
         self.share_work = turn_work
+        self.least_work = min(SHARE_WORK, turn_work)
         self.echoes = echoes
         self.max_connections = settings.max_connections
         self.read_limit_bytes = settings.read_limit_bytes
@@ -823,11 +846,32 @@ cdef class SessionHost:
         return 0
 
     def next_turn(self):
-        """Those that wanted more than their share go on. Runs once all that was readable in this turn has been read."""
-        waiting, self.waiting = self.waiting, []
-        self.share_work = max(min(SHARE_WORK, self.turn_work), self.turn_work // len(waiting))
-        for session in waiting:
-            (<Session>session).on_turn()
+        """Clients that wanted more than their share go on. Runs once all that was readable in this turn has been read.
+
+        What a single message asks for may be far more than a share. Clients of that kind take turns: as many go on as did
+        a turn's work together when they last went on, or one.
+        """
+        cdef Session session
+        cdef uint64_t heavy_work, room = self.turn_work
+        cdef bint is_first = True
+        cdef list going = [], staying = []
+        self.share_work = max(self.least_work, self.turn_work // len(self.waiting))
+        self.work = 0
+        heavy_work = HEAVY_SHARES * self.share_work
+        for session in self.waiting:
+            if session.work <= heavy_work or session.phase >= PHASE_CLOSING:
+                going.append(session)
+            elif is_first or session.work <= room:
+                is_first = False
+                room -= min(room, session.work)
+                going.append(session)
+            else:
+                staying.append(session)
+        self.waiting = staying
+        if staying:
+            self.loop.call_soon(self.next_turn)
+        for session in going:
+            session.on_turn()
 
     def tick(self):
         """Every 50 ms. After a longer turn all sockets are read once before deadlines are judged: a pong may wait there."""
