@@ -1,7 +1,6 @@
 """A client, as hub and handlers see it, and what they see of the connection behind it.
 
-Clients belong to the hub: handlers read them, and of their private fields only `hub`, `commands` and `auth.login` know
-the meaning.
+Clients belong to the hub: handlers read them, `hub` and `commands` write them.
 """
 
 from __future__ import annotations
@@ -80,17 +79,20 @@ class Client:
         subscriber: the core's record of it.
         is_connected: True from the welcome until it is gone.
         last_error: the code of the last error reply it got; None if it got none.
+        is_busy: a handler of it (or `on_connect`) is under way, which `on_disconnect` comes behind.
+        heads: of its publications, by channel, and of its broadcasts, under ""; made at first use.
+        direct_head: of its directs; b"" until first used.
     """
 
     __slots__ = (
-        "_busy",
         "_channels",
         "_data",
-        "_direct_head",
-        "_heads",
         "_hub",
         "connection",
+        "direct_head",
+        "heads",
         "id",
+        "is_busy",
         "is_connected",
         "last_error",
         "login",
@@ -107,11 +109,11 @@ class Client:
         self.subscriber: Subscriber = connection.subscriber
         self.is_connected = False
         self.last_error: int | None = None
-        self._busy = False  # a handler (or on_connect) of this client is under way
+        self.is_busy = False
         self._channels: dict[str, ChannelRecord] = {}
         self._data: dict[str, Any] | None = None
-        self._direct_head = b""  # b"" until first used, as are the heads of publications and broadcasts
-        self._heads: dict[str, bytes] = {}
+        self.direct_head = b""
+        self.heads: dict[str, bytes] = {}
 
     @property
     def data(self) -> dict[str, Any]:

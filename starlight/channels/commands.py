@@ -126,7 +126,7 @@ class Commands:
 
     async def _finish(self, client: Client, id: int | str | None, work: Coroutine[Any, Any, None]) -> None:
         """A command that may have to wait, to its end."""
-        client._busy = True
+        client.is_busy = True
         try:
             await work
         except RequestError as error:
@@ -162,7 +162,7 @@ class Commands:
         subscribers = 0
         record = self._channels.get(name)
         if record is not None:
-            head = client._heads.get(name) or self._new_head(client, name)
+            head = client.heads.get(name) or self._new_head(client, name)
             subscribers = self._core_publish(record.channel, head, command.data, TAIL)
         elif len(name) > self._hub.name_limit_bytes:
             raise self._too_long()
@@ -172,7 +172,7 @@ class Commands:
             self._core_send(client.subscriber, replies.ok_publish(command.id, subscribers))
 
     def _new_head(self, client: Client, name: str) -> bytes:
-        heads = client._heads
+        heads = client.heads
         if len(heads) >= _HEADS_LIMIT:
             heads.clear()
         head = heads[name] = pushes.publication_head(name, client.user)
@@ -185,9 +185,9 @@ class Commands:
         clients = self._users.get(user)
         if clients is None:
             raise RequestError(ErrorCode.NOT_CONNECTED, "no client of that user is connected")
-        head = client._direct_head
+        head = client.direct_head
         if not head:
-            head = client._direct_head = pushes.direct_head(client.user)
+            head = client.direct_head = pushes.direct_head(client.user)
         reached = self._send_to(clients, head, command.data)
         if command.id is not None:
             self._core_send(client.subscriber, replies.ok_count(command.id, reached))
@@ -196,9 +196,9 @@ class Commands:
         if self.permissions is not None:
             self._require(client, "broadcast", "")
         # "" is no channel name, so the head of broadcasts has its place among the heads of publications
-        head = client._heads.get("")
+        head = client.heads.get("")
         if head is None:
-            head = client._heads[""] = pushes.broadcast_head(client.user)
+            head = client.heads[""] = pushes.broadcast_head(client.user)
         reached = self._core_publish(self._everyone, head, command.data, TAIL)
         if command.id is not None:
             self._core_send(client.subscriber, replies.ok_count(command.id, reached))

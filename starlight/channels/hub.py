@@ -194,12 +194,12 @@ class Hub:
         del clients[client]
         if not clients:
             del self.users[client.user]
-        if not client._busy:
+        if not client.is_busy:
             self._handlers.disconnect(client)
 
     def handler_ended(self, client: Client) -> None:
         """The async handler of a client that was under way is done; `on_disconnect` may run now, if it has gone."""
-        client._busy = False
+        client.is_busy = False
         if not client.is_connected:
             self._handlers.disconnect(client)  # put off by `disconnect`, so that it comes after the handler
 
@@ -315,7 +315,7 @@ class Hub:
 
     async def _greet(self, client: Client) -> None:
         """Run `on_connect`. Raises `CloseConnection` if a handler does, and 1013 if one takes too long."""
-        client._busy = True
+        client.is_busy = True
         try:
             await self.logins.in_time(self._handlers.connect(client), "its on_connect")
         finally:
