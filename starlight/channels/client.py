@@ -18,7 +18,6 @@ from starlight.ends import APPLICATION, Cause
 
 if TYPE_CHECKING:
     from starlight._fanout import Subscriber
-    from starlight.channels.channel import ChannelRecord
     from starlight.channels.hub import Hub
 
 __all__ = ["Client", "Connection"]
@@ -32,6 +31,7 @@ class Connection(Protocol):
         peername: the other end's address; None if the socket has none.
         subprotocol: the one that was negotiated.
         is_open: False once it is closing or closed.
+        client: the one that has logged in with it, while it is in the hub; None before and after.
     """
 
     @property
@@ -42,6 +42,8 @@ class Connection(Protocol):
     def subprotocol(self) -> str: ...
     @property
     def is_open(self) -> bool: ...
+    @property
+    def client(self) -> Client | None: ...
 
     @property
     def silent_ms(self) -> int:
@@ -87,7 +89,6 @@ class Client:
 
     __slots__ = (
         "_busy",
-        "_channels",
         "_data",
         "_direct_head",
         "_due_second",
@@ -132,7 +133,6 @@ class Client:
         self.is_connected = False
         self.last_error: int | None = None
         self._busy = False  # an async handler (or on_connect) of this client is under way
-        self._channels: dict[str, ChannelRecord] = {}
         self._data: dict[str, Any] | None = None
         self._direct_head = b""  # b"" until first used, as are the heads of publications and broadcasts
         self._heads: dict[str, bytes] = {}
@@ -159,7 +159,12 @@ class Client:
     @property
     def channels(self) -> list[str]:
         """Names of the channels it has joined, in the order of joining."""
-        return list(self._channels)
+        return self.subscriber.channels()
+
+    @property
+    def n_channels(self) -> int:
+        """How many channels it has joined."""
+        return max(0, self.subscriber.n_memberships - 1)  # one is that of everyone
 
     def send(self, data: object) -> None:
         """Push `server {data}` to this client alone; nothing happens if it is gone. TypeError if it isn't JSON."""

@@ -60,6 +60,7 @@ class PairConnection:
         self.peername: tuple[Any, ...] | None = None
         self.subprotocol = "starlight.v1"
         self.is_open = True
+        self.client: Client | None = None
         self.closed_with: int | None = None
         self.paused_s = 0.0
         self.probes = 0
@@ -118,7 +119,7 @@ class Member:
         self.connection = PairConnection(core)
         client = hub.login(self.connection, orjson.dumps({"type": "login", "user": user}))
         assert isinstance(client, Client)
-        self.client = client
+        self.client = self.connection.client = client
         assert hub.greet(client) is None
         self.welcome = self.heard()[0]
 
