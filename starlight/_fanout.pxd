@@ -22,6 +22,10 @@ cdef class Subscriber:
     cdef object transport        # what to write through when s.fd < 0
     cdef list left               # names of channels that the core took it out of, until `leave_all`; None: none
 
+    cdef inline bint has_events(self) noexcept:
+        """Whether the core is about to act on it: evict it, or find it broken. To be asked before it is detached."""
+        return self.s.events != 0
+
 
 cdef class Core:
     cdef core_t c
@@ -51,6 +55,10 @@ cdef class Core:
     cpdef uint64_t now_ms(self) except? 0
     cpdef uint64_t stopped_ms(self) except? 0
     cdef int pong(self, Subscriber subscriber, const char* payload, Py_ssize_t size) except -1
+    cdef inline uint64_t turn(self) noexcept:
+        """The number of this turn: of those that ended, one more at each end."""
+        return self.c.totals.turns
+
     cdef int check_thread(self) except -1
     cdef int schedule(self) except -1
     cdef int after_append(self) except -1

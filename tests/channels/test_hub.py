@@ -9,7 +9,6 @@ import pytest
 
 from starlight import ChannelOptions
 from starlight.auth.limits import Limits
-from starlight.channels.client import Client
 from starlight.channels.options import OptionsByPattern
 from starlight.errors import CloseConnection
 from tests.support.fakes import Member, Stage, publication
@@ -27,8 +26,10 @@ def test_welcome_names_user_client_node_and_the_pings(ann: Member):
 
 def test_welcome_echoes_the_id_and_users_may_have_any_letters(stage: Stage):
     connection = stage.connection()
-    client = stage.hub.login(connection, '{"type":"login","user":"Zoë 🦊","id":"first"}'.encode())
-    assert isinstance(client, Client)
+    message = '{"type":"login","user":"Zoë 🦊","id":"first"}'
+    assert stage.hub.login(connection, message.encode()) is None
+    client = connection.client
+    assert client is not None
     [welcome] = connection.messages()
     assert (welcome["id"], welcome["user"], client.user) == ("first", "Zoë 🦊", "Zoë 🦊")
     connection.destroy()
@@ -115,7 +116,7 @@ def test_a_record_may_outlive_its_members(stage: Stage, ann: Member, bob: Member
     assert stage.hub.channels["c"] is record
     assert bob.ask("publish", channel="c", data=1)["subscribers"] == 0
     assert bob.ask("presence", channel="c")["users"] == []
-    assert stage.hub.counts["unheard"] == 1
+    assert stage.hub.counts.unheard == 1
     bob.ask("join", channel="c")
     assert stage.hub.channels["c"] is record and len(record.members) == 1
     bob.leave_hub()
