@@ -285,10 +285,12 @@ class Hub:
         if not commands.is_channel(channel):
             raise ValueError(f"{channel!r} is not a channel name")
         record = self.channels.get(channel)
-        if record is None:
+        subscribers = 0
+        if record is not None:
+            subscribers = self._core_publish(record.members, pushes.publication_head(channel, None), data, TAIL)
+        if not subscribers:
             self.counts.unheard += 1
-            return 0
-        return self._core_publish(record.members, pushes.publication_head(channel, None), data, TAIL)
+        return subscribers
 
     def push_to_everyone(self, data: bytes) -> int:
         """Broadcast with `from` null to every client; returns their number."""
