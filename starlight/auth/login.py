@@ -17,12 +17,14 @@ from orjson import JSONDecodeError, loads
 from starlight import close_codes
 from starlight.auth.dry_run import DryRun
 from starlight.auth.identity import Authenticator, Identity, TokenAuth
+from starlight.auth.limits import Limits
 from starlight.auth.session_tokens import EXPIRING_S, Expiries, Revocations, Session, Sessions
 from starlight.close_codes import ErrorCode
+from starlight.config.reconfigure import Commit
+from starlight.config.settings import Settings
 from starlight.errors import CloseConnection, KeysUnavailable, RequestError, TokenRefused
 
 if TYPE_CHECKING:
-    from starlight.auth.limits import Limits
     from starlight.channels.client import Client
 
 __all__ = ["CHECK_TIMEOUT_S", "REVOKED_S", "Logins", "read_login"]
@@ -108,10 +110,15 @@ class Logins:
         if not task.cancelled():
             task.exception()  # nobody wants to know
 
-    def change(self, limits: Limits, name_limit_bytes: int) -> None:
-        """Other limits for logins to come."""
-        self.limits = limits
-        self._name_limit_bytes = name_limit_bytes
+    def reconfigure(self, settings: Settings) -> Commit:
+        """Other limits for logins to come: see `config.reconfigure`."""
+        limits = Limits.of(settings)
+
+        def commit() -> None:
+            self.limits = limits
+            self._name_limit_bytes = settings.name_limit_bytes
+
+        return commit
 
     def admit(self, client: Client, present: int) -> None:
         """The last checks of a login, then its session.

@@ -29,6 +29,8 @@ from starlight.channels.channel import ChannelRecord
 from starlight.channels.client import Client, Connection
 from starlight.channels.commands import Commands
 from starlight.channels.handlers import FAILURES, Handlers, is_awaitable
+from starlight.config.reconfigure import Commit
+from starlight.config.settings import Settings
 from starlight.ends import Cause, Ends
 from starlight.errors import CloseConnection, RequestError
 from starlight.protocols.native import commands, pushes, replies
@@ -60,6 +62,7 @@ class Hub:
         handlers: the application's; none by default.
         authenticator: who a login is; by default it is believed.
         permissions: what a client may do; everything by default.
+        permit: makes them anew of changed settings; None: they stay.
         node: a name of this run of the node, for `welcome` and for client ids.
         ping_interval_s: told in `welcome`.
         pong_timeout_s: told in `welcome`.
@@ -94,6 +97,7 @@ class Hub:
         handlers: Handlers | None = None,
         authenticator: Authenticator | None = None,
         permissions: Permissions | None = None,
+        permit: Callable[[Settings], Permissions | None] | None = None,
         node: str = "node",
         ping_interval_s: float = 25.0,
         pong_timeout_s: float = 10.0,
@@ -118,6 +122,7 @@ class Hub:
         self._everyone = core.everyone
         self._handlers = handlers or Handlers()
         self.authenticator = authenticator or NoAuth()
+        self._permit = permit
         self._ping_interval_s = ping_interval_s
         self._pong_timeout_s = pong_timeout_s
         self.channels_limit = channels_limit
@@ -417,16 +422,22 @@ class Hub:
 
     # --- other limits and permissions ----------------------------------------------------------------------------
 
-    def change(self, limits: Limits, *, channels_limit: int, clients_limit: int, name_limit_bytes: int) -> None:
-        """Take other limits over, for what is asked from now on; see the constructor. Call `review` after it."""
-        self.channels_limit = channels_limit
-        self.clients_limit = clients_limit
-        self.name_limit_bytes = name_limit_bytes
-        self.logins.change(limits, name_limit_bytes)
+    def reconfigure(self, settings: Settings) -> Commit:
+        """Other limits and permissions for what is asked from now on: see `config.reconfigure`. Raises `ConfigError`.
 
-    def permit(self, permissions: Permissions | None) -> None:
-        """Take other permissions over, for what is asked from now on: they know no verdicts. Call `review` after it."""
-        self.commands.permissions = permissions
+        `review` is for who is connected already; call it after the commit.
+        """
+        permissions = self.commands.permissions if self._permit is None else self._permit(settings)
+        limit_logins = self.logins.reconfigure(settings)
+
+        def commit() -> None:
+            self.channels_limit = settings.channels_per_client
+            self.clients_limit = settings.clients_per_channel
+            self.name_limit_bytes = settings.name_limit_bytes
+            self.commands.permissions = permissions  # new ones know no verdicts
+            limit_logins()
+
+        return commit
 
     def review(self, retry_ms: Callable[[], int], *, rates: bool) -> Iterator[bool]:
         """Bring who is connected in line with changed limits and permissions, as far as the result is iterated.

@@ -16,12 +16,15 @@ import logging
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from starlight import close_codes
 from starlight.ends import Cause
 
-__all__ = ["Acceptor", "Drain", "retry_ms"]
+if TYPE_CHECKING:
+    from starlight.net.connection import Acceptor, Connection
+
+__all__ = ["Drain", "retry_ms"]
 
 log = logging.getLogger(__name__)
 
@@ -51,32 +54,6 @@ DRAIN: Final = Cause("drain")
 def retry_ms() -> int:
     """When a client that is sent away shall come back, in milliseconds: each at a time of its own."""
     return random.randint(RETRY_MIN_MS, RETRY_MAX_MS)
-
-
-class Connection(Protocol):
-    """What is asked of a connection."""
-
-    @property
-    def is_open(self) -> bool: ...
-    def close(
-        self, code: int, reason: str | None = None, retry_ms: int | None = None, cause: Cause | None = None
-    ) -> None: ...
-    def abort(self) -> None: ...
-
-
-class Core(Protocol):
-    """What is asked of the core."""
-
-    def owners(self) -> Sequence[object]: ...
-
-
-class Acceptor(Protocol):
-    """What is asked of the acceptor."""
-
-    @property
-    def core(self) -> Core: ...
-    @property
-    def connections(self) -> int: ...
 
 
 class Drain:
