@@ -31,7 +31,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-__all__ = ["LISTEN_BACKLOG", "Address", "Listener", "bind_all"]
+__all__ = ["LISTEN_BACKLOG", "Address", "Listener", "bind_all", "has_free_files"]
 
 log = logging.getLogger(__name__)
 
@@ -196,9 +196,9 @@ class Listener:
         """Judge by the free descriptors whether to rest or to go on."""
         self._look_later()
         if not self.is_resting:
-            if not _has_free_files(self._reserve):
+            if not has_free_files(self._reserve):
                 self._rest(f"fewer than {self._reserve} file descriptors are left")
-        elif self._loop.time() >= self._rest_until_s and _has_free_files(2 * self._reserve or 1):
+        elif self._loop.time() >= self._rest_until_s and has_free_files(2 * self._reserve or 1):
             self.is_resting = False
             self._watch_sockets()
             log.warning("%s accepts connections again", self._name)
@@ -213,7 +213,7 @@ class Listener:
         log.warning("%s accepts no connections for now, which wait in the kernel: %s", self._name, reason)
 
 
-def _has_free_files(wanted: int) -> bool:
+def has_free_files(wanted: int) -> bool:
     """Whether the process can open so many more files."""
     opened: list[int] = []
     try:

@@ -22,7 +22,8 @@ from starlight import close_codes
 from starlight.ends import Cause
 
 if TYPE_CHECKING:
-    from starlight.net.connection import Acceptor, Connection
+    from starlight.net.connection import Endpoint
+    from starlight.session.session import Session
 
 __all__ = ["Drain", "retry_ms"]
 
@@ -69,7 +70,7 @@ class Drain:
 
     def __init__(
         self,
-        acceptor: Acceptor,
+        acceptor: Endpoint,
         rate: int,
         deadline_s: float,
         end_handshakes: Callable[[], None],
@@ -84,7 +85,7 @@ class Drain:
         self._asked_rate = rate
         self._rate = self._rate_in_time(rate)
         self._credit = max(1.0, self._rate * TICK_S)
-        self._waiting: list[Connection] = []
+        self._waiting: list[Session] = []
 
     def hurry(self, deadline_s: float) -> None:
         """An earlier deadline; a later one changes nothing, as the first was promised to whoever waits."""
@@ -131,7 +132,7 @@ class Drain:
     def _send_away(self) -> None:
         """Close as many connections as the rate allows by now; each client comes back at a time of its own."""
         if not self._waiting:  # from the second time on, those whose handshake has ended since
-            owners = cast("Sequence[Connection]", self._acceptor.core.owners())
+            owners = cast("Sequence[Session]", self._acceptor.core.owners())
             self._waiting = [connection for connection in owners if connection.is_open]
             random.shuffle(self._waiting)
         while self._waiting and self._credit >= 1:
@@ -143,6 +144,6 @@ class Drain:
 
     async def _cut_off(self) -> None:
         """Close the sockets that are left, and let the loop notice."""
-        for connection in cast("Sequence[Connection]", self._acceptor.core.owners()):
+        for connection in cast("Sequence[Session]", self._acceptor.core.owners()):
             connection.abort()
         await asyncio.sleep(0)

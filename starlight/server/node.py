@@ -26,7 +26,7 @@ from starlight.auth.dry_run import DryRun
 from starlight.auth.identity import Authenticator, NoAuth, Permissions, TokenAuth, make_authenticator, refuse_strangers
 from starlight.auth.limits import Limits, internal_connections
 from starlight.auth.permissions import make_permissions
-from starlight.channels.handlers import Handlers, Timer, call_logged
+from starlight.channels.handlers import Handlers, Timer
 from starlight.channels.hub import Hub
 from starlight.config.reconfigure import Commit, Reconfigure
 from starlight.config.settings import Settings
@@ -34,7 +34,7 @@ from starlight.config.units import format_duration, format_size
 from starlight.ends import Cause, Ends
 from starlight.errors import ListenFailed, NotServing
 from starlight.net.accept import Listener, bind_all
-from starlight.net.connection import Acceptor
+from starlight.net.connection import Endpoint
 from starlight.net.gate import Gate
 from starlight.net.tls import Certificate, TlsHandshakes
 from starlight.net.transports import Transports
@@ -108,7 +108,7 @@ class Node:
         """True from the start until the last connection is gone."""
         self.is_draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._acceptor: Acceptor | None = None
+        self._acceptor: Endpoint | None = None
         self._listener: Listener | None = None
         self._transports: Transports | None = None
         self._timers: list[asyncio.Task[None]] = []
@@ -182,7 +182,7 @@ class Node:
             raise
 
     async def _start(
-        self, loop: asyncio.AbstractEventLoop, acceptor: Acceptor, listening: Sequence[socket.socket]
+        self, loop: asyncio.AbstractEventLoop, acceptor: Endpoint, listening: Sequence[socket.socket]
     ) -> None:
         """The steps of the start that may fail, or be cancelled."""
         await self._internal.listen()
@@ -221,11 +221,11 @@ class Node:
             self.core.unbind()
             self.is_serving = False
 
-    def make_acceptor(self) -> Acceptor:
+    def make_acceptor(self) -> Endpoint:
         """What its connections share; `starlight.server.conformance` has another one."""
-        return Acceptor(self.core, self.hub, self.settings, gate=self._gate, ends=self.ends, dry_run=self.dry_run)
+        return Endpoint(self.core, self.hub, self.settings, gate=self._gate, ends=self.ends, dry_run=self.dry_run)
 
-    async def _listen(self, acceptor: Acceptor, listening: Sequence[socket.socket]) -> None:
+    async def _listen(self, acceptor: Endpoint, listening: Sequence[socket.socket]) -> None:
         host, port = self.settings.host, self.settings.port
         tls = None
         if self._certificate is not None:
@@ -274,7 +274,7 @@ class Node:
         return listener is not None and bool(listener.sockets) and not listener.is_resting
 
     @property
-    def acceptor(self) -> Acceptor:
+    def acceptor(self) -> Endpoint:
         """What its connections share. Raises RuntimeError before the start."""
         if self._acceptor is None:
             raise RuntimeError("the node has not been started")
@@ -511,7 +511,5 @@ async def _run_timer(timer: Timer) -> None:
     due_s = loop.time() + timer.seconds
     while True:
         await asyncio.sleep(due_s - loop.time())
-        pending = call_logged(timer.handler, ())
-        if pending is not None:
-            await pending
+        await timer.handler.run_logged()
         due_s += timer.seconds * max(1, math.ceil((loop.time() - due_s) / timer.seconds))

@@ -123,7 +123,7 @@ async def test_it_rests_before_the_last_descriptors_are_used_and_goes_on_with_tw
     monkeypatch: pytest.MonkeyPatch,
 ):
     free = 1_000
-    monkeypatch.setattr(accept, "_has_free_files", lambda wanted: free >= wanted)
+    monkeypatch.setattr(accept, "has_free_files", lambda wanted: free >= wanted)
     port, internal = await Port.open(reserve=16), await Port.open(reserve=0)
     free = 15
     await eventually(lambda: port.listener.is_resting)
@@ -141,7 +141,7 @@ async def test_it_rests_before_the_last_descriptors_are_used_and_goes_on_with_tw
 
 async def test_it_also_rests_and_empties_its_queue_where_the_loop_accepts(monkeypatch: pytest.MonkeyPatch):
     free = 1_000
-    monkeypatch.setattr(accept, "_has_free_files", lambda wanted: free >= wanted)
+    monkeypatch.setattr(accept, "has_free_files", lambda wanted: free >= wanted)
     made: list[asyncio.Protocol] = []
 
     def make_protocol() -> asyncio.Protocol:
@@ -172,17 +172,17 @@ async def test_free_descriptors_are_counted_and_given_back():
     os.close(lowest_free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 10, limits[1]))
     try:
-        assert accept._has_free_files(0)
-        assert not accept._has_free_files(11)
+        assert accept.has_free_files(0)
+        assert not accept.has_free_files(11)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert accept._has_free_files(11)
+    assert accept.has_free_files(11)
     assert len(os.listdir("/proc/self/fd")) == opened
 
 
 @pytest.mark.parametrize("is_resting", [False, True], ids=["accepting", "resting"])
 async def test_what_waits_at_the_end_is_accepted_also_if_it_rested(is_resting: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(accept, "_has_free_files", lambda wanted: not is_resting)
+    monkeypatch.setattr(accept, "has_free_files", lambda wanted: not is_resting)
     port = await Port.open()
     if is_resting:
         await eventually(lambda: port.listener.is_resting)

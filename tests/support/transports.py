@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from starlight.net.connection import Acceptor
+from starlight.net.connection import Endpoint
 from starlight.server.node import Node
 
 __all__ = ["HidingNode"]
@@ -58,8 +58,8 @@ class HidingProtocol(asyncio.BufferedProtocol):
         self._inner.buffer_updated(nbytes)
 
 
-class HidingAcceptor(Acceptor):
-    """An acceptor whose connections have transports that hide their descriptors."""
+class HidingEndpoint(Endpoint):
+    """An endpoint whose connections have transports that hide their descriptors."""
 
     def protocol(self) -> Any:
         return HidingProtocol(super().protocol())
@@ -68,5 +68,5 @@ class HidingAcceptor(Acceptor):
 class HidingNode(Node):
     """A node that has to write through its transports."""
 
-    def make_acceptor(self) -> Acceptor:
-        return HidingAcceptor(self.core, self.hub, self.settings, gate=self._gate, ends=self.ends, dry_run=self.dry_run)
+    def make_acceptor(self) -> Endpoint:
+        return HidingEndpoint(self.core, self.hub, self.settings, gate=self._gate, ends=self.ends, dry_run=self.dry_run)
