@@ -19,7 +19,7 @@ from starlight import close_codes
 from starlight.auth.dry_run import DryRun
 from starlight.auth.identity import Authenticator, Identity, TokenAuth
 from starlight.auth.limits import Faults, Limits, Meter
-from starlight.auth.session_tokens import EXPIRING_S, Expiries, Revocations, Session, Sessions
+from starlight.auth.session_tokens import EXPIRING_S, Expiries, Revocations, SessionClaims, Sessions
 from starlight.close_codes import ErrorCode
 from starlight.config.reconfigure import Commit
 from starlight.config.settings import Settings
@@ -264,7 +264,9 @@ class Logins(Generic[C]):
             expires = min(expires, now + self._sessions.ttl_s)
             login.token_id = login.token_id or secrets.token_hex(8)
             groups = tuple(sorted(login.groups))
-            login.session = self._sessions.issue(Session(login.user, groups, expires, login.issued, login.token_id))
+            login.session = self._sessions.issue(
+                SessionClaims(login.user, groups, expires, login.issued, login.token_id)
+            )
         login.expires = int(expires)
         self.forget(client)
         login.ends_s = self._clock() + expires - now

@@ -26,7 +26,7 @@ from starlight.config.reconfigure import Commit
 from starlight.config.settings import Settings
 from starlight.errors import ConfigError, TokenRefused
 
-__all__ = ["EXPIRING_S", "REVOCATIONS_LIMIT", "Expiries", "Revocations", "Session", "Sessions", "make_sessions",
+__all__ = ["EXPIRING_S", "REVOCATIONS_LIMIT", "Expiries", "Revocations", "SessionClaims", "Sessions", "make_sessions",
            "read_secret"]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ _RANDOM_KEY: Final = (
 )
 
 
-class Session(NamedTuple):
+class SessionClaims(NamedTuple):
     """What a session token says: the fields of `tokens.Claims` without the leeway.
 
     Attributes:
@@ -123,13 +123,13 @@ class Sessions:
 
         return commit
 
-    def issue(self, session: Session) -> str | None:
+    def issue(self, session: SessionClaims) -> str | None:
         """The token for a session; None if it would be too long, as with thousands of groups."""
         body = urlsafe_b64encode(dumps(tuple(session))).rstrip(b"=")
         token = f"{PREFIX}{body.decode()}.{_signature(body, self._key)}"
         return token if len(token) <= SESSION_LIMIT_BYTES else None
 
-    def verify(self, token: str) -> Session:
+    def verify(self, token: str) -> SessionClaims:
         """What a token says. Raises `TokenRefused` for one that we didn't make, or that has ended."""
         if len(token) > SESSION_LIMIT_BYTES:
             raise TokenRefused("too long")
@@ -141,7 +141,7 @@ class Sessions:
         user, groups, expires, issued, token_id = loads(urlsafe_b64decode(body + "=" * (-len(body) % 4)))
         if expires <= self.clock():
             raise TokenRefused("expired", is_expired=True, user=user)
-        return Session(user, tuple(groups), expires, issued, token_id)
+        return SessionClaims(user, tuple(groups), expires, issued, token_id)
 
     def _has_signed(self, body: bytes, signature: str) -> bool:
         keys = (self._key,) if self._previous_key is None else (self._key, self._previous_key)

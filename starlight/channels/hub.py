@@ -24,7 +24,7 @@ from starlight.auth.login import CHECK_TIMEOUT_S, REVOKED_S, Logins, LoginState
 from starlight.auth.session_tokens import Sessions
 from starlight.auth.user_room import UserRoom
 from starlight.channels.channel import ChannelRecord
-from starlight.channels.client import Client, Connection
+from starlight.channels.client import Client, ClientConnection
 from starlight.channels.commands import Commands
 from starlight.channels.handlers import FAILURES, Handlers
 from starlight.close_codes import ErrorCode
@@ -175,13 +175,13 @@ class Hub:
 
     # --- the connection's side -----------------------------------------------------------------------------------
 
-    def login(self, connection: Connection, message: bytes) -> Awaitable[None] | None:
+    def login(self, connection: ClientConnection, message: bytes) -> Awaitable[None] | None:
         """Log a connection in with its first message: check it, welcome it, tell it so, and run `on_connect`.
 
         Returns None when all is done, or an awaitable of the rest if the authenticator, a check or `on_connect` is
         async, or the user's other connections have to make room. Raises `CloseConnection` (also out of the awaitable):
         4501 for a message that is no proper login, 4500 or the like for a refused one. To be cancelled if the
-        connection ends before `Connection.on_login`.
+        connection ends before `ClientConnection.on_login`.
         """
         return begin(self._log_in(connection, message))
 
@@ -296,7 +296,7 @@ class Hub:
 
     # --- login ---------------------------------------------------------------------------------------------------
 
-    async def _log_in(self, connection: Connection, message: bytes) -> None:
+    async def _log_in(self, connection: ClientConnection, message: bytes) -> None:
         """The whole way of a login: from its message to the end of `on_connect`."""
         login = _decode_login(message)
         identity = await self.logins.identity(self.authenticator, login)

@@ -68,6 +68,7 @@ from starlight.protocols.native.lines import SUBPROTOCOLS, V1
 
 __all__ = [
     "Broadcast",
+    "ChannelPresence",
     "Direct",
     "Expiring",
     "Gap",
@@ -75,7 +76,6 @@ __all__ = [
     "JoinedChannel",
     "Left",
     "Message",
-    "Presence",
     "Publication",
     "Receipt",
     "Server",
@@ -108,7 +108,7 @@ class Receipt(NamedTuple):
     """Its place in the channel; None in a channel without history."""
 
 
-class Presence(NamedTuple):
+class ChannelPresence(NamedTuple):
     """Who is in a channel."""
 
     users: list[str]
@@ -342,13 +342,13 @@ class StarlightClient:
         """
         return (await self._ask(type, data=data, timeout_s=timeout_s)).data
 
-    async def presence(self, channel: str, *, limit: int | None = None) -> Presence:
+    async def presence(self, channel: str, *, limit: int | None = None) -> ChannelPresence:
         """Who is in a channel: at most `limit` users (100 if None, at most 1,000), and the number of all clients.
 
         Raises: as `publish`.
         """
         reply = await self._ask("presence", channel=channel, limit=limit)
-        return Presence(reply.users, reply.clients)
+        return ChannelPresence(reply.users, reply.clients)
 
     async def refresh(self, token: str) -> int | None:
         """Renew the login with a new token, on the open connection; returns when it ends now, in Unix seconds.
