@@ -16,7 +16,6 @@ from starlight.ends import APPLICATION, Cause
 
 if TYPE_CHECKING:
     from starlight._fanout import Subscriber
-    from starlight.channels.channel import ChannelRecord
     from starlight.channels.hub import Hub
 
 __all__ = ["Client", "ClientConnection"]
@@ -30,6 +29,7 @@ class ClientConnection(Protocol):
         peername: the other end's address; None if the socket has none.
         subprotocol: the one that was negotiated.
         is_open: False once it is closing or closed.
+        client: the one that has logged in with it, while it is in the hub; None before and after.
     """
 
     @property
@@ -40,6 +40,8 @@ class ClientConnection(Protocol):
     def subprotocol(self) -> str: ...
     @property
     def is_open(self) -> bool: ...
+    @property
+    def client(self) -> Client | None: ...
 
     @property
     def silent_ms(self) -> int:
@@ -85,7 +87,6 @@ class Client:
     """
 
     __slots__ = (
-        "_channels",
         "_data",
         "_hub",
         "connection",
@@ -110,7 +111,6 @@ class Client:
         self.is_connected = False
         self.last_error: int | None = None
         self.is_busy = False
-        self._channels: dict[str, ChannelRecord] = {}
         self._data: dict[str, Any] | None = None
         self.direct_head = b""
         self.heads: dict[str, bytes] = {}
@@ -154,7 +154,12 @@ class Client:
     @property
     def channels(self) -> list[str]:
         """Names of the channels it has joined, in the order of joining."""
-        return list(self._channels)
+        return self.subscriber.channels()
+
+    @property
+    def n_channels(self) -> int:
+        """How many channels it has joined."""
+        return max(0, self.subscriber.n_memberships - 1)  # one is that of everyone
 
     def send(self, data: object) -> None:
         """Push `server {data}` to this client alone; nothing happens if it is gone. TypeError if it isn't JSON."""

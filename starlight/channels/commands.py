@@ -21,6 +21,7 @@ from starlight.auth.dry_run import DryRun
 from starlight.auth.identity import Action, Identity, Permissions
 from starlight.auth.limits import CatchUp, Faults, Meter
 from starlight.channels.handlers import FAILURES, Handlers
+from starlight.channels.presence import Presence
 from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, RequestError
 from starlight.protocols.native import commands, pushes, replies
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from starlight._fanout import Core
     from starlight.channels.client import Client
     from starlight.channels.hub import Hub
+    from starlight.channels.options import ChannelOptions
 
 __all__ = ["Commands"]
 
@@ -163,10 +165,10 @@ class Commands:
         record = self._channels.get(name)
         if record is not None:
             head = client.heads.get(name) or self._new_head(client, name)
-            subscribers = self._core_publish(record.channel, head, command.data, TAIL)
+            subscribers = self._core_publish(record.members, head, command.data, TAIL)
         elif len(name) > self._hub.name_limit_bytes:
             raise self._too_long()
-        else:
+        if not subscribers:
             self._counts.unheard += 1
         if command.id is not None:
             self._core_send(client.subscriber, replies.ok_publish(command.id, subscribers))
@@ -209,7 +211,7 @@ class Commands:
             return
         name = command.channel
         assert name is not None  # the decoder has seen to it
-        self._check_join(client, name, len(client._channels))
+        self._check_join(client, name, client.n_channels)
         if command.id is not None:
             self._core_send(client.subscriber, replies.ok_join(command.id, name))
         self._hub.enter(client, name)
@@ -248,7 +250,7 @@ class Commands:
                 raise wrong
             if name in entering:
                 raise RequestError(ErrorCode.ALREADY_JOINED, "already joined")
-            self._check_join(client, name, len(client._channels) + len(entering))
+            self._check_join(client, name, client.n_channels + len(entering))
         except RequestError as error:
             return error
         entering[name] = None
@@ -258,20 +260,18 @@ class Commands:
         """Raise `RequestError` if a client that has joined so many channels may not join this one as well."""
         if self.permissions is not None:
             self._require(client, "join", name)
-        if name in client._channels:
+        record = self._channels.get(name)
+        if record is not None and client.subscriber in record.members:
             raise RequestError(ErrorCode.ALREADY_JOINED, "already joined")
         if joined >= self._hub.channels_limit:
             raise RequestError(ErrorCode.LIMIT_EXCEEDED, f"a client may join {self._hub.channels_limit} channels")
         if len(name) > self._hub.name_limit_bytes:
             raise self._too_long()
-        record = self._channels.get(name)
-        if self._hub.clients_limit and record is not None and record.presence.clients >= self._hub.clients_limit:
+        if record is not None and 0 < record.options.clients_limit <= len(record.members):
             raise RequestError(ErrorCode.LIMIT_EXCEEDED, "the channel is full")
 
     def _leave(self, client: Client, command: commands.Leave) -> None:
-        record = client._channels.pop(command.channel, None)
-        if record is not None:
-            self._hub.depart(client, record)
+        self._hub.leave(client, command.channel)
         if command.id is not None:
             self._core_send(client.subscriber, replies.ok_id(command.id))
 
@@ -280,9 +280,11 @@ class Commands:
         if self.permissions is not None:
             self._require(client, "presence", command.channel)
         record = self._channels.get(command.channel)
-        users = record.presence.users(command.limit) if record is not None else []
-        clients = record.presence.clients if record is not None else 0
-        self._core_send(client.subscriber, replies.ok_presence(command.id, users, clients))
+        listed = record.listed if record is not None else _nobody_in(self._hub.options.of(command.channel))
+        if listed is None:
+            raise RequestError(ErrorCode.NOT_AVAILABLE, "presence: not available in this channel")
+        clients = len(record.members) if record is not None else 0
+        self._core_send(client.subscriber, replies.ok_presence(command.id, listed.users(command.limit), clients))
 
     def _ping(self, client: Client, command: commands.Ping) -> None:
         self._core_send(client.subscriber, replies.pong(command.id))
@@ -307,7 +309,7 @@ class Commands:
             login = client.login
             self._core_send(client.subscriber, replies.ok(id, expires=login.expires, session=login.session))
         permissions = self.permissions
-        if permissions is not None and not all(self.allows(client, "join", name) for name in client._channels):
+        if permissions is not None and not all(self.allows(client, "join", name) for name in client.channels):
             raise CloseConnection(close_codes.RECONNECT, cause="permissions", detail="its new token lacks a channel")
 
     # --- messages for the application ----------------------------------------------------------------------------
@@ -390,6 +392,11 @@ class Commands:
             raise CloseConnection(close_codes.TOO_MANY_REQUESTS, cause="rate")
         if pause_s > 0:
             client.connection.pause_reading(pause_s)
+
+
+def _nobody_in(options: ChannelOptions) -> Presence | None:
+    """Who may be listed of a channel that isn't there."""
+    return Presence() if options.presence else None
 
 
 def _parse(data: Any) -> Any:

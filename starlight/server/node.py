@@ -28,6 +28,7 @@ from starlight.auth.limits import Limits, internal_connections
 from starlight.auth.permissions import make_permissions
 from starlight.channels.handlers import Handlers, Timer
 from starlight.channels.hub import Hub
+from starlight.channels.options import OptionsByPattern, make_channel_options
 from starlight.config.reconfigure import Commit, Reconfigure
 from starlight.config.settings import Settings
 from starlight.config.units import format_duration, format_size
@@ -65,7 +66,7 @@ class Node:
         authenticator: by default what `settings.auth` names.
         permissions: what a client may do; by default what its groups allow.
         groups: by name; those in `settings.config_file` go before them.
-        announces: which channels publish `joined` and `left`; none by default.
+        channels: options of channels by pattern; those in `settings.config_file` go before them.
         reread: makes the settings anew for `reload`; by default they stay, and only the files they name are read again.
 
     Raises `ConfigError` for settings that don't fit together: `make_authenticator` says which.
@@ -79,13 +80,14 @@ class Node:
         authenticator: Authenticator | None = None,
         permissions: Permissions | None = None,
         groups: Mapping[str, Any] | None = None,
-        announces: Callable[[str], bool] | None = None,
+        channels: Mapping[str, Any] | None = None,
         reread: Callable[[], Settings] | None = None,
     ) -> None:
         settings = settings or Settings()
         self.handlers = handlers or Handlers()
         self.settings = settings
         self._groups = groups or {}
+        self._channels = channels or {}
         self.name = settings.node_name or socket.gethostname()
         """What it is called by who runs it; by default host and port, once it listens."""
         self.ends = Ends()
@@ -97,7 +99,7 @@ class Node:
         self._authenticator = authenticator or make_authenticator(settings)
         self._internal = InternalPort(settings)
         self.core = _make_core(settings)
-        self.hub = self._make_hub(settings, permissions, announces)
+        self.hub = self._make_hub(settings, permissions)
         parts = [part.reconfigure for part in (self._internal, self.dry_run, self.core, self._gate, self.hub)]
         if authenticator is None and self._tokens is not None:
             parts.append(self._tokens.reconfigure)
@@ -126,9 +128,7 @@ class Node:
         """The authenticator, where it is the one of tokens."""
         return self._authenticator if isinstance(self._authenticator, TokenAuth) else None
 
-    def _make_hub(
-        self, settings: Settings, permissions: Permissions | None, announces: Callable[[str], bool] | None
-    ) -> Hub:
+    def _make_hub(self, settings: Settings, permissions: Permissions | None) -> Hub:
         return Hub(
             self.core,
             handlers=self.handlers,
@@ -139,10 +139,10 @@ class Node:
             limits=Limits.of(settings),
             login_timeout_s=settings.login_timeout_s,
             channels_limit=settings.channels_per_client,
-            clients_limit=settings.clients_per_channel,
             name_limit_bytes=settings.name_limit_bytes,
             message_limit_bytes=settings.read_limit_bytes,
-            announces=announces,
+            options=self._channel_options(settings),
+            make_options=self._channel_options,
             ends=self.ends,
             dry_run=self.dry_run,
             node=secrets.token_hex(4),  # no two runs share one, and no client learns the name of the host
@@ -287,6 +287,9 @@ class Node:
 
     def _permit(self, settings: Settings) -> Permissions | None:
         return make_permissions(settings, self._groups, self.handlers.authorizer)
+
+    def _channel_options(self, settings: Settings) -> OptionsByPattern:
+        return make_channel_options(settings, self._channels)
 
     async def reload(self, *others: Reconfigure) -> bool:
         """Read the configuration and the files it names again, and apply what may change while it serves.

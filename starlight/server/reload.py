@@ -22,6 +22,7 @@ from starlight.auth.identity import make_authenticator, make_internal_key, make_
 from starlight.auth.limits import Limits
 from starlight.auth.permissions import make_permissions
 from starlight.auth.session_tokens import make_sessions
+from starlight.channels.options import make_channel_options
 from starlight.config.named_files import Contents, changes, contents
 from starlight.config.reconfigure import Commit, Reconfigure
 from starlight.config.settings import Settings, entries
@@ -132,7 +133,7 @@ class Reloader:
             commit()
 
     async def _review(self, *, rates: bool) -> None:
-        """Look at all clients, with pauses for everybody else."""
+        """Look at all channels and clients, with pauses for everybody else."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + SLICE_S
         sent_away = 0
@@ -170,6 +171,7 @@ def problems(
         Certificate.of,
         lambda settings: Origins(settings.allowed_origins),
         lambda settings: Proxies(settings.trusted_proxies),
+        lambda settings: make_channel_options(settings, {}),
         lambda settings: check_file(settings.log_file) if settings.log_file else None,
     ]
     if not has_permissions:
