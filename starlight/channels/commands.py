@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from orjson import JSONDecodeError, loads
@@ -46,6 +47,13 @@ _FAULTS: Final = frozenset(
 _HEADS_LIMIT: Final = 32
 """Publication heads a client keeps (about 150 bytes each). Whoever publishes to more channels in turn pays half a
 microsecond for building a head anew."""
+
+
+_Rest = Awaitable[None] | None
+"""What is left of a command; None when all is done."""
+
+_Waiting = Callable[["Client", Any], Coroutine[Any, Any, None]]
+"""The method of a command that may have to wait."""
 
 
 class Commands:
@@ -88,7 +96,7 @@ class Commands:
         self._dry_run = dry_run
         self._catch_up = catch_up
         self._clock = clock
-        self._methods: dict[type, Callable[[Client, Any], Coroutine[Any, Any, None] | None]] = {
+        self._methods: dict[type, Callable[[Client, Any], _Rest]] = {
             commands.Publish: self._publish,
             commands.SendDirect: self._direct,
             commands.SendBroadcast: self._broadcast,
@@ -96,10 +104,10 @@ class Commands:
             commands.Leave: self._leave,
             commands.AskPresence: self._presence,
             commands.Ping: self._ping,
-            commands.Custom: self._custom,
+            commands.Custom: partial(self._begin, self._custom),
             commands.Login: self._login_again,
             commands.History: self._not_available,
-            commands.Refresh: self._refresh,
+            commands.Refresh: partial(self._begin, self._refresh),
         }
 
     def receive(self, client: Client, message: bytes) -> Awaitable[None] | None:
@@ -120,14 +128,16 @@ class Commands:
             self._refuse(client, error.id, error)
             return None
         try:
-            work = self._methods[command.__class__](client, command)
+            return self._methods[command.__class__](client, command)
         except RequestError as error:
             self._refuse(client, command.id, error)
             return None
-        return None if work is None else begin(self._finish(client, command.id, work))
+
+    def _begin(self, method: _Waiting, client: Client, command: commands.Custom | commands.Refresh) -> _Rest:
+        """Begin a command that may have to wait."""
+        return begin(self._finish(client, command.id, method(client, command)))
 
     async def _finish(self, client: Client, id: int | str | None, work: Coroutine[Any, Any, None]) -> None:
-        """A command that may have to wait, to its end."""
         client.is_busy = True
         try:
             await work

@@ -37,7 +37,7 @@ RETRY_S: Final = "2"
 Peer = tuple[Any, ...] | str | None
 
 
-class AskingConnection(Protocol):
+class GatedConnection(Protocol):
     """What the gate asks of a connection, and tells it."""
 
     @property
@@ -126,7 +126,7 @@ class Gate:
             self._addresses.release(address)
 
     def answer(
-        self, request: WSUpgradeRequest, connection: AskingConnection, *, is_head: bool = False
+        self, request: WSUpgradeRequest, connection: GatedConnection, *, is_head: bool = False
     ) -> WSUpgradeResponseWithListener:
         """The response to a request that picows could parse. Never raises.
 
@@ -151,7 +151,7 @@ class Gate:
             self._note(answer, request, connection)
         return answer.response
 
-    def _note(self, refused: Refused, request: WSUpgradeRequest, connection: AskingConnection) -> None:
+    def _note(self, refused: Refused, request: WSUpgradeRequest, connection: GatedConnection) -> None:
         headers, peer = request.headers, connection.peername
         self.refusals.note(
             refused.cause,
@@ -161,7 +161,7 @@ class Gate:
         )
 
     def _answer(
-        self, request: WSUpgradeRequest, connection: AskingConnection, is_head: bool
+        self, request: WSUpgradeRequest, connection: GatedConnection, is_head: bool
     ) -> WSUpgradeResponseWithListener | Refused:
         refused = check_upgrade(request, self._path)
         if refused is not None:
@@ -188,7 +188,7 @@ class Gate:
             WSUpgradeResponse.create_101_response({"Sec-WebSocket-Protocol": chosen} if offers else None), connection
         )
 
-    def _check_page(self, request: WSUpgradeRequest, connection: AskingConnection) -> Refused | None:
+    def _check_page(self, request: WSUpgradeRequest, connection: GatedConnection) -> Refused | None:
         """None if the page that asks may connect."""
         origins = request.headers.getall("origin", ())
         if not origins:
