@@ -5,9 +5,9 @@ handler ends a connection, except one that says so (`CloseConnection`) and excep
 failed must not let anybody in.
 
 A handler is a function, a coroutine function, or (`thread=True`) a function that runs in a pool of threads, which
-users share fairly (`handler_threads`). A call returns either the result or an awaitable of it; the hub hands awaitables on
-to the connection, which holds back later messages until they are done. Nothing here does I/O; asyncio is used for tasks
-that nobody awaits.
+users share fairly (`handler_threads`). A call returns either the result or an awaitable of it; the hub hands awaitables
+on to the connection, which holds back later messages until they are done. Nothing here does I/O; asyncio is used for
+tasks that nobody awaits.
 
 What holds the loop is logged by name: a function that takes long, and each step of a coroutine that does, which is what
 it does from one await to the next.
