@@ -14,12 +14,14 @@ from orjson import dumps
 from starlight import close_codes
 from starlight.auth.identity import Identity
 from starlight.auth.limits import Faults, Meter
+from starlight.brokers.base import Sender
 from starlight.ends import APPLICATION, Cause
 
 if TYPE_CHECKING:
     from starlight._fanout import Subscriber
     from starlight.channels.channel import ChannelRecord
     from starlight.channels.hub import Hub
+    from starlight.channels.under_way import UnderWay
 
 __all__ = ["Client", "Connection"]
 
@@ -67,7 +69,7 @@ class Connection(Protocol):
         """End it, as it is silent."""
 
 
-class Client:
+class Client(Sender):
     """A logged-in connection, as the hub and the handlers see it.
 
     Attributes:
@@ -82,6 +84,7 @@ class Client:
         connection: the connection behind it; `connection.peername` is its address.
         subscriber: the core's record of it.
         is_connected: True from the welcome until it is gone.
+        under_way: what it has asked of a broker that has not answered yet; None most of the time.
         last_error: the code of the last error reply it got; None if it got none.
     """
 
@@ -89,18 +92,15 @@ class Client:
         "_busy",
         "_channels",
         "_data",
-        "_direct_head",
         "_due_second",
         "_ends_s",
         "_faults",
         "_groups",
         "_has_own_groups",
-        "_heads",
         "_hub",
         "_issued",
         "connection",
         "expires",
-        "id",
         "is_connected",
         "is_resumed",
         "last_error",
@@ -108,14 +108,15 @@ class Client:
         "session",
         "subscriber",
         "token_id",
-        "user",
+        "under_way",
         "verdicts",
     )
 
+    user: str  # a client always has one
+
     def __init__(self, hub: Hub, connection: Connection, identity: Identity, id: str) -> None:
+        super().__init__(id, identity.user)
         self._hub = hub
-        self.id = id
-        self.user = identity.user
         self.session = identity.session
         self.expires = identity.expires
         self.token_id = identity.token_id
@@ -130,12 +131,11 @@ class Client:
         self.connection = connection
         self.subscriber: Subscriber = connection.subscriber
         self.is_connected = False
+        self.under_way: UnderWay | None = None
         self.last_error: int | None = None
         self._busy = False  # an async handler (or on_connect) of this client is under way
         self._channels: dict[str, ChannelRecord] = {}
         self._data: dict[str, Any] | None = None
-        self._direct_head = b""  # b"" until first used, as are the heads of publications and broadcasts
-        self._heads: dict[str, bytes] = {}
         self._faults: Faults | None = None
 
     @property

@@ -15,8 +15,9 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from starlight import close_codes
 from starlight.auth.dry_run import DryRun
@@ -25,10 +26,15 @@ from starlight.auth.limits import CatchUp, Limits
 from starlight.auth.login import CHECK_TIMEOUT_S, REVOKED_S, Logins, read_login
 from starlight.auth.session_tokens import Sessions
 from starlight.auth.user_room import UserRoom
+from starlight.brokers.base import Broker, Later, RevokedKind, Sender
+from starlight.brokers.memory import Memory
 from starlight.channels.channel import ChannelRecord
 from starlight.channels.client import Client, Connection
 from starlight.channels.commands import Commands
+from starlight.channels.delivery import Delivery
 from starlight.channels.handlers import FAILURES, Handlers, is_awaitable
+from starlight.channels.later import LaterCommands
+from starlight.close_codes import ErrorCode
 from starlight.ends import Cause, Ends
 from starlight.errors import CloseConnection, RequestError
 from starlight.protocols.native import commands, pushes, replies
@@ -60,6 +66,7 @@ class Hub:
         handlers: the application's; none by default.
         authenticator: who a login is; by default it is believed.
         permissions: what a client may do; everything by default.
+        broker: carries to other nodes what their clients are to get; by default there are none.
         node: a name of this run of the node, for `welcome` and for client ids.
         ping_interval_s: told in `welcome`.
         pong_timeout_s: told in `welcome`.
@@ -80,7 +87,8 @@ class Hub:
     Attributes:
         commands: executes what clients send.
         users: clients by user, in the order of their logins. Of all attributes only the hub itself changes anything.
-        channels: those that have subscribers, by name.
+        channels: those that have subscribers, or are about to, by name.
+        broker: in use.
         logins: how long a login holds, and what was revoked.
         counts: totals: `error_CODE` of error replies, `directs`, and `unheard`: publications where nobody was
             subscribed.
@@ -94,6 +102,7 @@ class Hub:
         handlers: Handlers | None = None,
         authenticator: Authenticator | None = None,
         permissions: Permissions | None = None,
+        broker: Broker | None = None,
         node: str = "node",
         ping_interval_s: float = 25.0,
         pong_timeout_s: float = 10.0,
@@ -141,9 +150,14 @@ class Hub:
         self.users: dict[str, dict[Client, None]] = {}  # a dict and not a set: clients in order of login
         self.channels: dict[str, ChannelRecord] = {}
         self._client_numbers = count(1)
-        self.commands = Commands(
+        self._application = Sender("", None)
+        self._delivery = Delivery(self, core)
+        self.broker: Broker = broker or Memory()
+        self.broker.attach(self._delivery)
+        self.commands = (Commands if self.broker.answers_at_once else LaterCommands)(
             self,
             core,
+            broker=self.broker,
             handlers=self._handlers,
             permissions=permissions,
             dry_run=self._dry_run,
@@ -198,6 +212,9 @@ class Hub:
         if not client.is_connected:
             return
         client.is_connected = False
+        if client.under_way is not None:
+            client.under_way.close()
+            client.under_way = None
         for record in client._channels.values():
             self.depart(client, record)
         client._channels.clear()
@@ -218,13 +235,34 @@ class Hub:
 
     # --- membership ----------------------------------------------------------------------------------------------
 
-    def enter(self, client: Client, name: str) -> None:
-        """Make a client a member of a channel that it may join, behind the reply that says so."""
+    def open(self, name: str) -> ChannelRecord:
+        """The channel that a client is about to enter, followed from now on; `opening` says if that has yet to come.
+
+        Raises `RequestError` if the broker refuses.
+        """
         record = self.channels.get(name)
-        if record is None:
-            record = self.channels[name] = ChannelRecord(name, self._core.channel(), self._is_announced(name))
+        if record is not None:
+            return record
+        record = ChannelRecord(name, self._core.channel(), self._is_announced(name))
+        following = self.broker.follow(name)
+        self.channels[name] = record
+        if following is not None:
+            record.opening = []
+            following.then(partial(self._opened, record))
+        return record
+
+    def _opened(self, record: ChannelRecord, answer: RequestError | None) -> None:
+        """The broker follows a channel now, or does not: then there is no such channel."""
+        waiting, record.opening = record.opening, None
+        if answer is not None:
+            del self.channels[record.name]
+        for opened in waiting or ():
+            opened(answer)
+
+    def enter(self, client: Client, record: ChannelRecord) -> None:
+        """Make a client a member of a channel that is open to it, behind the reply that says so."""
         if record.presence.add(client.user) and record.announces:
-            self._core_publish(record.channel, pushes.joined(name, client.user), b"", b"")
+            self._core_publish(record.channel, pushes.joined(record.name, client.user), b"", b"")
         record.channel.join(client.subscriber)
         client._channels[record.name] = record  # that one string for all of its members
 
@@ -248,11 +286,18 @@ class Hub:
         record.channel.leave(client.subscriber)
         last_of_user = record.presence.remove(client.user)
         if not record.presence.clients:
-            del self.channels[record.name]
-            if not self.channels:
-                self.channels.clear()  # a dict from which everything was deleted keeps its room
+            self.close_if_empty(record)
         elif last_of_user and record.announces:
             self._core_publish(record.channel, pushes.left(record.name, client.user), b"", b"")
+
+    def close_if_empty(self, record: ChannelRecord) -> None:
+        """Take a channel out of the hub, and follow it no more, if it has no member and is about to get none."""
+        if record.presence.clients or record.joining or self.channels.get(record.name) is not record:
+            return
+        del self.channels[record.name]
+        if not self.channels:
+            self.channels.clear()  # a dict from which everything was deleted keeps its room
+        self.broker.unfollow(record.name)
 
     # --- what the application does -------------------------------------------------------------------------------
 
@@ -261,31 +306,39 @@ class Hub:
         self._core_send(client.subscriber, pushes.server_head(), data, TAIL)
 
     def push_to_user(self, user: str, data: bytes) -> int:
-        """Push `server {data}` to every client of a user; their number, 0 if the user isn't connected."""
-        return self.send_to(self.users.get(user, {}), pushes.server_head(), data)
-
-    def send_to(self, clients: dict[Client, None], head: bytes, data: Any) -> int:
-        """Send a direct to these clients, which are those of one user; their number."""
-        self.counts["directs"] += 1
-        if len(clients) == 1:
-            self._core_send(next(iter(clients)).subscriber, head, data, TAIL)
-        elif clients:
-            self._core.send_many([receiver.subscriber for receiver in clients], head, data, TAIL)
-        return len(clients)
+        """Push `server {data}` to every client of a user; their number here, 0 if none is."""
+        here = partial(len, self.users.get(user, ()))
+        return self._ask(self.broker.direct, user, self._application, data, here=here)
 
     def push_to_channel(self, channel: str, data: bytes) -> int:
-        """Publish to a channel with `from` null; the number of subscribers. ValueError for an impossible name."""
+        """Publish to a channel with `from` null; the number of subscribers here. ValueError for an impossible name."""
         if not commands.is_channel(channel):
             raise ValueError(f"{channel!r} is not a channel name")
+        here = partial(self._count_members, channel)
+        return self._ask(self.broker.publish, channel, self._application, data, here=here)
+
+    def _count_members(self, channel: str) -> int:
         record = self.channels.get(channel)
-        if record is None:
-            self.counts["unheard"] += 1
-            return 0
-        return self._core_publish(record.channel, pushes.publication_head(channel, None), data, TAIL)
+        return 0 if record is None else record.presence.clients
 
     def push_to_everyone(self, data: bytes) -> int:
-        """Broadcast with `from` null to every client; returns their number."""
-        return self._core_publish(self._everyone, pushes.broadcast_head(None), data, TAIL)
+        """Broadcast with `from` null to every client; returns their number here."""
+        return self._ask(self.broker.broadcast, self._application, data, here=partial(len, self._everyone))
+
+    def _ask(self, call: Callable[..., int | Later[int]], *args: object, here: Callable[[], int]) -> int:
+        """Ask the broker for something, without waiting for it: the number of clients here. A refusal is logged.
+
+        here: counts them, if the broker answers later.
+        """
+        try:
+            answer = call(*args)
+        except RequestError as error:
+            _log_refusal(error)
+            return 0
+        if isinstance(answer, Later):
+            answer.then(_log_refusal)
+            return here()
+        return answer
 
     def clients(self) -> Iterator[Client]:
         """All logged-in clients. Take a list of it before doing anything that may end one of them."""
@@ -398,22 +451,20 @@ class Hub:
     def revoke_user(self, user: str, seconds: float = REVOKED_S, *, by: str = BY_APPLICATION) -> int:
         """End all clients of a user with 4503, and refuse the tokens the user has now for so many seconds.
 
-        A token made after this lets the user in again. Returns the number of clients; OverflowError if there are too
-        many revocations, after the clients were ended.
+        A token made after this lets the user in again. Returns the number of clients here; OverflowError if there are
+        too many revocations, after the clients were ended.
 
         by: who asked, for operators.
         """
-        clients = list(self.users.get(user, ()))
-        _end_all(clients, by)
-        self.logins.revocations.add_user(user, seconds, max((client._issued for client in clients), default=0.0))
-        return len(clients)
+        return self._revoke("user", user, seconds, by)
 
     def revoke_token(self, token_id: str, seconds: float = REVOKED_S, *, by: str = BY_APPLICATION) -> int:
         """End all clients that came with a token (its `jti`, or `Client.token_id`), and refuse it. As `revoke_user`."""
-        clients = [client for client in self.clients() if client.token_id == token_id]
-        _end_all(clients, by)
-        self.logins.revocations.add_token(token_id, seconds)
-        return len(clients)
+        return self._revoke("token", token_id, seconds, by)
+
+    def _revoke(self, kind: RevokedKind, name: str, seconds: float, by: str) -> int:
+        here = partial(len, self._delivery.clients_of(kind, name))
+        return self._ask(self.broker.revoke, kind, name, seconds, by, here=here)
 
     # --- other limits and permissions ----------------------------------------------------------------------------
 
@@ -456,10 +507,10 @@ class Hub:
             yield False
 
 
-def _end_all(clients: list[Client], by: str) -> None:
-    cause = Cause("revoked", by)
-    for client in clients:
-        client.connection.close(close_codes.DISCONNECTED, cause=cause)
+def _log_refusal(answer: int | RequestError) -> None:
+    """Log that the broker refused what the application asked. That a user isn't connected is no failure."""
+    if isinstance(answer, RequestError) and answer.code != ErrorCode.NOT_CONNECTED:
+        log.error("the broker refused what the application sent: %s", answer)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from starlight.auth.dry_run import DryRun
 from starlight.auth.identity import Authenticator, NoAuth, Permissions, TokenAuth, make_authenticator, refuse_strangers
 from starlight.auth.limits import Limits, internal_connections
 from starlight.auth.permissions import make_permissions
+from starlight.brokers.base import Broker
 from starlight.channels.handlers import Handlers, Timer, call_logged
 from starlight.channels.hub import Hub
 from starlight.config.settings import Settings
@@ -62,6 +63,7 @@ class Node:
         handlers: the application's.
         authenticator: by default what `settings.auth` names.
         permissions: what a client may do; by default what its groups allow.
+        broker: carries messages to other nodes; by default there are none.
         groups: by name; those in `settings.config_file` go before them.
         announces: which channels publish `joined` and `left`; none by default.
         reread: makes the settings anew for `reload`; by default they stay, and only the files they name are read again.
@@ -76,6 +78,7 @@ class Node:
         handlers: Handlers | None = None,
         authenticator: Authenticator | None = None,
         permissions: Permissions | None = None,
+        broker: Broker | None = None,
         groups: Mapping[str, Any] | None = None,
         announces: Callable[[str], bool] | None = None,
         reread: Callable[[], Settings] | None = None,
@@ -96,7 +99,7 @@ class Node:
         self._internal = Internal(settings)
         self.core = _make_core(settings)
         self.core.is_dry_run = self.dry_run.evict
-        self.hub = self._make_hub(settings, permissions or self._permit(settings), announces)
+        self.hub = self._make_hub(settings, permissions or self._permit(settings), broker, announces)
         self._reloader = Reloader(
             settings,
             reread or (lambda: settings),
@@ -131,13 +134,18 @@ class Node:
         return self._authenticator if isinstance(self._authenticator, TokenAuth) else None
 
     def _make_hub(
-        self, settings: Settings, permissions: Permissions | None, announces: Callable[[str], bool] | None
+        self,
+        settings: Settings,
+        permissions: Permissions | None,
+        broker: Broker | None,
+        announces: Callable[[str], bool] | None,
     ) -> Hub:
         return Hub(
             self.core,
             handlers=self.handlers,
             authenticator=self._authenticator,
             permissions=permissions,
+            broker=broker,
             sessions=self._tokens.sessions if self._tokens is not None else None,
             limits=Limits.of(settings),
             login_timeout_s=settings.login_timeout_s,
