@@ -20,6 +20,10 @@ cdef class Subscriber:
     cdef readonly object owner   # whoever is told of events; None once detached
     cdef object transport        # what to write through when s.fd < 0
 
+    cdef inline bint has_events(self) noexcept:
+        """Whether the core is about to act on it: evict it, or find it broken. To be asked before it is detached."""
+        return self.s.events != 0
+
 
 cdef class Core:
     cdef core_t c
@@ -49,6 +53,10 @@ cdef class Core:
     cpdef uint64_t now_ms(self) except? 0
     cpdef uint64_t stopped_ms(self) except? 0
     cdef int pong(self, Subscriber subscriber, const char* payload, Py_ssize_t size) except -1
+    cdef inline uint64_t turn(self) noexcept:
+        """The number of this turn: of those that ended, one more at each end."""
+        return self.c.totals.turns
+
     cdef int check_thread(self) except -1
     cdef int schedule(self) except -1
     cdef int after_append(self) except -1

@@ -22,11 +22,12 @@ from starlight.auth.dry_run import DryRun
 from starlight.auth.identity import Action, Identity, Permissions
 from starlight.auth.limits import CatchUp, Faults, Meter
 from starlight.brokers.base import Broker, Present
-from starlight.channels.handlers import FAILURES, Handlers, is_awaitable
+from starlight.channels.handlers import FAILURES, Handlers
 from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, RequestError
 from starlight.protocols.native import commands, replies
 from starlight.protocols.native.commands import decode
+from starlight.stepping import begin
 
 if TYPE_CHECKING:
     from starlight._fanout import Core
@@ -106,7 +107,7 @@ class Commands:
         broker; later messages of this client must wait for that. Raises `CloseConnection` (also out of the awaitable)
         when the connection has to end.
         """
-        if client.meter is not None and not self._charge(client, message):
+        if client.login.meter is not None and not self._charge(client, message):
             return None
         try:
             command = decode(message)
@@ -114,15 +115,26 @@ class Commands:
             self._refuse(client, error.id, error)
             return None
         try:
-            return self._methods[command.__class__](client, command)
+            work = self._methods[command.__class__](client, command)
         except RequestError as error:
             self._refuse(client, command.id, error)
             return None
+        return None if work is None else begin(self._finish(client, command.id, work))
+
+    async def _finish(self, client: Client, id: int | str | None, work: Awaitable[None]) -> None:
+        """A command that may have to wait, to its end."""
+        client.is_busy = True
+        try:
+            await work
+        except RequestError as error:
+            self._refuse(client, id, error)
+        finally:
+            self._hub.handler_ended(client)
 
     def count_bytes(self, client: Client, size_bytes: int) -> None:
         """Charge what was read from a client that has a meter, before anything of it is looked at."""
-        assert client.meter is not None
-        client.meter.read(size_bytes, self._catch_up.look(), self._catch_up.since_s)
+        assert client.login.meter is not None
+        client.login.meter.read(size_bytes, self._catch_up.look(), self._catch_up.since_s)
 
     def count_frames(self, client: Client, frames: int) -> bool:
         """Charge what is no message but costs work, of a client that has a meter: control frames, fragments and so on.
@@ -130,7 +142,7 @@ class Commands:
         False if they are too many: nothing is answered, and like a refused message it may stop reading. Raises
         `CloseConnection` (4013) in the end.
         """
-        meter = client.meter
+        meter = client.login.meter
         assert meter is not None
         now_s = self._catch_up.look()
         if meter.take(now_s, self._catch_up.since_s, frames) or self._let_through(client, meter, now_s):
@@ -294,57 +306,29 @@ class Commands:
 
     # --- a new token ----------------------------------------------------------------------------------------------
 
-    def _refresh(self, client: Client, command: commands.Refresh) -> Awaitable[None] | None:
-        identity = self._hub.logins.identify(self._hub.authenticator, command.token)
-        if isinstance(identity, Identity):
+    async def _refresh(self, client: Client, command: commands.Refresh) -> None:
+        identity = await self._hub.logins.identify(self._hub.authenticator, command.token)
+        if client.is_connected:
             self._renew(client, command.id, identity)
-            return None
-        client._busy = True
-        return self._refresh_later(client, command.id, identity)
-
-    async def _refresh_later(self, client: Client, id: int | str | None, identity: Awaitable[Identity]) -> None:
-        try:
-            self._renew(client, id, await identity)
-        except RequestError as error:
-            self._refuse(client, id, error)
-        finally:
-            self._hub.handler_ended(client)
 
     def _renew(self, client: Client, id: int | str | None, identity: Identity) -> None:
         """Take a new token over; close with 4011 if a joined channel is lost by its groups."""
-        if not client.is_connected:
-            return
         self._hub.logins.renew(client, identity)
         if id is not None:
-            self._core_send(client.subscriber, replies.ok(id, expires=client.expires, session=client.session))
+            login = client.login
+            self._core_send(client.subscriber, replies.ok(id, expires=login.expires, session=login.session))
         permissions = self.permissions
         if permissions is not None and not all(self.allows(client, "join", name) for name in client._channels):
             raise CloseConnection(close_codes.RECONNECT, cause="permissions", detail="its new token lacks a channel")
 
     # --- messages for the application ----------------------------------------------------------------------------
 
-    def _custom(self, client: Client, command: commands.Custom) -> Awaitable[None] | None:
+    async def _custom(self, client: Client, command: commands.Custom) -> None:
         handler = self._handlers.get(command.type)
         if handler is None:
             raise RequestError(ErrorCode.UNKNOWN_TYPE, "unknown type")
-        data = _parse(command.data)
-        try:
-            result = handler.call(client, data)
-        except FAILURES as error:
-            raise handler.failure(error) from None
-        if is_awaitable(result):
-            client._busy = True
-            return self._finish(client, command.id, handler.outcome(result), handler.name)
+        result = await handler.outcome(client, _parse(command.data))
         self._reply_data(client, command.id, result, handler.name)
-        return None
-
-    async def _finish(self, client: Client, id: int | str | None, outcome: Awaitable[Any], name: str) -> None:
-        try:
-            self._reply_data(client, id, await outcome, name)
-        except RequestError as error:
-            self._refuse(client, id, error)
-        finally:
-            self._hub.handler_ended(client)
 
     def _reply_data(self, client: Client, id: int | str | None, result: object, name: str) -> None:
         if id is None:
@@ -386,15 +370,16 @@ class Commands:
 
     def _error(self, client: Client, id: int | str | None, error: RequestError) -> bytes:
         """Count an error of a client; its reply."""
-        self._counts[f"error_{error.code}"] += 1
+        self._counts.errors.add(error.code)
         client.last_error = error.code
         return replies.error(id, error.code, error.message)
 
     def _count_fault(self, client: Client) -> None:
         """Raises `CloseConnection` (4509) for one too many."""
-        if client._faults is None:
-            client._faults = Faults()
-        if not client._faults.admit(self._clock()):
+        login = client.login
+        if login.faults is None:
+            login.faults = Faults()
+        if not login.faults.admit(self._clock()):
             raise CloseConnection(close_codes.TOO_MANY_ERRORS, cause="faults")
 
     def _too_long(self) -> RequestError:
@@ -410,7 +395,7 @@ class Commands:
 
     def _charge(self, client: Client, message: bytes) -> bool:
         """Charge a message of a client, if it has a meter. False: it is one too many, and was refused."""
-        meter = client.meter
+        meter = client.login.meter
         if meter is None:
             return True
         now_s = self._catch_up.look()

@@ -49,7 +49,7 @@ cdef class Delivery:
     def deliver_publication(self, str channel not None, sender, data, /):
         record = self.channels.get(channel)
         if record is None:
-            self.counts["unheard"] += 1
+            self.counts.unheard += 1
             return 0
         head = (<dict>sender.heads).get(channel)
         if head is None:
@@ -63,7 +63,7 @@ cdef class Delivery:
         head = (<dict>sender.heads).get(DIRECT)
         if head is None:
             head = keep(sender, DIRECT, direct_head(sender))
-        self.counts["directs"] += 1
+        self.counts.directs += 1
         if len(clients) == 1:
             for client in clients:
                 self.core_send(client.subscriber, head, data, TAIL)
@@ -88,7 +88,7 @@ cdef class Delivery:
             client.connection.close(close_codes.DISCONNECTED, cause=cause)
         revocations = self.hub.logins.revocations
         if kind == "user":
-            revocations.add_user(name, seconds, max([client._issued for client in clients], default=0.0))
+            revocations.add_user(name, seconds, max([client.login.issued for client in clients], default=0.0))
         else:
             revocations.add_token(name, seconds)
         return len(clients)
@@ -97,7 +97,7 @@ cdef class Delivery:
         """The clients of this node that a revocation means, as a list."""
         if kind == "user":
             return list(self.users.get(name, ()))
-        return [client for client in self.hub.clients() if client.token_id == name]
+        return [client for client in self.hub.clients() if client.login.token_id == name]
 
 
 cdef bytes keep(sender, str name, bytes head):

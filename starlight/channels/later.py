@@ -23,6 +23,7 @@ from starlight.close_codes import ErrorCode
 from starlight.errors import RequestError
 from starlight.protocols.native import commands, replies
 from starlight.protocols.native.commands import decode
+from starlight.stepping import begin
 
 if TYPE_CHECKING:
     from starlight.channels.channel import ChannelRecord
@@ -54,10 +55,11 @@ class LaterCommands(Commands):
         if under_way is not None and command.__class__ not in _AT_ONCE:
             return self._wait(client, message, under_way.all_done())
         try:
-            return self._methods[command.__class__](client, command)
+            work = self._methods[command.__class__](client, command)
         except RequestError as error:
             self._refuse(client, command.id, error)
             return None
+        return None if work is None else begin(self._finish(client, command.id, work))
 
     async def _wait(self, client: Client, message: bytes, until: Awaitable[None]) -> None:
         """Execute a message as soon as what is under way lets it."""

@@ -90,11 +90,11 @@ class Late:
         self._cluster = cluster
         self._number = number
         self._wanted: set[str] = set()
-        self._followed: set[str] = set()
-        self._deliverer: Deliverer
+        self.followed: set[str] = set()
+        self.deliverer: Deliverer
 
     def attach(self, deliverer: Deliverer, /) -> None:
-        self._deliverer = deliverer
+        self.deliverer = deliverer
 
     @property
     def follows(self) -> set[str]:
@@ -110,13 +110,13 @@ class Late:
                 self._cluster.answer(later, RequestError(ErrorCode.NOT_AVAILABLE, "refused"))
                 return
             for broker in self._cluster.brokers:
-                if channel in broker._followed:
-                    broker._tell(key, lambda broker=broker: told(broker))  # type: ignore[misc]
-            if channel not in self._followed:
+                if channel in broker.followed:
+                    broker.tell(key, lambda broker=broker: told(broker))  # type: ignore[misc]
+            if channel not in self.followed:
                 self._cluster.answer(later, 0)
 
         def told(broker: Late) -> None:
-            reached = broker._deliverer.deliver_publication(channel, self._seen_by(broker, sender), bytes(data))
+            reached = broker.deliverer.deliver_publication(channel, self._seen_by(broker, sender), bytes(data))
             if broker is self:
                 self._cluster.answer(later, reached)
 
@@ -126,7 +126,7 @@ class Late:
     def direct(self, user: str, sender: Sender, data: Any, /) -> Later[int]:
         def deliver(broker: Late) -> int | RequestError:
             try:
-                return broker._deliverer.deliver_direct(user, self._seen_by(broker, sender), bytes(data))
+                return broker.deliverer.deliver_direct(user, self._seen_by(broker, sender), bytes(data))
             except RequestError as error:
                 return error
 
@@ -140,7 +140,7 @@ class Late:
 
     def broadcast(self, sender: Sender, data: Any, /) -> Later[int]:
         def deliver(broker: Late) -> int:
-            return broker._deliverer.deliver_broadcast(self._seen_by(broker, sender), bytes(data))
+            return broker.deliverer.deliver_broadcast(self._seen_by(broker, sender), bytes(data))
 
         return self._ask_all("everyone", deliver, lambda counts: counts[self])
 
@@ -150,13 +150,13 @@ class Late:
             return Present(list(users)[:limit], sum(present.clients for present in found.values()))
 
         return self._ask_all(
-            ("presence", channel), lambda broker: broker._deliverer.list_present(channel, limit), add_up
+            ("presence", channel), lambda broker: broker.deliverer.list_present(channel, limit), add_up
         )
 
     def revoke(self, kind: RevokedKind, name: str, seconds: float, by: str, /) -> Later[int]:
         return self._ask_all(
             "control",
-            lambda broker: broker._deliverer.end_revoked(kind, name, seconds, by),
+            lambda broker: broker.deliverer.end_revoked(kind, name, seconds, by),
             lambda counts: counts[self],
         )
 
@@ -170,16 +170,16 @@ class Late:
                 self._wanted.discard(channel)
                 self._cluster.answer(later, RequestError(ErrorCode.NOT_AVAILABLE, "refused"))
                 return
-            self._followed.add(channel)
+            self.followed.add(channel)
             self._cluster.answer(later, None)
 
         self._cluster.put(("channel", channel), follow)
         return later
 
     def unfollow(self, channel: str, /) -> None:
-        assert channel in self._followed, "the answer to follow comes first"
+        assert channel in self.followed, "the answer to follow comes first"
         self._wanted.remove(channel)
-        self._cluster.put(("channel", channel), lambda: self._followed.discard(channel))
+        self._cluster.put(("channel", channel), lambda: self.followed.discard(channel))
 
     def history(self, channel: str, /) -> NoReturn:
         raise RequestError(ErrorCode.NOT_AVAILABLE, "history: not available")
@@ -191,9 +191,9 @@ class Late:
 
         def accept() -> None:
             for broker in self._cluster.brokers:
-                broker._tell(key, lambda broker=broker: tell(broker))  # type: ignore[misc]
+                broker.tell(key, lambda broker=broker: ask_one(broker))  # type: ignore[misc]
 
-        def tell(broker: Late) -> None:
+        def ask_one(broker: Late) -> None:
             told[broker] = ask(broker)
             if len(told) == len(self._cluster.brokers):
                 self._cluster.answer(later, add_up(told))
@@ -201,7 +201,7 @@ class Late:
         self._cluster.put(key, accept)
         return later
 
-    def _tell(self, key: Hashable, step: Callable[[], None]) -> None:
+    def tell(self, key: Hashable, step: Callable[[], None]) -> None:
         self._cluster.put((self._number, key), step)
 
     def _seen_by(self, broker: Late, sender: Sender) -> Sender:

@@ -35,6 +35,10 @@ async def start() -> AsyncIterator[Start]:
             handlers = Handlers()
             handlers.on("plain")(lambda client, data: None)
 
+            @handlers.on("failing")
+            async def failing(client: Client, data: object) -> None:
+                raise ValueError
+
             @handlers.on("slow")
             async def slow(client: Client, data: object) -> None:
                 await asyncio.sleep(0.001)
@@ -186,7 +190,7 @@ async def test_joins_under_way_count_for_the_limit_of_the_channel(start: Start, 
 
 @pytest.mark.parametrize("waits_for", ["room", "join", "leave", "handler"])
 async def test_a_client_that_goes_leaves_nothing_behind(node: Node, cluster: Cluster, waits_for: str):
-    ann = await WireClient.login(node.url, "ann")
+    ann = await WireClient.login(node.url, "ann-of-this-test")
     tasks = len(asyncio.all_tasks())
     cluster.hold()
     await ann.say("presence", id="first", channel="c")
@@ -210,7 +214,19 @@ async def test_a_client_that_goes_leaves_nothing_behind(node: Node, cluster: Clu
     await eventually(lambda: left_behind(node) == {})
     assert cluster.brokers[0].follows == set()
     gc.collect()
-    assert [thing for thing in gc.get_objects() if isinstance(thing, Client)] == []
+    assert [it for it in gc.get_objects() if isinstance(it, Client) and it.user == "ann-of-this-test"] == []
+
+
+async def test_a_handler_that_fails_behind_something_under_way_is_answered(node: Node, cluster: Cluster):
+    ann = await WireClient.login(node.url, "ann")
+    cluster.hold()
+    await ann.say("publish", id=1, channel="c", data=1)
+    await ann.say("failing", id=2)
+    await eventually(lambda: cluster.waiting)
+    cluster.go_on()
+    assert [(await ann.hear()).get("code") for _ in range(2)] == [None, 100]
+    [client] = node.hub.clients()
+    assert not client.is_busy
 
 
 async def test_the_application_does_not_wait(start: Start, cluster: Cluster, caplog: pytest.LogCaptureFixture):
