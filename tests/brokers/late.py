@@ -21,10 +21,20 @@ REFUSED = "refused"
 """A channel that takes no publications, and cannot be followed."""
 
 
-class Cluster:
-    """What late brokers have in common. A test may hold it, and then nothing happens until it goes on."""
+FAULTS = ("early", "twice", "lost", "order")
+"""An answer before the delivery; a delivery too many; none; in another order."""
 
-    def __init__(self, seed: int = 0) -> None:
+
+class Cluster:
+    """What late brokers have in common. A test may hold it, and then nothing happens until it goes on.
+
+    Args:
+        seed: of the order in which things happen.
+        fault: which law of publications it breaks now and then: one of `FAULTS`; none by default.
+    """
+
+    def __init__(self, seed: int = 0, fault: str = "") -> None:
+        self.fault = fault
         self.brokers: list[Late] = []
         self._random = Random(seed)
         self._queues: dict[Hashable, deque[Callable[[], None]]] = {}
@@ -48,6 +58,10 @@ class Cluster:
     def go_on(self) -> None:
         self._is_held = False
         self._schedule()
+
+    def is_at_fault(self, fault: str) -> bool:
+        """Whether to break that law now."""
+        return fault == self.fault and self._random.random() < 0.2
 
     def put(self, key: Hashable, step: Callable[[], None]) -> None:
         """Take a step behind those with the same key."""
@@ -116,11 +130,20 @@ class Late:
                 self._cluster.answer(later, 0)
 
         def told(broker: Late) -> None:
-            reached = broker.deliverer.deliver_publication(channel, self._seen_by(broker, sender), bytes(data))
+            seen = self._seen_by(broker, sender)
+            if self._cluster.is_at_fault("early") and broker is self:
+                later.answer(1)
+                self._cluster.put(object(), lambda: broker.deliverer.deliver_publication(channel, seen, bytes(data)))
+                return
+            reached = 0
+            if not self._cluster.is_at_fault("lost"):
+                reached = broker.deliverer.deliver_publication(channel, seen, bytes(data))
+            if self._cluster.is_at_fault("twice"):
+                broker.deliverer.deliver_publication(channel, seen, bytes(data))
             if broker is self:
                 self._cluster.answer(later, reached)
 
-        self._cluster.put(key, accept)
+        self._cluster.put(object() if self._cluster.is_at_fault("order") else key, accept)
         return later
 
     def direct(self, user: str, sender: Sender, data: Any, /) -> Later[int]:

@@ -18,7 +18,7 @@ from starlight.channels.handlers import Handlers
 from starlight.channels.under_way import LIMIT
 from starlight.config.settings import Settings
 from starlight.server.node import Node
-from tests.brokers.late import REFUSED, Cluster
+from tests.brokers.late import FAULTS, REFUSED, Cluster
 from tests.brokers.plays import Play
 from tests.support.fakes import eventually
 from tests.support.wire_client import WireClient
@@ -80,6 +80,15 @@ async def test_a_play_keeps_the_contract(start: Start, kind: str, seed: int):
     play.check()
     await eventually(lambda: not cluster.waiting and not any(map(left_behind, nodes)))
     assert [broker.follows for broker in cluster.brokers] == [set() for _ in cluster.brokers]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_play_finds_a_broker_that_breaks_the_law(start: Start, fault: str):
+    play = Play([await start(Cluster(fault=fault).broker())], seed=0)
+    await play.run(bursts=12)
+    await play.end()
+    with pytest.raises(AssertionError):
+        play.check()
 
 
 # --- one thing at a time ---------------------------------------------------------------------------------------------
