@@ -1,5 +1,5 @@
-# The classes around the core. Read in this order: _arena.pxd (frames), _outbox.pxd (spans), _flush.pxd (writing), _core.pxd (the
-# records and loops), then _fanout.pyx.
+# The classes around the core. Read in this order: core/arena.pxd (frames), outbox (spans), flush (writing), records, run, round,
+# policy, then _fanout.pyx.
 #
 # Re-entry: only `Core.act`, `Core.write_transports` and the loop's own callbacks call Python; each takes its list private
 # first, so that what they call may publish, close and detach.

@@ -2,7 +2,7 @@
 
 Strategy: a publication costs O(1) (it extends the run); the members of the run's channel are visited once a turn; each marked
 subscriber is flushed once a turn, without the GIL, in slices between which the loop polls. Law: mark in the loops, act after
-them. The records and their owners are described in _arena.pxd, _outbox.pxd and _core.pxd.
+them. The records and their owners are described in `core/`: arena, outbox and records.
 """
 
 cimport cython
@@ -16,14 +16,7 @@ from libc.stdlib cimport free, malloc
 
 from starlight.core.arena cimport arena_trim, chunk_t, frame_start, lane_close, vector_free, vector_push, vector_t
 from starlight.core.clock cimport clock_look
-from starlight.core.records cimport (HELD_UP_MS, EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYTES, apply_flush, budget_bytes,
-                              channel_add, channel_remove, channel_t, check_core, compact, core_t, count_transport, doom,
-                              drop_outbox,
-                              epoll_create1, epoll_ctl, epoll_event, epoll_wait, flush_slice, full_add, full_remove,
-                              carry_out, is_held_up, is_member, is_noted, judge_new, largest_full, limits_t, mark, mark_first,
-                              measure, message_t, note_end, payload_bytes, run_append, run_t, send_one, settle, settle_member,
-                              sweep_begins,
-                              unlist, unsettled_from, verdict, write_once)
+from starlight.core.checks cimport check_core
 from starlight.core.counters cimport core_counters
 from starlight.core.flush cimport STAGE_BYTES, flush_one, flusher_t, raise_event
 from starlight.core.histogram cimport clock_us
@@ -33,6 +26,15 @@ from starlight.core.outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, EVENT_EVICT,
                                 STATE_EVICTED, STATE_OPEN, clear_frames, free_parts, outbox_age_ms, queue_close,
                                 queue_ping, queue_pong, span_t, subscriber_new, subscriber_t,
                                 torn_bytes)
+from starlight.core.membership cimport channel_add, channel_remove
+from starlight.core.memory cimport budget_bytes, compact, largest_full
+from starlight.core.policy cimport (HELD_UP_MS, carry_out, doom, drop_outbox, is_held_up, is_noted, judge_new, note_end,
+                                    sweep_begins, verdict, write_once)
+from starlight.core.records cimport N_SHARINGS, channel_t, core_t, is_member, limits_t, message_t, run_t
+from starlight.core.round cimport (EPOLL_CLOEXEC, EPOLL_CTL_DEL, TURN_BYTES, apply_flush, count_transport, epoll_create1,
+                                   epoll_ctl, epoll_event, epoll_wait, flush_slice, full_add, full_remove, measure, unlist)
+from starlight.core.run cimport (mark, mark_first, payload_bytes, run_append, send_one, settle, settle_member,
+                                 unsettled_from)
 from starlight.core.wire cimport WIRE_BINARY, WIRE_MAX_CONTROL, WIRE_TEXT
 
 import os
@@ -222,7 +224,7 @@ cdef class Core:
         return 0
 
     cpdef uint64_t now_ms(self) except? 0:
-        """The core's clock in milliseconds: monotonic, and standing still while the process did not run (_clock.pxd)."""
+        """The core's clock in milliseconds: monotonic, and standing still while the process did not run (core/clock.pxd)."""
         cdef uint64_t now_ms = clock_look(&self.clock)
         self.c.flusher.now_ms = <uint32_t>now_ms
         return now_ms

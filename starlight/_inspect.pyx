@@ -6,7 +6,8 @@ that may be long (`split`) take a list, which the caller cuts.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
-from starlight.core.records cimport budget_bytes, channel_t, core_t
+from starlight.core.memory cimport budget_bytes
+from starlight.core.records cimport channel_t, core_t
 from starlight._fanout cimport Channel, Core, Subscriber
 from starlight.core.histogram cimport HISTOGRAM_BUCKETS, histogram_t
 from starlight.core.outbox cimport STATE_EVICTED, subscriber_t
