@@ -60,9 +60,13 @@ class World:
         self.owners: list[Owner] = []
         self.peers: list[socket.socket] = []
 
+    def make_owner(self, core: Core) -> Owner:
+        """What owns the next subscriber."""
+        return Owner(core)
+
     def add(self, fd: int, form: int = FRAMES) -> Subscriber:
         """Attach a descriptor, as a member of everyone."""
-        owner = Owner(self.core)
+        owner = self.make_owner(self.core)
         owner.subscriber = self.core.subscriber(owner, fd, None, form)
         self.owners.append(owner)
         self.core.everyone.join(owner.subscriber)
