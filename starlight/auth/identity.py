@@ -24,7 +24,7 @@ from starlight.protocols.native.commands import Login, is_user
 if TYPE_CHECKING:
     from starlight.auth.jwks import FetchedKeys
     from starlight.auth.tokens import Claims, StaticKeys, Verifier
-    from starlight.channels.hub import Client
+    from starlight.channels.client import Client
 
 __all__ = [
     "TOKEN_SOURCES",

@@ -23,7 +23,7 @@ from starlight.errors import CloseConnection, KeysUnavailable, RequestError, Tok
 
 if TYPE_CHECKING:
     from starlight.auth.limits import Limits
-    from starlight.channels.hub import Client
+    from starlight.channels.client import Client
 
 __all__ = ["CHECK_TIMEOUT_S", "REVOKED_S", "Logins", "read_login"]
 

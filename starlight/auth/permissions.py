@@ -27,7 +27,7 @@ from starlight.errors import ConfigError
 
 if TYPE_CHECKING:
     from starlight.auth.identity import Action
-    from starlight.channels.hub import Client
+    from starlight.channels.client import Client
 
 __all__ = ["DEFAULT", "DEFAULT_GROUP", "EVERYTHING", "Group", "GroupPermissions", "make_permissions", "read_groups",
            "to_groups"]  # fmt: skip

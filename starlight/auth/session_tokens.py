@@ -25,7 +25,7 @@ from orjson import dumps, loads
 from starlight.errors import ConfigError, TokenRefused
 
 if TYPE_CHECKING:
-    from starlight.channels.hub import Client
+    from starlight.channels.client import Client
 
 __all__ = ["EXPIRING_S", "REVOCATIONS_LIMIT", "Expiries", "Revocations", "Session", "Sessions", "read_secret"]
 

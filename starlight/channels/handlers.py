@@ -30,7 +30,7 @@ from starlight.errors import CloseConnection, LoginRefused, RequestError
 from starlight.protocols.native import commands, replies
 
 if TYPE_CHECKING:
-    from starlight.channels.hub import Client
+    from starlight.channels.client import Client
 
 __all__ = ["BUILT_IN_TYPES", "FAILURES", "SLOW_HANDLER_MS", "Handler", "Handlers", "Timer", "call_logged",
            "is_awaitable"]  # fmt: skip

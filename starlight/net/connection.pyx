@@ -996,10 +996,11 @@ cdef class Acceptor:
                  fragments_limit=FRAGMENTS_LIMIT, turn_work=TURN_WORK):
         self.core = core
         self.hub = hub
+        commands = getattr(hub, "commands", None)
         self.hub_login = getattr(hub, "login", None)
-        self.hub_receive = getattr(hub, "receive", None)
-        self.hub_count_bytes = getattr(hub, "count_bytes", None)
-        self.hub_count_frames = getattr(hub, "count_frames", None)
+        self.hub_receive = getattr(commands, "receive", None)
+        self.hub_count_bytes = getattr(commands, "count_bytes", None)
+        self.hub_count_frames = getattr(commands, "count_frames", None)
         self.waiting = []
         self.turn_work = turn_work
         self.share_work = turn_work

@@ -313,7 +313,7 @@ class Api:
         if before is not None:
             return _Sent(before)
         if name not in groups:  # nobody joins or leaves between the messages of a batch
-            record = self._node.hub._channels.get(name)
+            record = self._node.hub.channels.get(name)
             groups[name] = [] if record is None else members(record.channel)
         subscribers = self._node.hub.push_to_channel(name, bytes(message.data))
         return _Sent(self._keep(message.idempotency_key, content), name, subscribers)
@@ -323,7 +323,7 @@ class Api:
         self._require_serving()
         message = _decode(body, _Direct)
         _check_user("to", message.to)
-        clients = self._node.hub._users.get(message.to, {})
+        clients = self._node.hub.users.get(message.to, {})
         receivers = [client.subscriber for client in clients]
         return await self._send(
             message.data,
@@ -427,7 +427,7 @@ class Api:
             raise ApiError(400, "expected user or id, one of them")
         if isinstance(wanted.user, str):
             _check_user("user", wanted.user)
-            connections = [client.connection for client in self._node.hub._users.get(wanted.user, ())]
+            connections = [client.connection for client in self._node.hub.users.get(wanted.user, ())]
         else:
             assert isinstance(wanted.id, int)
             connection = await self._stats.find_connection(wanted.id)

@@ -28,8 +28,8 @@ from starlight.net.refusals import CAUSES
 
 if TYPE_CHECKING:
     from starlight._fanout import Core
+    from starlight.channels.channel import ChannelRecord
     from starlight.channels.hub import Hub
-    from starlight.channels.records import ChannelRecord
     from starlight.config.settings import Settings
     from starlight.net.connection import Acceptor, Connection
 
@@ -179,8 +179,8 @@ class Stats:
             "url": node.url if node.is_listening else "",
             "connections": node.acceptor.connections,
             "clients": clients,
-            "users": len(node.hub._users),
-            "channels": len(node.hub._channels),
+            "users": len(node.hub.users),
+            "channels": len(node.hub.channels),
             "memberships": core["memberships"] - clients,
             "full_clients": core["full"],
             "dry_run": node.settings.dry_run.replace(",", " ").split(),
@@ -225,7 +225,7 @@ class Stats:
             "ends": self.ends(),
             "would_have": self.would_have(),
             "errors": self.errors(),
-            "revocations": hub._logins.revocations.total,
+            "revocations": hub.logins.revocations.total,
         }
 
     def closes(self, by: str) -> dict[str, int]:
@@ -379,7 +379,7 @@ class Stats:
         Only the copy of the registry is one step, as a dict can't be walked while it changes: 20 ms for a million
         channels, 2 ms for 100,000. A row beside the dict would spare that, and cost every new channel.
         """
-        records = list(reversed(self.node.hub._channels.values()))
+        records = list(reversed(self.node.hub.channels.values()))
         while records:  # taken off its end, so that giving the copy back is no such step again
             some = records[: -SLICE - 1 : -1]
             del records[-SLICE:]
@@ -387,7 +387,7 @@ class Stats:
 
     def presence(self, channel: str, limit: int) -> dict[str, Any]:
         """The first `limit` users of a channel, and how many clients and users it has."""
-        record = self.node.hub._channels.get(channel)
+        record = self.node.hub.channels.get(channel)
         if record is None:
             return {"users": [], "clients": 0, "total": 0}
         presence = record.presence

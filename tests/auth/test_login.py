@@ -17,8 +17,9 @@ from starlight.auth.identity import TokenAuth, make_verifier
 from starlight.auth.limits import Limits
 from starlight.auth.permissions import Group, GroupPermissions
 from starlight.auth.session_tokens import Sessions
+from starlight.channels.client import Client
 from starlight.channels.handlers import Handlers
-from starlight.channels.hub import Client, Hub
+from starlight.channels.hub import Hub
 from starlight.config.settings import Settings
 from starlight.errors import CloseConnection
 from tests.support.fakes import PairConnection, Stage
@@ -49,7 +50,7 @@ class Someone:
         return self.connection.messages()
 
     def ask(self, type: str, **fields: Any) -> dict[str, Any]:
-        assert self.hub.receive(self.client, orjson.dumps({"type": type, "id": 1, **fields})) is None
+        assert self.hub.commands.receive(self.client, orjson.dumps({"type": type, "id": 1, **fields})) is None
         return self.heard()[-1]
 
     def leave(self) -> None:
@@ -188,7 +189,7 @@ def test_refresh_on_the_open_connection(stage: TokenStage):
     assert stage.sessions.verify(reply["session"]).token_id == ann.client.token_id == "j2"
     stage.wait(130)
     assert ann.connection.closed_with == 4014
-    assert len(stage.hub._logins._expiries) == 0
+    assert len(stage.hub.logins._expiries) == 0
 
 
 def test_refresh_with_what_does_not_do(stage: TokenStage):
@@ -336,7 +337,7 @@ def test_55_what_is_refused_is_answered_even_if_it_is_nonsense():
     stage = TokenStage(limits=Limits(message_rate=1))
     ann = stage.come()
     for message in (b"{}", b"nonsense", b'{"type":"ping","id":[]}', b'{"type":"x","id":"y"}'):
-        stage.hub.receive(ann.client, message)
+        stage.hub.commands.receive(ann.client, message)
     assert [message["code"] for message in ann.heard()] == [107, 107, 111, 111]
     stage.close()
 
@@ -426,4 +427,4 @@ def test_everything_is_forgotten_when_clients_have_gone(stage: TokenStage):
     for number in range(50):
         stage.come(token(f"user{number}")).leave()
     assert stage.hub.counters() == {"users": 0, "clients": 0, "channels": 0}
-    assert len(stage.hub._logins._expiries) == 0
+    assert len(stage.hub.logins._expiries) == 0

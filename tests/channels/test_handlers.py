@@ -14,8 +14,8 @@ from typing import Any
 import orjson
 import pytest
 
+from starlight.channels.client import Client
 from starlight.channels.handlers import BUILT_IN_TYPES, Handlers
-from starlight.channels.hub import Client
 from starlight.errors import CloseConnection, LoginRefused, RequestError
 from tests.support.fakes import Stage, eventually
 
@@ -131,7 +131,7 @@ async def test_data_is_parsed_and_none_if_missing(play: Play):
 async def test_data_that_python_cannot_hold_is_107(play: Play):
     play.handlers.on("see")(lambda client, data: data)
     ann = play.member("ann")
-    play.hub.receive(ann.client, b'{"type":"see","id":1,"data":1e999}')
+    play.hub.commands.receive(ann.client, b'{"type":"see","id":1,"data":1e999}')
     assert [message["code"] for message in ann.heard()] == [107]
 
 

@@ -357,7 +357,7 @@ async def test_the_limit_of_a_user_lets_who_waits_in_when_there_is_room() -> Non
         client = await connect(node.url, user="ada", on_state=states, **FAST)
         [own] = list(node.hub.clients())
         node.hub.change(
-            node.hub._logins.limits._replace(connections_per_user=1),
+            node.hub.logins.limits._replace(connections_per_user=1),
             channels_limit=10,
             clients_limit=0,
             name_limit_bytes=255,

@@ -17,8 +17,8 @@ import pytest
 import uvloop
 
 from starlight import close_codes
+from starlight.channels.client import Client
 from starlight.channels.handlers import Handlers
-from starlight.channels.hub import Client
 from starlight.config.settings import Settings
 from starlight.errors import CloseConnection, LoginRefused
 from starlight.server.node import Node

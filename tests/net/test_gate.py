@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from starlight.auth.limits import BURST_S
+from starlight.channels.client import Client
 from starlight.channels.handlers import Handlers
-from starlight.channels.hub import Client
 from starlight.config.settings import Settings
 from starlight.errors import ConfigError
 from starlight.server.node import Node

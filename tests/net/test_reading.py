@@ -13,8 +13,8 @@ import pytest
 import uvloop
 
 from starlight.auth.limits import PAUSE_S
+from starlight.channels.client import Client
 from starlight.channels.handlers import Handlers
-from starlight.channels.hub import Client
 from starlight.net.connection import Connection
 from starlight.server.node import Node
 from tests.support.fakes import eventually

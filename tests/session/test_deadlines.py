@@ -7,8 +7,8 @@ from typing import Any
 
 import uvloop
 
+from starlight.channels.client import Client
 from starlight.channels.handlers import Handlers
-from starlight.channels.hub import Client
 from starlight.config.settings import Settings
 from starlight.server.node import Node
 from tests.support.fakes import eventually

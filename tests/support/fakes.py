@@ -13,7 +13,8 @@ import orjson
 import pytest
 
 from starlight._fanout import FRAMES, Core, Subscriber
-from starlight.channels.hub import Client, Hub
+from starlight.channels.client import Client
+from starlight.channels.hub import Hub
 from starlight.ends import Cause
 from starlight.errors import CloseConnection
 from starlight.protocols.native.replies import bye
@@ -123,7 +124,7 @@ class Member:
 
     def say(self, type: str, **fields: Any) -> Any:
         """Hand a message to the hub; its awaitable, if the application has it now."""
-        return self.hub.receive(self.client, orjson.dumps({"type": type, **fields}))
+        return self.hub.commands.receive(self.client, orjson.dumps({"type": type, **fields}))
 
     def ask(self, type: str, **fields: Any) -> dict[str, Any]:
         """Say it with an id and return the last message that came of it: the reply."""
@@ -185,3 +186,16 @@ async def eventually(condition: Any, timeout_s: float = 10.0) -> None:
     while not condition():
         assert asyncio.get_running_loop().time() < deadline_s, "it never came true"
         await asyncio.sleep(0.005)
+
+
+def publication(channel: str, user: str | None, data: object) -> dict[str, Any]:
+    return {"type": "publication", "channel": channel, "from": user, "data": data}
+
+
+def error(code: int, name: str) -> dict[str, Any]:
+    return {"type": "error", "code": code, "name": name}
+
+
+def without_text(reply: dict[str, Any]) -> dict[str, Any]:
+    assert reply.pop("message")
+    return reply

@@ -22,8 +22,8 @@ from typing import Any
 
 import uvloop
 
+from starlight.channels.client import Client
 from starlight.channels.handlers import Handlers
-from starlight.channels.hub import Client
 from starlight.config.settings import Settings
 from starlight.net.connection import Connection
 from starlight.server.node import Node

@@ -1,6 +1,7 @@
-"""What a hub keeps of each client and of each channel.
+"""A client, as hub and handlers see it, and what they see of the connection behind it.
 
-The records belong to the hub: handlers read them, and of their private fields only `hub` and `logins` know the meaning.
+Clients belong to the hub: handlers read them, and of their private fields only `hub`, `commands` and `auth.login` know
+the meaning.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from orjson import dumps
 from starlight import close_codes
 from starlight.auth.identity import Identity
 from starlight.auth.limits import Faults, Meter
-from starlight.channels.presence import Presence
 from starlight.ends import APPLICATION, Cause
 
 if TYPE_CHECKING:
-    from starlight._fanout import Channel, Subscriber
+    from starlight._fanout import Subscriber
+    from starlight.channels.channel import ChannelRecord
     from starlight.channels.hub import Hub
 
-__all__ = ["ChannelRecord", "Client", "Connection"]
+__all__ = ["Client", "Connection"]
 
 
 class Connection(Protocol):
@@ -182,15 +183,3 @@ class Client:
 
     def __repr__(self) -> str:
         return f"<Client {self.id} of {self.user!r}>"
-
-
-class ChannelRecord:
-    """A channel that has subscribers: the core's side of it and the users in it."""
-
-    __slots__ = ("announces", "channel", "name", "presence")
-
-    def __init__(self, name: str, channel: Channel, announces: bool) -> None:
-        self.name = name
-        self.channel = channel
-        self.presence = Presence()
-        self.announces = announces
