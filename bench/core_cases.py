@@ -36,7 +36,9 @@ class Owner:
         self.core = core
         self.subscriber: Subscriber | None = None
 
-    def on_evicted(self, code: int, messages: int, n_bytes: int, oldest_ms: int) -> None:
+    def on_evicted(self, reason: str, messages: int, n_bytes: int, oldest_ms: int) -> None:
+        if self.subscriber is not None:
+            self.core.evict(self.subscriber, 4008, b"slow consumer")
         self.leave()
 
     def on_broken(self) -> None:

@@ -1,7 +1,8 @@
 """What the benches of the hub do: a message's way from its bytes to the core, over sinks that swallow everything.
 
-Each case hands the hub messages as a connection does, one after the other, and flushes outside the measure where the core's own
-cases say what a flush costs. So the figures are those of decoding, permissions, the hub, the reply and appending.
+Each case hands the hub messages as a connection does, one after the other, and flushes outside the measure, as the
+core's own cases say what a flush costs. So the figures are those of decoding, permissions, the hub, the reply and
+appending.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from core_cases import Case, Owner, World, flush
 from starlight._fanout import Core
 from starlight.auth.permissions import GroupPermissions, to_groups
 from starlight.channels.hub import Client, Hub
+from starlight.protocols.native.codec import NATIVE
 from starlight.protocols.native.commands import decode
 
 USERS = 100
@@ -33,6 +35,7 @@ class Seat(Owner):
     is_open = True
     silent_ms = 0
     subprotocol = "starlight.v1"
+    codec = NATIVE
 
     def close(self, *args: Any, **options: Any) -> None:
         raise AssertionError(f"closed: {args}")
@@ -48,7 +51,7 @@ class HubWorld(World):
         for subscriber in self.add_null(USERS):
             self.core.everyone.leave(subscriber)  # the hub lets it in
             self.clients.append(self.enter(f"user-{len(self.clients):04d}", self.owners[len(self.clients)]))
-            self.hub.receive(self.clients[-1], b'{"type":"join","channel":"bench:news"}')
+            self.hub.commands.receive(self.clients[-1], b'{"type":"join","channel":"bench:news"}')
         self.core.flush()
 
     def make_owner(self, core: Core) -> Owner:
@@ -80,7 +83,7 @@ def receive(message: bytes) -> Callable[[World], None]:
 
     def run(world: World) -> None:
         assert isinstance(world, HubWorld)
-        receive, client = world.hub.receive, world.clients[0]
+        receive, client = world.hub.commands.receive, world.clients[0]
         for _ in range(MESSAGES):
             receive(client, message)
 
@@ -90,7 +93,7 @@ def receive(message: bytes) -> Callable[[World], None]:
 def direct(world: World) -> None:
     """Each client writes to the next one."""
     assert isinstance(world, HubWorld)
-    receive = world.hub.receive
+    receive = world.hub.commands.receive
     for number, client in enumerate(world.clients):
         receive(client, DIRECT % ((number + 1) % USERS, DATA))
 

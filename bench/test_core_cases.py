@@ -1,4 +1,4 @@
-"""Benches of the core and of the hub's way to it, in seconds: `python -m pytest bench --benchmark-columns=median,iqr,rounds`.
+"""Benches of the core and the hub, in seconds: `python -m pytest bench --benchmark-columns=median,iqr,rounds`.
 
 Figures are per run of a case; `extra_info` has the nanoseconds of one unit, and for the core's counters what one send
 carried. Compare a change with `--benchmark-save=before`, then `--benchmark-compare`.

@@ -41,6 +41,13 @@ def subscribers(Core core not None):
     return core.c.all.n
 
 
+def encoding_counts(Core core not None):
+    """(publications, bytes) that were written in each encoding so far, by its number."""
+    core.check_thread()
+    cdef uint32_t i
+    return [(core.c.encodings[i].n_publications, core.c.encodings[i].n_bytes) for i in range(core.c.n_encodings)]
+
+
 def split(list subscribers not None):
     """(written, queued, evicted, waiting) of subscribers to which something was sent before.
 

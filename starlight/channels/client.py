@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from starlight._fanout import Subscriber
     from starlight.channels.channel import ChannelRecord
     from starlight.channels.hub import Hub
+    from starlight.protocols.base import Codec, Part
 
 __all__ = ["Client", "Connection"]
 
@@ -31,6 +32,7 @@ class Connection(Protocol):
         subscriber: the core's record of it.
         peername: the other end's address; None if the socket has none.
         subprotocol: the one that was negotiated.
+        codec: of what it says and is told.
         is_open: False once it is closing or closed.
     """
 
@@ -40,6 +42,8 @@ class Connection(Protocol):
     def peername(self) -> tuple[Any, ...] | None: ...
     @property
     def subprotocol(self) -> str: ...
+    @property
+    def codec(self) -> Codec: ...
     @property
     def is_open(self) -> bool: ...
 
@@ -81,6 +85,7 @@ class Client:
         verdicts: what `Permissions` remembers about it.
         connection: the connection behind it; `connection.peername` is its address.
         subscriber: the core's record of it.
+        codec: of what it says and is told.
         is_connected: True from the welcome until it is gone.
         last_error: the code of the last error reply it got; None if it got none.
     """
@@ -98,6 +103,7 @@ class Client:
         "_heads",
         "_hub",
         "_issued",
+        "codec",
         "connection",
         "expires",
         "id",
@@ -129,13 +135,14 @@ class Client:
         self.meter: Meter | None = None
         self.connection = connection
         self.subscriber: Subscriber = connection.subscriber
+        self.codec: Codec = connection.codec
         self.is_connected = False
         self.last_error: int | None = None
         self._busy = False  # an async handler (or on_connect) of this client is under way
         self._channels: dict[str, ChannelRecord] = {}
         self._data: dict[str, Any] | None = None
-        self._direct_head = b""  # b"" until first used, as are the heads of publications and broadcasts
-        self._heads: dict[str, bytes] = {}
+        self._direct_head: Part = b""  # b"" until first used, as are the heads of publications and broadcasts
+        self._heads: dict[str, Part] = {}
         self._faults: Faults | None = None
 
     @property

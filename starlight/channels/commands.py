@@ -23,9 +23,8 @@ from starlight.auth.limits import CatchUp, Faults, Meter
 from starlight.channels.handlers import FAILURES, Handlers, is_awaitable
 from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, RequestError
-from starlight.protocols.native import commands, pushes, replies
-from starlight.protocols.native.commands import decode
-from starlight.protocols.native.pushes import TAIL
+from starlight.protocols.base import Codecs, Part
+from starlight.protocols.native import commands
 
 if TYPE_CHECKING:
     from starlight._fanout import Core
@@ -51,6 +50,7 @@ class Commands:
     Args:
         hub: the registry; it makes this.
         core: the write path.
+        codecs: what the node speaks: a publication has a head and a tail for each.
         handlers: the application's.
         permissions: what a client may do; None: everything.
         dry_run: limits that are not enforced.
@@ -66,6 +66,7 @@ class Commands:
         hub: Hub,
         core: Core,
         *,
+        codecs: Codecs,
         handlers: Handlers,
         permissions: Permissions | None,
         dry_run: DryRun,
@@ -81,6 +82,8 @@ class Commands:
         self._core_publish = core.publish
         self._core_send = core.send
         self._everyone = core.everyone
+        self._codecs = codecs
+        self._tail = codecs.of_each(lambda codec: codec.tail)
         self._handlers = handlers
         self._dry_run = dry_run
         self._catch_up = catch_up
@@ -112,7 +115,7 @@ class Commands:
                 self._throttle(client, meter, message, now_s)
                 return None
         try:
-            command = decode(message)
+            command = client.codec.decode(message)
         except RequestError as error:
             self._refuse(client, error.id, error)
             return None
@@ -151,19 +154,20 @@ class Commands:
         record = self._channels.get(name)
         if record is not None:
             head = client._heads.get(name) or self._new_head(client, name)
-            subscribers = self._core_publish(record.channel, head, command.data, TAIL)
+            subscribers = self._core_publish(record.channel, head, command.data, self._tail)
         elif len(name) > self._hub.name_limit_bytes:
             raise self._too_long()
         else:
             self._counts["unheard"] += 1
         if command.id is not None:
-            self._core_send(client.subscriber, replies.ok_publish(command.id, subscribers))
+            self._core_send(client.subscriber, client.codec.ok_publish(command.id, subscribers))
 
-    def _new_head(self, client: Client, name: str) -> bytes:
+    def _new_head(self, client: Client, name: str) -> Part:
         heads = client._heads
         if len(heads) >= _HEADS_LIMIT:
             heads.clear()
-        head = heads[name] = pushes.publication_head(name, client.user)
+        user = client.user
+        head = heads[name] = self._codecs.of_each(lambda codec: codec.publication_head(name, user))
         return head
 
     def _direct(self, client: Client, command: commands.Direct) -> None:
@@ -175,10 +179,11 @@ class Commands:
             raise RequestError(ErrorCode.NOT_CONNECTED, "no client of that user is connected")
         head = client._direct_head
         if not head:
-            head = client._direct_head = pushes.direct_head(client.user)
+            sender = client.user
+            head = client._direct_head = self._codecs.of_each(lambda codec: codec.direct_head(sender))
         reached = self._send_to(clients, head, command.data)
         if command.id is not None:
-            self._core_send(client.subscriber, replies.ok_count(command.id, reached))
+            self._core_send(client.subscriber, client.codec.ok_count(command.id, reached))
 
     def _broadcast(self, client: Client, command: commands.Broadcast) -> None:
         if self.permissions is not None:
@@ -186,10 +191,11 @@ class Commands:
         # "" is no channel name, so the head of broadcasts has its place among the heads of publications
         head = client._heads.get("")
         if head is None:
-            head = client._heads[""] = pushes.broadcast_head(client.user)
-        reached = self._core_publish(self._everyone, head, command.data, TAIL)
+            user = client.user
+            head = client._heads[""] = self._codecs.of_each(lambda codec: codec.broadcast_head(user))
+        reached = self._core_publish(self._everyone, head, command.data, self._tail)
         if command.id is not None:
-            self._core_send(client.subscriber, replies.ok_count(command.id, reached))
+            self._core_send(client.subscriber, client.codec.ok_count(command.id, reached))
 
     def _join(self, client: Client, command: commands.Join) -> None:
         if command.channels is not None:
@@ -199,7 +205,7 @@ class Commands:
         assert name is not None  # the decoder has seen to it
         self._check_join(client, name, len(client._channels))
         if command.id is not None:
-            self._core_send(client.subscriber, replies.ok_join(command.id, name))
+            self._core_send(client.subscriber, client.codec.ok_join(command.id, name))
         self._hub.enter(client, name)
 
     def _join_several(self, client: Client, id: int | str | None, items: Sequence[commands.JoinItem]) -> None:
@@ -217,9 +223,9 @@ class Commands:
             self._counts[f"error_{error.code}"] += 1
             client.last_error = error.code
             if id is None:
-                self._core_send(client.subscriber, replies.error(None, error.code, error.message))
+                self._core_send(client.subscriber, client.codec.error(None, error.code, error.message))
         if id is not None:
-            self._core_send(client.subscriber, replies.ok_joins(id, outcomes))
+            self._core_send(client.subscriber, client.codec.ok_joins(id, outcomes))
         for name in entering:
             self._hub.enter(client, name)
         if any(error.code in _FAULTS for error in errors):
@@ -261,7 +267,7 @@ class Commands:
         if record is not None:
             self._hub.depart(client, record)
         if command.id is not None:
-            self._core_send(client.subscriber, replies.ok_id(command.id))
+            self._core_send(client.subscriber, client.codec.ok_id(command.id))
 
     def _presence(self, client: Client, command: commands.Presence) -> None:
         assert command.id is not None  # the decoder has seen to it
@@ -270,10 +276,10 @@ class Commands:
         record = self._channels.get(command.channel)
         users = record.presence.users(command.limit) if record is not None else []
         clients = record.presence.clients if record is not None else 0
-        self._core_send(client.subscriber, replies.ok_presence(command.id, users, clients))
+        self._core_send(client.subscriber, client.codec.ok_presence(command.id, users, clients))
 
     def _ping(self, client: Client, command: commands.Ping) -> None:
-        self._core_send(client.subscriber, replies.pong(command.id))
+        self._core_send(client.subscriber, client.codec.pong(command.id))
 
     def _login_again(self, client: Client, command: commands.Login) -> None:
         raise CloseConnection(close_codes.BAD_REQUEST, cause="protocol", detail="it logged in twice")
@@ -305,7 +311,7 @@ class Commands:
             return
         self._hub.logins.renew(client, identity)
         if id is not None:
-            self._core_send(client.subscriber, replies.ok(id, expires=client.expires, session=client.session))
+            self._core_send(client.subscriber, client.codec.ok(id, expires=client.expires, session=client.session))
         permissions = self.permissions
         if permissions is not None and not all(self.allows(client, "join", name) for name in client._channels):
             raise CloseConnection(close_codes.RECONNECT, cause="permissions", detail="its new token lacks a channel")
@@ -339,7 +345,7 @@ class Commands:
         if id is None:
             return
         try:
-            reply = replies.ok_data(id, result)
+            reply = client.codec.ok_data(id, result)
         except TypeError:
             log.exception("handler %s returned what JSON cannot express", name)
             raise RequestError(ErrorCode.INTERNAL, "internal error") from None
@@ -368,7 +374,7 @@ class Commands:
         """Send an error reply. Raises `CloseConnection` (4509) after one fault too many."""
         self._counts[f"error_{error.code}"] += 1
         client.last_error = error.code
-        self._core_send(client.subscriber, replies.error(id, error.code, error.message))
+        self._core_send(client.subscriber, client.codec.error(id, error.code, error.message))
         if error.code in _FAULTS:
             self._count_fault(client)
 
@@ -395,7 +401,7 @@ class Commands:
         self._slow_down(client, meter, now_s)
         self._counts[f"error_{ErrorCode.TOO_MANY_REQUESTS}"] += 1
         client.last_error = ErrorCode.TOO_MANY_REQUESTS.value
-        reply = replies.error(commands.read_id(message), ErrorCode.TOO_MANY_REQUESTS, "too many requests")
+        reply = client.codec.error(client.codec.read_id(message), ErrorCode.TOO_MANY_REQUESTS, "too many requests")
         self._core_send(client.subscriber, reply)
 
     def _slow_down(self, client: Client, meter: Meter, now_s: float) -> None:

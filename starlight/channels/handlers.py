@@ -23,11 +23,13 @@ from inspect import iscoroutinefunction
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
+from orjson import dumps
+
 from starlight import close_codes
 from starlight.channels.fair_threads import THREADS, FairThreads
 from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, LoginRefused, RequestError
-from starlight.protocols.native import commands, replies
+from starlight.protocols.native import commands
 
 if TYPE_CHECKING:
     from starlight.channels.client import Client
@@ -456,7 +458,7 @@ async def _await_connect(handler: Handler, result: Awaitable[object]) -> None:
 def _is_sendable(error: RequestError) -> bool:
     """Whether an application's error can be told: JSON may not express its code or message."""
     try:
-        replies.error(error.id, error.code, error.message)
+        dumps((error.id, int(error.code), error.message))
     except (TypeError, ValueError):
         return False
     return isinstance(error.message, str)

@@ -31,9 +31,9 @@ from starlight.channels.commands import Commands
 from starlight.channels.handlers import FAILURES, Handlers, is_awaitable
 from starlight.ends import Cause, Ends
 from starlight.errors import CloseConnection, RequestError
-from starlight.protocols.native import commands, pushes, replies
-from starlight.protocols.native.commands import decode
-from starlight.protocols.native.pushes import TAIL
+from starlight.protocols.base import ClientLimits, Codecs, Part
+from starlight.protocols.native import commands
+from starlight.protocols.spoken import SPOKEN
 
 if TYPE_CHECKING:
     from starlight._fanout import Core
@@ -57,6 +57,7 @@ class Hub:
 
     Args:
         core: the write path; the hub calls it from the thread that bound it.
+        codecs: what the node speaks, the one that the core's encodings are of; by default the native protocol.
         handlers: the application's; none by default.
         authenticator: who a login is; by default it is believed.
         permissions: what a client may do; everything by default.
@@ -91,6 +92,7 @@ class Hub:
         self,
         core: Core,
         *,
+        codecs: Codecs = SPOKEN,
         handlers: Handlers | None = None,
         authenticator: Authenticator | None = None,
         permissions: Permissions | None = None,
@@ -116,6 +118,9 @@ class Hub:
         self._core_publish = core.publish
         self._core_send = core.send
         self._everyone = core.everyone
+        self._codecs = codecs
+        self._tail = codecs.of_each(lambda codec: codec.tail)
+        self._server_head = codecs.of_each(lambda codec: codec.server_head())
         self._handlers = handlers or Handlers()
         self.authenticator = authenticator or NoAuth()
         self._ping_interval_s = ping_interval_s
@@ -144,6 +149,7 @@ class Hub:
         self.commands = Commands(
             self,
             core,
+            codecs=codecs,
             handlers=self._handlers,
             permissions=permissions,
             dry_run=self._dry_run,
@@ -161,7 +167,7 @@ class Hub:
         no proper login, 4500 or the like for a refused one. To be cancelled if the connection ends first.
         """
         try:
-            login = decode(message)
+            login = connection.codec.decode(message)
         except RequestError as error:
             raise CloseConnection(close_codes.BAD_REQUEST, detail=f"not a login: {error.message}") from None
         if not isinstance(login, commands.Login):
@@ -224,7 +230,8 @@ class Hub:
         if record is None:
             record = self.channels[name] = ChannelRecord(name, self._core.channel(), self._is_announced(name))
         if record.presence.add(client.user) and record.announces:
-            self._core_publish(record.channel, pushes.joined(name, client.user), b"", b"")
+            joined = self._codecs.of_each(lambda codec: codec.joined(name, client.user))
+            self._core_publish(record.channel, joined, b"", b"")
         record.channel.join(client.subscriber)
         client._channels[record.name] = record  # that one string for all of its members
 
@@ -252,25 +259,26 @@ class Hub:
             if not self.channels:
                 self.channels.clear()  # a dict from which everything was deleted keeps its room
         elif last_of_user and record.announces:
-            self._core_publish(record.channel, pushes.left(record.name, client.user), b"", b"")
+            left = self._codecs.of_each(lambda codec: codec.left(record.name, client.user))
+            self._core_publish(record.channel, left, b"", b"")
 
     # --- what the application does -------------------------------------------------------------------------------
 
     def push_to_client(self, client: Client, data: bytes) -> None:
         """Push `server {data}` to one client. `data` is JSON, here and below."""
-        self._core_send(client.subscriber, pushes.server_head(), data, TAIL)
+        self._core_send(client.subscriber, self._server_head, data, self._tail)
 
     def push_to_user(self, user: str, data: bytes) -> int:
         """Push `server {data}` to every client of a user; their number, 0 if the user isn't connected."""
-        return self.send_to(self.users.get(user, {}), pushes.server_head(), data)
+        return self.send_to(self.users.get(user, {}), self._server_head, data)
 
-    def send_to(self, clients: dict[Client, None], head: bytes, data: Any) -> int:
+    def send_to(self, clients: dict[Client, None], head: Part, data: Any) -> int:
         """Send a direct to these clients, which are those of one user; their number."""
         self.counts["directs"] += 1
         if len(clients) == 1:
-            self._core_send(next(iter(clients)).subscriber, head, data, TAIL)
+            self._core_send(next(iter(clients)).subscriber, head, data, self._tail)
         elif clients:
-            self._core.send_many([receiver.subscriber for receiver in clients], head, data, TAIL)
+            self._core.send_many([receiver.subscriber for receiver in clients], head, data, self._tail)
         return len(clients)
 
     def push_to_channel(self, channel: str, data: bytes) -> int:
@@ -281,11 +289,13 @@ class Hub:
         if record is None:
             self.counts["unheard"] += 1
             return 0
-        return self._core_publish(record.channel, pushes.publication_head(channel, None), data, TAIL)
+        head = self._codecs.of_each(lambda codec: codec.publication_head(channel, None))
+        return self._core_publish(record.channel, head, data, self._tail)
 
     def push_to_everyone(self, data: bytes) -> int:
         """Broadcast with `from` null to every client; returns their number."""
-        return self._core_publish(self._everyone, pushes.broadcast_head(None), data, TAIL)
+        head = self._codecs.of_each(lambda codec: codec.broadcast_head(None))
+        return self._core_publish(self._everyone, head, data, self._tail)
 
     def clients(self) -> Iterator[Client]:
         """All logged-in clients. Take a list of it before doing anything that may end one of them."""
@@ -353,7 +363,7 @@ class Hub:
         self.users.setdefault(client.user, {})[client] = None
         self._core_send(
             client.subscriber,
-            replies.welcome(
+            client.codec.welcome(
                 login.id,
                 user=client.user,
                 client=client.id,
@@ -375,9 +385,9 @@ class Hub:
         end = None if previous is None or self._ends is None else self._ends.previous(previous, client.user)
         return None if end is None else {"code": end.code, "reason": end.reason, "at": round(end.at_s * 1000)}
 
-    def _client_limits(self) -> replies.ClientLimits:
+    def _client_limits(self) -> ClientLimits:
         limits = self.logins.limits
-        return replies.ClientLimits(
+        return ClientLimits(
             message_bytes=self._message_limit_bytes,
             channels=self.channels_limit,
             message_rate=limits.message_rate or None,
@@ -393,7 +403,7 @@ class Hub:
             if left_s <= 0:
                 client.connection.close(close_codes.SESSION_EXPIRED, cause=EXPIRED)
             else:
-                self._core_send(client.subscriber, pushes.expiring(max(1, round(left_s))))
+                self._core_send(client.subscriber, client.codec.expiring(max(1, round(left_s))))
 
     def revoke_user(self, user: str, seconds: float = REVOKED_S, *, by: str = BY_APPLICATION) -> int:
         """End all clients of a user with 4503, and refuse the tokens the user has now for so many seconds.

@@ -6,7 +6,7 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from starlight.core.arena cimport vector_t
 from starlight.core.outbox cimport (LIST_EVENTFUL, LIST_FIRST, LIST_MARKED, LIST_NEWLY_FULL, LIST_TRANSPORTS, STATE_DEAD,
                                     membership_t, span_bytes, span_t, subscriber_t)
-from starlight.core.records cimport channel_t, core_t
+from starlight.core.records cimport channel_t, core_t, member_t
 from starlight.core.round cimport in_round
 
 
@@ -15,6 +15,8 @@ cdef inline int check_subscriber(core_t* c, subscriber_t* sub) except -1:
     cdef uint32_t i
     cdef span_t* span
     cdef membership_t* membership
+    cdef channel_t* channel
+    cdef member_t* member
     for i in range(sub.n_spans):
         span = &sub.spans[sub.first_span + i]
         assert span.first < span.end <= span.chunk.n_frames, "a span is empty or runs past its chunk"
@@ -28,8 +30,12 @@ cdef inline int check_subscriber(core_t* c, subscriber_t* sub) except -1:
     assert (sub.full_index < 0) or (<subscriber_t*>c.full.items[sub.full_index] == sub and sub.is_full)
     for i in range(sub.n_memberships):
         membership = &sub.memberships[i]
-        assert (<channel_t*>membership.channel).members[membership.index].sub == sub, "membership points elsewhere"
-        assert (<channel_t*>membership.channel).members[membership.index].membership == i
+        channel = <channel_t*>membership.channel
+        member = &channel.members[membership.index]
+        assert member.sub == sub, "membership points elsewhere"
+        assert member.membership == i
+        assert member.slot < channel.n_slots and channel.slots[member.slot].encoding == sub.encoding, "another's encoding"
+        assert channel.slots[member.slot].n_members > 0, "an encoding whose member isn't counted"
     return 0
 
 

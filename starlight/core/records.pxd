@@ -1,6 +1,6 @@
 # The core's own records: channels and their members, the run, limits, totals, and what holds them all together.
 #
-#   core_t --lanes--> open chunk per wire form, for shared and for single-receiver frames
+#   core_t --encodings-> each with its open chunks, for shared and for single-receiver frames
 #          --run----> the one channel whose latest frames are not yet in its members' outboxes
 #          --lists--> all, marked, flushing, first (single-receiver work), full, transports: borrowed subscribers
 #
@@ -10,9 +10,10 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from starlight.core.arena cimport arena_t, chunk_t, vector_t
+from starlight.core.encoding cimport MAX_ENCODINGS, encoding_t
 from starlight.core.flush cimport flusher_t
 from starlight.core.histogram cimport histogram_t
-from starlight.core.outbox cimport CACHE_LINE_BYTES, N_FORMS, N_REASONS, subscriber_t
+from starlight.core.outbox cimport CACHE_LINE_BYTES, N_REASONS, subscriber_t
 
 cdef extern from *:
     """
@@ -22,31 +23,37 @@ cdef extern from *:
 
 cdef enum:
     PREFETCH = 6                 # members ahead; a subscriber is a cache miss beyond a few hundred
-
-cdef enum:
-    SHARED = 0
-    SINGLE = 1
-    N_SHARINGS = 2
+    INLINE_SLOTS = 2             # encodings of a channel without an allocation; native clients need no more
 
 ctypedef struct member_t:
     subscriber_t* sub            # borrowed: leaves before it is freed
     uint32_t membership          # place in sub.memberships
+    uint32_t slot                # place of its encoding in channel.slots
+
+ctypedef struct slot_t:          # an encoding that members of a channel use, or have used
+    uint32_t n_members           # 0: nothing is written in it
+    uint8_t encoding
 
 ctypedef struct channel_t:
     member_t* members            # owned
     uint32_t n_members
     uint32_t capacity
-    uint32_t n_form[N_FORMS]     # members by wire form: a form nobody wants is not written
+    slot_t* slots                # inline_slots, or owned, with room for MAX_ENCODINGS; each encoding at most once
+    uint32_t n_slots             # never fewer again: members hold places
+    slot_t inline_slots[INLINE_SLOTS]
     uint64_t n_publications      # these two only ever grow
     uint64_t n_deliveries
     void* handle                 # PyObject* of the Channel (the struct is inside it)
 
+ctypedef struct run_part_t:      # what the run has in one encoding: frames [first, end) of a chunk
+    chunk_t* chunk               # one reference, or NULL: nothing
+    uint32_t first
+    uint32_t end
+
 ctypedef struct run_t:
     channel_t* channel           # NULL: no run
     uint64_t id
-    chunk_t* chunk[N_FORMS]      # one reference each, or NULL
-    uint32_t first[N_FORMS]
-    uint32_t end[N_FORMS]
+    run_part_t parts[MAX_ENCODINGS]      # one for each of the channel's slots
 
 ctypedef struct limits_t:
     uint32_t outbox_messages
@@ -71,7 +78,9 @@ ctypedef struct totals_t:        # only ever grow
 
 ctypedef struct core_t:
     arena_t arena
-    chunk_t* lanes[N_FORMS][N_SHARINGS]   # one reference each, or NULL
+    encoding_t encodings[MAX_ENCODINGS]   # by number
+    uint8_t n_encodings
+    uint8_t n_codecs
     run_t run
     limits_t limits
     totals_t totals
@@ -96,20 +105,16 @@ ctypedef struct core_t:
     histogram_t flush_us         # of each flush that handed anything over: how long it took,
     histogram_t flush_bytes      # and how much that was
 
-ctypedef struct message_t:       # borrowed for one call: the parts of a message, written one behind the other
-    const char* part[3]
-    size_t size[3]
-    uint8_t opcode
-
 
 cdef inline void prefetch_subscriber(subscriber_t* sub) noexcept nogil:
     starlight_prefetch(sub)
     starlight_prefetch(<char*>sub + CACHE_LINE_BYTES)
 
 
-cdef inline bint is_member(subscriber_t* sub, channel_t* channel) noexcept nogil:
+cdef inline member_t* member_of(subscriber_t* sub, channel_t* channel) noexcept nogil:
+    """A subscriber's place in a channel, borrowed until anyone joins or leaves; NULL if it is no member."""
     cdef uint32_t i
     for i in range(sub.n_memberships):
         if sub.memberships[i].channel == channel:
-            return True
-    return False
+            return &channel.members[sub.memberships[i].index]
+    return NULL

@@ -77,6 +77,8 @@ cdef class Connection(WSListener):
     cdef readonly Subscriber subscriber
     cdef readonly object client          # the hub's Client; None before the login and after the end
     cdef readonly str subprotocol
+    cdef readonly object codec           # a protocols.base.Codec; None before the gate has let it pass, as are the next ones
+    cdef int encoding                    # the core's number of it
     cdef readonly uint64_t number        # among the connections of this node, from 1 on; 0 before the handshake is done
     cdef readonly uint64_t connected_ms  # when that was, on the core's clock
     cdef readonly uint64_t messages_in
@@ -109,7 +111,8 @@ cdef class Connection(WSListener):
     cdef bint is_answered                # the request, and if that was a refusal it is counted
     cdef bint is_healthy                 # the request: one for a health route, which is no failed handshake
     cdef bint is_late                    # the handshake: it has had its time
-    cdef bint is_lines
+    cdef bint is_lines                   # its framing: a frame may hold several messages
+    cdef bint is_text                    # its codec: messages come in text frames
     cdef bint awaits_pong
     cdef readonly bint is_paused         # reading, because too much is held, or for a moment by the meter
     cdef bint is_waiting                 # for the next turn: not read meanwhile
@@ -153,7 +156,7 @@ cdef class Connection(WSListener):
     cdef bint may_have_answered(self) except -1
     cdef int fail(self, int code) except -1
     cdef int tell_end(self, int code, str reason, cause, client) except -1
-    cdef int close_as(self, int code, str text, retry_ms, cause, client) except -1
+    cdef int close_as(self, int code, reason, retry_ms, cause, client) except -1
     cdef int answer_close(self) except -1
     cdef int begin_close(self, uint64_t within_ms) except -1
     cdef int discard(self) except -1

@@ -33,7 +33,7 @@ from picows.picows import WSProtocol
 
 from starlight import close_codes
 from starlight.net.departures import Departures, progress, unread_bytes
-from starlight._fanout import FRAMES, LINES
+from starlight._fanout import LINES
 from starlight.net.gate import Gate
 from starlight.net.picows_adapter import (BAD_REQUEST, DISARMED, Answering, Discard, ParserLog, reset_on_close, resume_reading,
                                  resume_reading_now, set_send_buffer)
@@ -41,8 +41,6 @@ from starlight.net.pinned import check_versions
 from starlight.auth.dry_run import DryRun
 from starlight.ends import Cause, Ends, cause_of
 from starlight.errors import CloseConnection
-from starlight.protocols.native.lines import LINES as LINES_SUBPROTOCOL
-from starlight.protocols.native.replies import bye
 
 check_versions()
 log = logging.getLogger(__name__)
@@ -82,8 +80,9 @@ cdef object CUT_OFF = Cause("drain", "cut off at the end of the drain time")
 cdef object GAVE_WAY = Cause("silent", "it made room for another connection of its user")
 cdef object LATE_LOGIN = Cause("login", "no login came within login_timeout")
 
-# Closes without a `bye`: the peer does not read, or does not speak the protocol.
-cdef frozenset NO_BYE = frozenset((1002, 1003, 1007, 1008, 1009, 4008, 4009))
+# What the core's reasons to evict are called: the close code, and the cause for operators; None: by the code.
+cdef dict EVICTIONS = {"slow": (close_codes.SLOW_CONSUMER, None), "timeout": (close_codes.WRITE_TIMEOUT, None),
+                       "budget": (close_codes.SLOW_CONSUMER, OVER_BUDGET)}
 
 
 class Protocol(WSProtocol):
@@ -253,10 +252,13 @@ cdef class Connection(WSListener):
         peer = self.peername if peer is None else peer
         self.acceptor.gate.refusals.note(cause, peer[0] if isinstance(peer, tuple) else None)
 
-    def pass_gate(self, str subprotocol, address, peername):
-        """The gate lets it pass. address: what it is counted by now, None: as before. peername: if not the socket's."""
-        self.subprotocol = subprotocol
-        self.is_lines = subprotocol == LINES_SUBPROTOCOL
+    def pass_gate(self, encoding, address, peername):
+        """The gate lets it pass. encoding: a `protocols.base.Encoding`. address: what it is counted by now, None: as before. peername: if not the socket's."""
+        self.codec = encoding.codec
+        self.encoding = encoding.number
+        self.subprotocol = encoding.subprotocol
+        self.is_lines = encoding.framing == LINES
+        self.is_text = encoding.codec.is_text
         self.client_peername = peername
         if address is not None:
             self.address = address
@@ -280,7 +282,7 @@ cdef class Connection(WSListener):
         self.answering = None
         if self.fd < 0 or self.transport.get_write_buffer_size() > 0:
             self.transport.set_write_buffer_limits(0)    # so that resume_writing means: all is out
-        self.subscriber = acceptor.core.subscriber(self, self.fd, self.transport, LINES if self.is_lines else FRAMES)
+        self.subscriber = acceptor.core.subscriber(self, self.fd, self.transport, self.encoding)
         acceptor.counts["accepted"] += 1
         self.number = acceptor.counts["accepted"]
         self.connected_ms = acceptor.core.now_ms()
@@ -457,9 +459,9 @@ cdef class Connection(WSListener):
 
     cdef int whole_message(self, bytes message, bint is_text) except -1:
         if self.acceptor.echoes:
-            self.acceptor.core.send(self.subscriber, b"", message, b"", is_text)
+            self.acceptor.core.echo(self.subscriber, message, is_text)
             return 0
-        if not is_text:
+        if is_text != self.is_text:
             return self.fail(1003)
         return self.deliver(message)
 
@@ -741,14 +743,15 @@ cdef class Connection(WSListener):
         if self.phase == PHASE_HANDSHAKE or self.phase >= PHASE_CLOSING:
             return
         close_codes.check_close(code, reason)
-        self.close_as(code, close_codes.reason(code) if reason is None else reason, retry_ms, cause, self.client)
+        self.close_as(code, reason, retry_ms, cause, self.client)
 
-    cdef int close_as(self, int code, str text, retry_ms, cause, client) except -1:
+    cdef int close_as(self, int code, reason, retry_ms, cause, client) except -1:
         """`close`, of what may be sent; client: whose login it was, also where that was refused."""
-        self.tell_end(code, text, cause, client)
-        if code not in NO_BYE:
-            self.acceptor.core.send(self.subscriber, bye(code, text, retry_ms))
-        self.acceptor.core.close(self.subscriber, code, text.encode("ascii"))
+        end = self.codec.end(code, reason, retry_ms)
+        self.tell_end(code, end.reason, cause, client)
+        if end.bye:
+            self.acceptor.core.send(self.subscriber, end.bye)
+        self.acceptor.core.close(self.subscriber, end.code, end.reason.encode("ascii"))
         self.acceptor.counts[f"{'refused' if self.phase == PHASE_LOGIN else 'closed'}_{code}"] += 1
         return self.begin_close(LINGER_MS if code == close_codes.NO_PONG else self.acceptor.write_timeout_ms)
 
@@ -825,12 +828,15 @@ cdef class Connection(WSListener):
                 log.exception("the hub failed to disconnect a client")
         return 0
 
-    def on_evicted(self, int code, messages, n_bytes, oldest_ms):
-        """The core evicted it: out of the hub now; the torn frame's rest and the close frame have 1 s."""
+    def on_evicted(self, reason, messages, n_bytes, oldest_ms):
+        """The core evicts it: out of the hub now; the torn frame's rest and the close frame have 1 s."""
         if self.phase >= PHASE_GONE:
             return
+        code, cause = EVICTIONS[reason]
+        end = self.codec.end(code, None, None)
+        self.acceptor.core.evict(self.subscriber, end.code, end.reason.encode("ascii"))
         if self.phase < PHASE_CLOSING:
-            self.tell_end(code, None, OVER_BUDGET if self.subscriber.is_over_budget else None, self.client)
+            self.tell_end(code, end.reason, cause, self.client)
         self.is_evicted = True
         self.acceptor.counts[f"closed_{code}"] += 1
         self.begin_close(LINGER_MS)
