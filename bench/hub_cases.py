@@ -37,6 +37,11 @@ class Seat(Owner):
     subprotocol = "starlight.v1"
     codec = NATIVE
 
+    client: Client | None = None
+
+    def on_login(self, client: Client) -> None:
+        self.client = client
+
     def close(self, *args: Any, **options: Any) -> None:
         raise AssertionError(f"closed: {args}")
 
@@ -59,9 +64,10 @@ class HubWorld(World):
 
     def enter(self, user: str, owner: Owner) -> Client:
         """Log a seat in."""
-        client = self.hub.login(owner, b'{"type":"login","user":"%b"}' % user.encode())  # type: ignore[arg-type]
-        assert isinstance(client, Client)
-        return client
+        assert isinstance(owner, Seat)
+        assert self.hub.login(owner, b'{"type":"login","user":"%b"}' % user.encode()) is None  # type: ignore[arg-type]
+        assert owner.client is not None
+        return owner.client
 
     def close(self) -> None:
         for client in self.clients:

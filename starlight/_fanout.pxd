@@ -24,6 +24,10 @@ cdef class Subscriber:
     cdef readonly object owner   # whoever is told of events; None once detached
     cdef object transport        # what to write through when s.fd < 0
 
+    cdef inline bint has_events(self) noexcept:
+        """Whether the core is about to act on it: evict it, or find it broken. To be asked before it is detached."""
+        return self.s.events != 0
+
 
 @cython.final
 cdef class Core:
@@ -58,6 +62,10 @@ cdef class Core:
     cdef int add_encodings(self, encodings) except -1
     cdef void close_lanes(self) noexcept
     cdef int fill_codecs(self, message_t* m, object head, object tail) except -1
+    cdef inline uint64_t turn(self) noexcept:
+        """The number of this turn: of those that ended, one more at each end."""
+        return self.c.totals.turns
+
     cdef int check_thread(self) except -1
     cdef int schedule(self) except -1
     cdef int after_append(self) except -1

@@ -17,7 +17,8 @@ thread uses `publish_threadsafe`; whoever forgets gets `WrongThread`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -190,7 +191,7 @@ class Starlight:
 
         Raises `ConfigError` and `ListenFailed` when it is awaited.
         """
-        return Serving(self, overrides)
+        return Serving(partial(self._start, overrides))
 
     async def _start(self, overrides: dict[str, Any]) -> Node:
         node = self._make_node(overrides)
@@ -230,16 +231,15 @@ class Starlight:
 class Serving:
     """What `Starlight.serve` returns: await it for the running `Node`, or use it in ``async with``."""
 
-    def __init__(self, app: Starlight, overrides: dict[str, Any]) -> None:
-        self._app = app
-        self._overrides = overrides
+    def __init__(self, start: Callable[[], Coroutine[Any, Any, Node]]) -> None:
+        self._start = start
         self._node: Node | None = None
 
     def __await__(self) -> Generator[Any, None, Node]:
-        return self._app._start(self._overrides).__await__()
+        return self._start().__await__()
 
     async def __aenter__(self) -> Node:
-        self._node = await self._app._start(self._overrides)
+        self._node = await self._start()
         return self._node
 
     async def __aexit__(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from starlight import close_codes
 from starlight.auth.session_tokens import PREFIX, Sessions, read_secret
@@ -23,8 +23,7 @@ from starlight.protocols.native.commands import Login, is_user
 
 if TYPE_CHECKING:
     from starlight.auth.jwks import FetchedKeys
-    from starlight.auth.tokens import Claims, StaticKeys, Verifier
-    from starlight.channels.client import Client
+    from starlight.auth.tokens import StaticKeys, Verifier
 
 __all__ = [
     "TOKEN_SOURCES",
@@ -83,8 +82,8 @@ class Authenticator(Protocol):
 class Permissions(Protocol):
     """Decides what a client may do. Called for every command, so it must be quick and must not block."""
 
-    def allows(self, client: Client, action: Action, name: str) -> bool:
-        """Whether `client` may do `action` to `name`: a channel, a user for ``direct``, "" for ``broadcast``.
+    def allows(self, client: Any, action: Action, name: str) -> bool:
+        """Whether the hub's `client` may do `action` to `name`: a channel, a user for ``direct``, "" for ``broadcast``.
 
         Anything but True is a no, and so is an exception, which is logged.
         False is answered with 103 `permission_denied`, the same whether the channel or user exists or not.
@@ -138,41 +137,27 @@ class TokenAuth:
         self.sessions.take_over(new.sessions)
         self.start()
 
-    def authenticate(self, login: Login) -> Identity | Awaitable[Identity]:
+    async def authenticate(self, login: Login) -> Identity:
         """Who the token says. Raises `CloseConnection`: 4501 without a token, 4500 for a wrong one.
 
-        Out of the awaitable also 1013, while the key can't be fetched.
+        It waits only where a key has to be fetched; 1013 if that fails.
         """
         if login.token is None:
             raise CloseConnection(close_codes.BAD_REQUEST, detail="the login has no token")
         try:
-            identity = self.identify(login.token)
-        except TokenRefused as refusal:
-            raise _refusal(refusal) from None
-        return identity if isinstance(identity, Identity) else self._later(identity)
-
-    def identify(self, token: str) -> Identity | Awaitable[Identity]:
-        """Who a token says. Raises `TokenRefused`, and out of the awaitable `KeysUnavailable`, too."""
-        if token.startswith(PREFIX):
-            user, groups, expires, issued, token_id = self.sessions.verify(token)
-            return Identity(user, None, expires, groups, issued, token_id, True)
-        claims = self._verifier.verify(token)
-        return _to_identity(claims) if isinstance(claims, tuple) else self._identify_later(claims)
-
-    async def _identify_later(self, claims: Awaitable[Claims]) -> Identity:
-        return _to_identity(await claims)
-
-    async def _later(self, identity: Awaitable[Identity]) -> Identity:
-        try:
-            return await identity
+            return await self.identify(login.token)
         except TokenRefused as refusal:
             raise _refusal(refusal) from None
         except KeysUnavailable:
             raise CloseConnection(close_codes.OVERLOADED, detail="token: no key could be fetched so far") from None
 
-
-def _to_identity(claims: Claims) -> Identity:
-    return Identity(claims.user, None, claims.expires, claims.groups, claims.issued, claims.token_id)
+    async def identify(self, token: str) -> Identity:
+        """Who a token says. Raises `TokenRefused`, and `KeysUnavailable` if its key can't be fetched."""
+        if token.startswith(PREFIX):
+            user, groups, expires, issued, token_id = self.sessions.verify(token)
+            return Identity(user, None, expires, groups, issued, token_id, True)
+        claims = await self._verifier.verify(token)
+        return Identity(claims.user, None, claims.expires, claims.groups, claims.issued, claims.token_id)
 
 
 def _refusal(refusal: TokenRefused) -> CloseConnection:

@@ -19,15 +19,13 @@ import re
 from asyncio import CancelledError
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
+from starlight.auth.identity import Action
+from starlight.auth.login import LoginState
 from starlight.config.file import GROUPS, ConfigFile, nearest
 from starlight.config.settings import Settings
 from starlight.errors import ConfigError
-
-if TYPE_CHECKING:
-    from starlight.auth.identity import Action
-    from starlight.channels.client import Client
 
 __all__ = ["DEFAULT", "DEFAULT_GROUP", "EVERYTHING", "Group", "GroupPermissions", "make_permissions", "read_groups",
            "to_groups"]  # fmt: skip
@@ -48,7 +46,8 @@ _PLAIN_USER: Final = re.compile(r"[A-Za-z0-9_\-.@]+")
 _NAME: Final = re.compile(r"[A-Za-z0-9_\-.:/@]{1,128}")
 _PATTERN_RULE: Final = "a list of channel patterns such as news, auction:* or user:{user}"
 
-Authorize = Callable[["Client", "Action", str], "bool | None"]
+Authorize = Callable[[Any, Action, str], bool | None]
+"""The application's hook, of a `starlight.channels` client."""
 
 
 class Group:
@@ -138,6 +137,13 @@ _NUMBERS: Final = count()
 """Verdicts are kept under the number of who gave them, so that those of permissions that were replaced hold no more."""
 
 
+class Judged(Protocol):
+    """What is asked of a client."""
+
+    @property
+    def login(self) -> LoginState: ...
+
+
 class GroupPermissions:
     """The `Permissions` of groups.
 
@@ -155,25 +161,26 @@ class GroupPermissions:
         self._groups = dict(groups)
         self._authorize = authorize
 
-    def allows(self, client: Client, action: Action, name: str) -> bool:
+    def allows(self, client: Judged, action: Action, name: str) -> bool:
         """Whether a client may do something. A name of a group that doesn't exist allows nothing."""
         # a user's name is nothing to a group, and there are as many as somebody likes to make up
         place = (self._number, action, "" if action == "direct" else name)
-        verdict = client.verdicts.get(place)
+        login = client.login
+        verdict = login.verdicts.get(place)
         if verdict is None:
-            verdict = self._judge(client, action, name)
-            if len(client.verdicts) >= VERDICTS_LIMIT:
-                client.verdicts.clear()
-            client.verdicts[place] = verdict
+            verdict = self._judge(login, action, name)
+            if len(login.verdicts) >= VERDICTS_LIMIT:
+                login.verdicts.clear()
+            login.verdicts[place] = verdict
         if self._authorize is not None:
             return self._ask(self._authorize, client, action, name, verdict)
         return verdict
 
-    def _judge(self, client: Client, action: Action, name: str) -> bool:
-        groups = [self._default, *(self._groups[group] for group in client.groups if group in self._groups)]
-        return any(group.allows(client.user, action, name) for group in groups)
+    def _judge(self, login: LoginState, action: Action, name: str) -> bool:
+        groups = [self._default, *(self._groups[group] for group in login.groups if group in self._groups)]
+        return any(group.allows(login.user, action, name) for group in groups)
 
-    def _ask(self, authorize: Authorize, client: Client, action: Action, name: str, verdict: bool) -> bool:
+    def _ask(self, authorize: Authorize, client: Judged, action: Action, name: str, verdict: bool) -> bool:
         try:
             answer = authorize(client, action, name)
         except (Exception, CancelledError):

@@ -18,18 +18,17 @@ import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from orjson import dumps, loads
 
 from starlight.errors import ConfigError, TokenRefused
 
-if TYPE_CHECKING:
-    from starlight.channels.client import Client
-
 __all__ = ["EXPIRING_S", "REVOCATIONS_LIMIT", "Expiries", "Revocations", "Session", "Sessions", "read_secret"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PREFIX: Final = "sl1."
 """What every session token begins with; no JWT does."""
@@ -243,19 +242,19 @@ class Revocations:
             raise OverflowError(f"there are {self._limit} revocations already")
 
 
-class Expiries:
+class Expiries(Generic[T]):
     """Which clients' logins end when, by whole monotonic seconds: one dict entry a client, removed when it goes."""
 
     def __init__(self) -> None:
-        self._by_second: dict[int, dict[Client, None]] = {}
+        self._by_second: dict[int, dict[T, None]] = {}
 
-    def add(self, client: Client, at_s: float) -> int:
+    def add(self, client: T, at_s: float) -> int:
         """Have a client come up at a time; returns its place, to be given to `remove`."""
         second = int(at_s) + 1  # not before
         self._by_second.setdefault(second, {})[client] = None
         return second
 
-    def remove(self, client: Client, second: int) -> None:
+    def remove(self, client: T, second: int) -> None:
         """Forget it; nothing happens if it has come up already."""
         clients = self._by_second.get(second)
         if clients is not None:
@@ -263,7 +262,7 @@ class Expiries:
             if not clients:
                 del self._by_second[second]
 
-    def due(self, now_s: float) -> Iterable[Client]:
+    def due(self, now_s: float) -> Iterable[T]:
         """Take out all whose time has come."""
         seconds = [second for second in self._by_second if second <= now_s]
         return [client for second in seconds for client in self._by_second.pop(second)]

@@ -219,23 +219,16 @@ class Verifier:
         self.rules = rules
         self._jwt = jwt.PyJWT({"require": ["exp", "sub"], "enforce_minimum_key_length": True})
 
-    def verify(self, token: str) -> Claims | Awaitable[Claims]:
-        """The claims of a good token, or an awaitable of them where a key has to be fetched first.
+    async def verify(self, token: str) -> Claims:
+        """The claims of a good token. It waits only where a key has to be fetched first.
 
-        Raises `TokenRefused`, and out of the awaitable `KeysUnavailable`, too.
+        Raises `TokenRefused`, and `KeysUnavailable` if the key can't be fetched.
         """
         algorithm, kid = self._inspect(token)
         key = self.keys.find(algorithm, kid)
-        if key is not None:
-            return self._check(token, key)
-        fetching = self.keys.refresh()
-        if fetching is None:
-            raise TokenRefused("no such key")
-        return self._verify_later(token, algorithm, kid, fetching)
-
-    async def _verify_later(self, token: str, algorithm: str, kid: str | None, fetching: Awaitable[None]) -> Claims:
-        await fetching
-        key = self.keys.find(algorithm, kid)
+        if key is None and (fetching := self.keys.refresh()) is not None:
+            await fetching
+            key = self.keys.find(algorithm, kid)
         if key is None:
             raise TokenRefused("no such key")
         return self._check(token, key)

@@ -11,7 +11,7 @@ The law: each method sends its own reply or raises `RequestError`, and a command
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from orjson import JSONDecodeError, loads
@@ -20,11 +20,12 @@ from starlight import close_codes
 from starlight.auth.dry_run import DryRun
 from starlight.auth.identity import Action, Identity, Permissions
 from starlight.auth.limits import CatchUp, Faults, Meter
-from starlight.channels.handlers import FAILURES, Handlers, is_awaitable
+from starlight.channels.handlers import FAILURES, Handlers
 from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, RequestError
 from starlight.protocols.base import Codecs, Part
 from starlight.protocols.native import commands
+from starlight.stepping import begin
 
 if TYPE_CHECKING:
     from starlight._fanout import Core
@@ -88,7 +89,7 @@ class Commands:
         self._dry_run = dry_run
         self._catch_up = catch_up
         self._clock = clock
-        self._methods: dict[type, Callable[[Client, Any], Awaitable[None] | None]] = {
+        self._methods: dict[type, Callable[[Client, Any], Coroutine[Any, Any, None] | None]] = {
             commands.Publish: self._publish,
             commands.Direct: self._direct,
             commands.Broadcast: self._broadcast,
@@ -108,7 +109,7 @@ class Commands:
         Returns None when all is done, or an awaitable if an async handler has it now; later messages of this client
         must wait for that. Raises `CloseConnection` (also out of the awaitable) when the connection has to end.
         """
-        meter = client.meter
+        meter = client.login.meter
         if meter is not None:
             now_s = self._catch_up.look()
             if not meter.take(now_s, self._catch_up.since_s) and not self._let_through(client, meter, now_s):
@@ -120,15 +121,26 @@ class Commands:
             self._refuse(client, error.id, error)
             return None
         try:
-            return self._methods[command.__class__](client, command)
+            work = self._methods[command.__class__](client, command)
         except RequestError as error:
             self._refuse(client, command.id, error)
             return None
+        return None if work is None else begin(self._finish(client, command.id, work))
+
+    async def _finish(self, client: Client, id: int | str | None, work: Coroutine[Any, Any, None]) -> None:
+        """A command that may have to wait, to its end."""
+        client.is_busy = True
+        try:
+            await work
+        except RequestError as error:
+            self._refuse(client, id, error)
+        finally:
+            self._hub.handler_ended(client)
 
     def count_bytes(self, client: Client, size_bytes: int) -> None:
         """Charge what was read from a client that has a meter, before anything of it is looked at."""
-        assert client.meter is not None
-        client.meter.read(size_bytes, self._catch_up.look(), self._catch_up.since_s)
+        assert client.login.meter is not None
+        client.login.meter.read(size_bytes, self._catch_up.look(), self._catch_up.since_s)
 
     def count_frames(self, client: Client, frames: int) -> bool:
         """Charge what is no message but costs work, of a client that has a meter: control frames, fragments and so on.
@@ -136,7 +148,7 @@ class Commands:
         False if they are too many: nothing is answered, and like a refused message it may stop reading. Raises
         `CloseConnection` (4013) in the end.
         """
-        meter = client.meter
+        meter = client.login.meter
         assert meter is not None
         now_s = self._catch_up.look()
         if meter.take(now_s, self._catch_up.since_s, frames) or self._let_through(client, meter, now_s):
@@ -153,21 +165,21 @@ class Commands:
         subscribers = 0
         record = self._channels.get(name)
         if record is not None:
-            head = client._heads.get(name) or self._new_head(client, name)
+            head = client.heads.get(name) or self._new_head(client, name)
             subscribers = self._core_publish(record.channel, head, command.data, self._tail)
         elif len(name) > self._hub.name_limit_bytes:
             raise self._too_long()
         else:
-            self._counts["unheard"] += 1
+            self._counts.unheard += 1
         if command.id is not None:
             self._core_send(client.subscriber, client.codec.ok_publish(command.id, subscribers))
 
     def _new_head(self, client: Client, name: str) -> Part:
-        heads = client._heads
+        heads = client.heads
         if len(heads) >= _HEADS_LIMIT:
             heads.clear()
-        user = client.user
-        head = heads[name] = self._codecs.of_each(lambda codec: codec.publication_head(name, user))
+        sender = client.user
+        head = heads[name] = self._codecs.of_each(lambda codec: codec.publication_head(name, sender))
         return head
 
     def _direct(self, client: Client, command: commands.Direct) -> None:
@@ -177,10 +189,10 @@ class Commands:
         clients = self._users.get(user)
         if clients is None:
             raise RequestError(ErrorCode.NOT_CONNECTED, "no client of that user is connected")
-        head = client._direct_head
+        head = client.direct_head
         if not head:
             sender = client.user
-            head = client._direct_head = self._codecs.of_each(lambda codec: codec.direct_head(sender))
+            head = client.direct_head = self._codecs.of_each(lambda codec: codec.direct_head(sender))
         reached = self._send_to(clients, head, command.data)
         if command.id is not None:
             self._core_send(client.subscriber, client.codec.ok_count(command.id, reached))
@@ -189,10 +201,10 @@ class Commands:
         if self.permissions is not None:
             self._require(client, "broadcast", "")
         # "" is no channel name, so the head of broadcasts has its place among the heads of publications
-        head = client._heads.get("")
+        head = client.heads.get("")
         if head is None:
-            user = client.user
-            head = client._heads[""] = self._codecs.of_each(lambda codec: codec.broadcast_head(user))
+            sender = client.user
+            head = client.heads[""] = self._codecs.of_each(lambda codec: codec.broadcast_head(sender))
         reached = self._core_publish(self._everyone, head, command.data, self._tail)
         if command.id is not None:
             self._core_send(client.subscriber, client.codec.ok_count(command.id, reached))
@@ -220,7 +232,7 @@ class Commands:
             return  # the authorize hook has ended it
         errors = [error for _, error in outcomes if error is not None]
         for error in errors:
-            self._counts[f"error_{error.code}"] += 1
+            self._counts.errors.add(error.code)
             client.last_error = error.code
             if id is None:
                 self._core_send(client.subscriber, client.codec.error(None, error.code, error.message))
@@ -289,57 +301,29 @@ class Commands:
 
     # --- a new token ----------------------------------------------------------------------------------------------
 
-    def _refresh(self, client: Client, command: commands.Refresh) -> Awaitable[None] | None:
-        identity = self._hub.logins.identify(self._hub.authenticator, command.token)
-        if isinstance(identity, Identity):
+    async def _refresh(self, client: Client, command: commands.Refresh) -> None:
+        identity = await self._hub.logins.identify(self._hub.authenticator, command.token)
+        if client.is_connected:
             self._renew(client, command.id, identity)
-            return None
-        client._busy = True
-        return self._refresh_later(client, command.id, identity)
-
-    async def _refresh_later(self, client: Client, id: int | str | None, identity: Awaitable[Identity]) -> None:
-        try:
-            self._renew(client, id, await identity)
-        except RequestError as error:
-            self._refuse(client, id, error)
-        finally:
-            self._hub.handler_ended(client)
 
     def _renew(self, client: Client, id: int | str | None, identity: Identity) -> None:
         """Take a new token over; close with 4011 if a joined channel is lost by its groups."""
-        if not client.is_connected:
-            return
         self._hub.logins.renew(client, identity)
         if id is not None:
-            self._core_send(client.subscriber, client.codec.ok(id, expires=client.expires, session=client.session))
+            login = client.login
+            self._core_send(client.subscriber, client.codec.ok(id, expires=login.expires, session=login.session))
         permissions = self.permissions
         if permissions is not None and not all(self.allows(client, "join", name) for name in client._channels):
             raise CloseConnection(close_codes.RECONNECT, cause="permissions", detail="its new token lacks a channel")
 
     # --- messages for the application ----------------------------------------------------------------------------
 
-    def _custom(self, client: Client, command: commands.Custom) -> Awaitable[None] | None:
+    async def _custom(self, client: Client, command: commands.Custom) -> None:
         handler = self._handlers.get(command.type)
         if handler is None:
             raise RequestError(ErrorCode.UNKNOWN_TYPE, "unknown type")
-        data = _parse(command.data)
-        try:
-            result = handler.call(client, data)
-        except FAILURES as error:
-            raise handler.failure(error) from None
-        if is_awaitable(result):
-            client._busy = True
-            return self._finish(client, command.id, handler.outcome(result), handler.name)
+        result = await handler.outcome(client, _parse(command.data))
         self._reply_data(client, command.id, result, handler.name)
-        return None
-
-    async def _finish(self, client: Client, id: int | str | None, outcome: Awaitable[Any], name: str) -> None:
-        try:
-            self._reply_data(client, id, await outcome, name)
-        except RequestError as error:
-            self._refuse(client, id, error)
-        finally:
-            self._hub.handler_ended(client)
 
     def _reply_data(self, client: Client, id: int | str | None, result: object, name: str) -> None:
         if id is None:
@@ -372,7 +356,7 @@ class Commands:
 
     def _refuse(self, client: Client, id: int | str | None, error: RequestError) -> None:
         """Send an error reply. Raises `CloseConnection` (4509) after one fault too many."""
-        self._counts[f"error_{error.code}"] += 1
+        self._counts.errors.add(error.code)
         client.last_error = error.code
         self._core_send(client.subscriber, client.codec.error(id, error.code, error.message))
         if error.code in _FAULTS:
@@ -380,9 +364,10 @@ class Commands:
 
     def _count_fault(self, client: Client) -> None:
         """Raises `CloseConnection` (4509) for one too many."""
-        if client._faults is None:
-            client._faults = Faults()
-        if not client._faults.admit(self._clock()):
+        login = client.login
+        if login.faults is None:
+            login.faults = Faults()
+        if not login.faults.admit(self._clock()):
             raise CloseConnection(close_codes.TOO_MANY_ERRORS, cause="faults")
 
     def _too_long(self) -> RequestError:
@@ -399,7 +384,7 @@ class Commands:
     def _throttle(self, client: Client, meter: Meter, message: bytes, now_s: float) -> None:
         """Refuse a message that comes too soon; only its id is looked for."""
         self._slow_down(client, meter, now_s)
-        self._counts[f"error_{ErrorCode.TOO_MANY_REQUESTS}"] += 1
+        self._counts.errors.add(ErrorCode.TOO_MANY_REQUESTS)
         client.last_error = ErrorCode.TOO_MANY_REQUESTS.value
         reply = client.codec.error(client.codec.read_id(message), ErrorCode.TOO_MANY_REQUESTS, "too many requests")
         self._core_send(client.subscriber, reply)

@@ -12,33 +12,34 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from starlight import close_codes
 from starlight.auth.dry_run import DryRun
-from starlight.auth.identity import Authenticator, Identity, NoAuth, Permissions
+from starlight.auth.identity import Authenticator, NoAuth, Permissions
 from starlight.auth.limits import CatchUp, Limits
-from starlight.auth.login import CHECK_TIMEOUT_S, REVOKED_S, Logins, read_login
+from starlight.auth.login import CHECK_TIMEOUT_S, REVOKED_S, Logins, LoginState
 from starlight.auth.session_tokens import Sessions
 from starlight.auth.user_room import UserRoom
 from starlight.channels.channel import ChannelRecord
 from starlight.channels.client import Client, Connection
 from starlight.channels.commands import Commands
-from starlight.channels.handlers import FAILURES, Handlers, is_awaitable
+from starlight.channels.handlers import FAILURES, Handlers
+from starlight.close_codes import ErrorCode
+from starlight.counts import CodeCounts
 from starlight.ends import Cause, Ends
 from starlight.errors import CloseConnection, RequestError
-from starlight.protocols.base import ClientLimits, Codecs, Part
+from starlight.protocols.base import ClientLimits, Codec, Codecs, Part
 from starlight.protocols.native import commands
 from starlight.protocols.spoken import SPOKEN
+from starlight.stepping import begin, is_awaitable
 
 if TYPE_CHECKING:
     from starlight._fanout import Core
 
-__all__ = ["CHANNELS_LIMIT", "Hub"]
+__all__ = ["CHANNELS_LIMIT", "Hub", "HubCounts"]
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +53,29 @@ EXPIRED: Final = Cause("expired")
 RELOADED: Final = Cause("permissions", "the configuration was read again")
 
 
+class HubCounts:
+    """Totals of a hub since its start.
+
+    Attributes:
+        directs: messages to one user.
+        unheard: publications where nobody was subscribed.
+        errors: error replies, by code.
+    """
+
+    __slots__ = ("directs", "errors", "unheard")
+
+    def __init__(self) -> None:
+        self.directs = 0
+        self.unheard = 0
+        self.errors = CodeCounts(ErrorCode)
+
+
 class Hub:
     """Users, clients and channels of one node.
 
     Args:
         core: the write path; the hub calls it from the thread that bound it.
-        codecs: what the node speaks, the one that the core's encodings are of; by default the native protocol.
+        codecs: what the node speaks, those of the core's encodings; by default the native protocol.
         handlers: the application's; none by default.
         authenticator: who a login is; by default it is believed.
         permissions: what a client may do; everything by default.
@@ -83,8 +101,7 @@ class Hub:
         users: clients by user, in the order of their logins. Of all attributes only the hub itself changes anything.
         channels: those that have subscribers, by name.
         logins: how long a login holds, and what was revoked.
-        counts: totals: `error_CODE` of error replies, `directs`, and `unheard`: publications where nobody was
-            subscribed.
+        counts: totals.
         authenticator, channels_limit, clients_limit, name_limit_bytes: as in force.
     """
 
@@ -113,7 +130,7 @@ class Hub:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.node = node
-        self.counts: Counter[str] = Counter()
+        self.counts = HubCounts()
         self._core = core
         self._core_publish = core.publish
         self._core_send = core.send
@@ -133,7 +150,7 @@ class Hub:
         self._ends = ends
         self._dry_run = dry_run or DryRun()
         self._catch_up = CatchUp(clock, core.stopped_ms)
-        self.logins = Logins(
+        self.logins: Logins[Client] = Logins(
             sessions,
             limits or Limits(),
             name_limit_bytes=name_limit_bytes,
@@ -159,45 +176,15 @@ class Hub:
 
     # --- the connection's side -----------------------------------------------------------------------------------
 
-    def login(self, connection: Connection, message: bytes) -> Client | Awaitable[Client]:
-        """Log a connection in with its first message: check it and welcome it; `greet` has to follow.
+    def login(self, connection: Connection, message: bytes) -> Awaitable[None] | None:
+        """Log a connection in with its first message: check it, welcome it, tell it so, and run `on_connect`.
 
-        Returns the client, or an awaitable of it if the authenticator or a check is async, or the user's other
-        connections have to make room. Raises `CloseConnection` (also out of the awaitable): 4501 for a message that is
-        no proper login, 4500 or the like for a refused one. To be cancelled if the connection ends first.
+        Returns None when all is done, or an awaitable of the rest if the authenticator, a check or `on_connect` is
+        async, or the user's other connections have to make room. Raises `CloseConnection` (also out of the awaitable):
+        4501 for a message that is no proper login, 4500 or the like for a refused one. To be cancelled if the
+        connection ends before `Connection.on_login`.
         """
-        try:
-            login = connection.codec.decode(message)
-        except RequestError as error:
-            raise CloseConnection(close_codes.BAD_REQUEST, detail=f"not a login: {error.message}") from None
-        if not isinstance(login, commands.Login):
-            raise CloseConnection(close_codes.BAD_REQUEST, detail="the first message is not a login")
-        identity = self.authenticator.authenticate(login)
-        if not isinstance(identity, Identity):
-            return self._login_later(connection, message, login, identity)
-        client = self._new_client(connection, identity)
-        with _naming(client):
-            checking = self._check(client, message)
-            if checking is not None:
-                return self._check_later(client, checking, login)
-            return self._let_in(client, login)
-
-    def greet(self, client: Client) -> Awaitable[None] | None:
-        """Run `on_connect` for a client that has just come in: None if all is done, else an awaitable.
-
-        Raises `CloseConnection` (also out of the awaitable) if a handler does, and 1013 if one takes too long.
-        """
-        greeting = self._handlers.connect(client)
-        if greeting is None:
-            return None
-        client._busy = True
-        return self._greet(client, greeting)
-
-    async def _greet(self, client: Client, greeting: Awaitable[None]) -> None:
-        try:
-            await self.logins.in_time(greeting, "its on_connect")
-        finally:
-            self.handler_ended(client)
+        return begin(self._log_in(connection, message))
 
     def disconnect(self, client: Client) -> None:
         """Take a client out of all channels and off its user, then run `on_disconnect`. A second call does nothing."""
@@ -213,12 +200,12 @@ class Hub:
         del clients[client]
         if not clients:
             del self.users[client.user]
-        if not client._busy:
+        if not client.is_busy:
             self._handlers.disconnect(client)
 
     def handler_ended(self, client: Client) -> None:
         """The async handler of a client that was under way is done; `on_disconnect` may run now, if it has gone."""
-        client._busy = False
+        client.is_busy = False
         if not client.is_connected:
             self._handlers.disconnect(client)  # put off by `disconnect`, so that it comes after the handler
 
@@ -274,7 +261,7 @@ class Hub:
 
     def send_to(self, clients: dict[Client, None], head: Part, data: Any) -> int:
         """Send a direct to these clients, which are those of one user; their number."""
-        self.counts["directs"] += 1
+        self.counts.directs += 1
         if len(clients) == 1:
             self._core_send(next(iter(clients)).subscriber, head, data, self._tail)
         elif clients:
@@ -287,7 +274,7 @@ class Hub:
             raise ValueError(f"{channel!r} is not a channel name")
         record = self.channels.get(channel)
         if record is None:
-            self.counts["unheard"] += 1
+            self.counts.unheard += 1
             return 0
         head = self._codecs.of_each(lambda codec: codec.publication_head(channel, None))
         return self._core_publish(record.channel, head, data, self._tail)
@@ -314,39 +301,35 @@ class Hub:
 
     # --- login ---------------------------------------------------------------------------------------------------
 
-    def _new_client(self, connection: Connection, identity: Identity) -> Client:
-        return Client(self, connection, identity, f"{self.node}-{next(self._client_numbers)}")
+    async def _log_in(self, connection: Connection, message: bytes) -> None:
+        """The whole way of a login: from its message to the end of `on_connect`."""
+        login = _decode_login(connection.codec, message)
+        identity = await self.logins.identity(self.authenticator, login)
+        client = Client(self, connection, LoginState(identity), f"{self.node}-{next(self._client_numbers)}")
+        try:
+            await self.logins.in_time(self._handlers.login(client, message))
+            self.logins.check(client.login)
+            await self._make_room(client.user)
+            self._admit(client, login)
+        except CloseConnection as close:
+            close.client = client  # for operators
+            raise
+        connection.on_login(client)
+        if client.is_connected:
+            await self._greet(client)
 
-    def _check(self, client: Client, message: bytes) -> Awaitable[None] | None:
-        return self._handlers.login(client, read_login(message)) if self._handlers.checks_logins else None
-
-    async def _login_later(
-        self, connection: Connection, message: bytes, login: commands.Login, identity: Awaitable[Identity]
-    ) -> Client:
-        client = self._new_client(connection, await self.logins.identity(self.authenticator, identity))
-        with _naming(client):
-            checking = self._check(client, message)
-        return await self._check_later(client, checking, login)
-
-    async def _check_later(self, client: Client, checking: Awaitable[None] | None, login: commands.Login) -> Client:
-        with _naming(client):
-            if checking is not None:
-                await self.logins.in_time(checking)
-            entered = self._let_in(client, login)
-            return entered if isinstance(entered, Client) else await entered
-
-    def _let_in(self, client: Client, login: commands.Login) -> Client | Awaitable[Client]:
-        """Admit a client that passed all checks; at its user's limit, once a silent connection has made room."""
-        self.logins.check(client)
-        if self._room.make(self._clients_of(client.user), self._user_limit()):
-            return self._admit(client, login)
-        return self._let_in_later(client, login)
-
-    async def _let_in_later(self, client: Client, login: commands.Login) -> Client:
-        user = client.user
-        with _naming(client):
+    async def _make_room(self, user: str) -> None:
+        """At a user's limit, wait for a silent connection to give way; whether one did is judged at the admission."""
+        if not self._room.make(self._clients_of(user), self._user_limit()):
             await self._room.wait(user, lambda: self._clients_of(user), self._user_limit)
-            return self._admit(client, login)
+
+    async def _greet(self, client: Client) -> None:
+        """Run `on_connect`. Raises `CloseConnection` if a handler does, and 1013 if one takes too long."""
+        client.is_busy = True
+        try:
+            await self.logins.in_time(self._handlers.connect(client), "its on_connect")
+        finally:
+            self.handler_ended(client)
 
     def _user_limit(self) -> int:
         """How many connections of a user there may be; 0: any number, also in a dry run, where `Logins` tells of it."""
@@ -355,7 +338,7 @@ class Hub:
     def _clients_of(self, user: str) -> Collection[Client]:
         return self.users.get(user, ())
 
-    def _admit(self, client: Client, login: commands.Login) -> Client:
+    def _admit(self, client: Client, login: commands.Login) -> None:
         """Register a client and welcome it. Raises `CloseConnection` if it may not come in, or has gone meanwhile."""
         if not client.connection.is_open:
             raise CloseConnection(close_codes.ABNORMAL)
@@ -370,15 +353,14 @@ class Hub:
                 node=self.node,
                 ping_s=self._ping_interval_s,
                 pong_s=self._pong_timeout_s,
-                session=client.session,
-                expires=None if client.expires is None else int(client.expires),
+                session=client.login.session,
+                expires=None if client.login.expires is None else int(client.login.expires),
                 limits=self._client_limits(),
                 previous=self._previous(client, login.previous),
             ),
         )
         self._everyone.join(client.subscriber)
         client.is_connected = True
-        return client
 
     def _previous(self, client: Client, previous: str | None) -> dict[str, object] | None:
         """How the client's connection before this one ended, as far as it was told itself; None if that isn't known."""
@@ -415,12 +397,12 @@ class Hub:
         """
         clients = list(self.users.get(user, ()))
         _end_all(clients, by)
-        self.logins.revocations.add_user(user, seconds, max((client._issued for client in clients), default=0.0))
+        self.logins.revocations.add_user(user, seconds, max((client.login.issued for client in clients), default=0.0))
         return len(clients)
 
     def revoke_token(self, token_id: str, seconds: float = REVOKED_S, *, by: str = BY_APPLICATION) -> int:
         """End all clients that came with a token (its `jti`, or `Client.token_id`), and refuse it. As `revoke_user`."""
-        clients = [client for client in self.clients() if client.token_id == token_id]
+        clients = [client for client in self.clients() if client.login.token_id == token_id]
         _end_all(clients, by)
         self.logins.revocations.add_token(token_id, seconds)
         return len(clients)
@@ -449,9 +431,9 @@ class Hub:
             rates: whether clients get meters of the rates in force.
         """
         for client in list(self.clients()):
-            client.verdicts.clear()  # those of former permissions would only take up room
+            client.login.verdicts.clear()  # those of former permissions would only take up room
             if rates:
-                client.meter = self.logins.limits.meter()
+                client.login.meter = self.logins.limits.meter()
             yield from self._review_channels(client, retry_ms)
             yield False
 
@@ -472,11 +454,12 @@ def _end_all(clients: list[Client], by: str) -> None:
         client.connection.close(close_codes.DISCONNECTED, cause=cause)
 
 
-@contextmanager
-def _naming(client: Client) -> Iterator[None]:
-    """Puts the client into the refusal of its login, for operators."""
+def _decode_login(codec: Codec, message: bytes) -> commands.Login:
+    """The first message of a connection. Raises `CloseConnection` 4501 for any other."""
     try:
-        yield
-    except CloseConnection as close:
-        close.client = client
-        raise
+        login = codec.decode(message)
+    except RequestError as error:
+        raise CloseConnection(close_codes.BAD_REQUEST, detail=f"not a login: {error.message}") from None
+    if not isinstance(login, commands.Login):
+        raise CloseConnection(close_codes.BAD_REQUEST, detail="the first message is not a login")
+    return login

@@ -233,7 +233,7 @@ class connect:  # in lower case, as it is used like a function
 
     async def _open(self) -> "Client":
         client = Client(self._url, self._options)
-        await client._start()
+        await client._start()  # noqa: SLF001  # theirs alone, in one module
         return client
 
 
@@ -381,7 +381,8 @@ class Client:
 
         Raises (when awaited): as `publish`; RequestFailed 105 ``already_joined``.
         """
-        return JoinedChannel(self, channel, self._new_inbox(inbox_messages))
+        inbox = self._new_inbox(inbox_messages)
+        return JoinedChannel(self, channel, inbox, joined=self._channels, ask=self._ask, undo_join=self._undo_join)
 
     async def leave(self, channel: str) -> None:
         """Leave a channel; its iteration ends after what had come. Leaving one that was not joined is no error.

@@ -263,6 +263,8 @@ def _why(error: Exception) -> str:
         return "nothing listens there (connection refused)"
     if isinstance(error, WSInvalidStatusError) and error.response is not None:
         return _refusal(error.response.status, error.raw_body or b"")
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return "no TLS is spoken there: ws:// rather than wss://?"
     if isinstance(error, OSError):
         return error.strerror or str(error) or "closed by the server during the handshake"
     return str(error)

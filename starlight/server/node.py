@@ -26,13 +26,13 @@ from starlight.auth.dry_run import DryRun
 from starlight.auth.identity import Authenticator, NoAuth, Permissions, TokenAuth, make_authenticator, refuse_strangers
 from starlight.auth.limits import Limits, internal_connections
 from starlight.auth.permissions import make_permissions
-from starlight.channels.handlers import Handlers, Timer, call_logged
+from starlight.channels.handlers import Handlers, Timer
 from starlight.channels.hub import Hub
 from starlight.config.settings import Settings
 from starlight.config.units import format_duration, format_size
 from starlight.ends import Cause, Ends
 from starlight.errors import ListenFailed, NotServing
-from starlight.net.connection import Acceptor
+from starlight.net.connection import Endpoint
 from starlight.net.gate import Gate
 from starlight.net.listener import Listener
 from starlight.net.tls import Certificate, TlsListener
@@ -118,7 +118,7 @@ class Node:
         """True from the start until the last connection is gone."""
         self.is_draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._acceptor: Acceptor | None = None
+        self._acceptor: Endpoint | None = None
         self._server: Listener | TlsListener | None = None
         self._timers: list[asyncio.Task[None]] = []
         self._draining: asyncio.Task[None] | None = None
@@ -191,7 +191,7 @@ class Node:
             raise
 
     async def _start(
-        self, loop: asyncio.AbstractEventLoop, acceptor: Acceptor, listening: Sequence[socket.socket]
+        self, loop: asyncio.AbstractEventLoop, acceptor: Endpoint, listening: Sequence[socket.socket]
     ) -> None:
         """The steps of the start that may fail, or be cancelled."""
         self._internal.listen()
@@ -230,11 +230,11 @@ class Node:
             self.core.unbind()
             self.is_serving = False
 
-    def make_acceptor(self) -> Acceptor:
+    def make_acceptor(self) -> Endpoint:
         """What its connections share; `starlight.server.conformance` has another one."""
-        return Acceptor(self.core, self.hub, self.settings, gate=self._gate, ends=self.ends, dry_run=self.dry_run)
+        return Endpoint(self.core, self.hub, self.settings, gate=self._gate, ends=self.ends, dry_run=self.dry_run)
 
-    async def _listen(self, acceptor: Acceptor, listening: Sequence[socket.socket]) -> None:
+    async def _listen(self, acceptor: Endpoint, listening: Sequence[socket.socket]) -> None:
         host, port = self.settings.host, self.settings.port
         if self._certificate is not None:
             self._server = TlsListener(acceptor, self._certificate, self.settings.handshake_timeout_s)
@@ -278,7 +278,7 @@ class Node:
         return server is not None and bool(server.sockets) and not server.is_resting
 
     @property
-    def acceptor(self) -> Acceptor:
+    def acceptor(self) -> Endpoint:
         """What its connections share. Raises RuntimeError before the start."""
         if self._acceptor is None:
             raise RuntimeError("the node has not been started")
@@ -509,7 +509,5 @@ async def _run_timer(timer: Timer) -> None:
     due_s = loop.time() + timer.seconds
     while True:
         await asyncio.sleep(due_s - loop.time())
-        pending = call_logged(timer.handler, ())
-        if pending is not None:
-            await pending
+        await timer.handler.run_logged()
         due_s += timer.seconds * max(1, math.ceil((loop.time() - due_s) / timer.seconds))

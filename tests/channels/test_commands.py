@@ -197,7 +197,7 @@ def test_a_join_of_several_channels_is_one_ok_and_a_bad_one_fails_alone():
     ]  # fmt: skip
     assert reply["channels"][3]["error"]["name"] == "bad_request"
     assert ann.client.channels == ["had", "a", "b", "d", "e"]
-    assert stage.hub.counts["error_107"] == 2
+    assert stage.hub.counts.errors[107] == 2
     stage.close()
 
 

@@ -6,7 +6,6 @@ import gc
 
 import pytest
 
-from starlight.channels.client import Client
 from starlight.errors import CloseConnection
 from tests.support.fakes import Member, Stage, publication
 
@@ -23,8 +22,10 @@ def test_welcome_names_user_client_node_and_the_pings(ann: Member):
 
 def test_welcome_echoes_the_id_and_users_may_have_any_letters(stage: Stage):
     connection = stage.connection()
-    client = stage.hub.login(connection, '{"type":"login","user":"Zoë 🦊","id":"first"}'.encode())
-    assert isinstance(client, Client)
+    message = '{"type":"login","user":"Zoë 🦊","id":"first"}'
+    assert stage.hub.login(connection, message.encode()) is None
+    client = connection.client
+    assert client is not None
     [welcome] = connection.messages()
     assert (welcome["id"], welcome["user"], client.user) == ("first", "Zoë 🦊", "Zoë 🦊")
     connection.destroy()

@@ -153,7 +153,7 @@ async def test_comes_back_when_the_check_of_its_login_hangs_for_a_while() -> Non
     ):
         hangs = True
         await client._tell(b'{"type":"end me","data":4011}')
-        await eventually(lambda: running.acceptor.counts["refused_1013"] > 1)
+        await eventually(lambda: running.acceptor.counts.refused[1013] > 1)
         hangs = False
         await client.publish("news", "again")
         assert (states[1], states[2], states[-1]) == (

@@ -317,7 +317,7 @@ async def test_handlers_that_go_on_without_their_clients_are_bounded(app: Waitin
             client.reset()
             await eventually(lambda: on_stage.node.connections == 1)
         await eventually(lambda: app.ended == ["u0", "u1"])
-        assert on_stage.node.acceptor.counts["handlers_cancelled"] == 2
+        assert on_stage.node.acceptor.counts.handlers_cancelled == 2
 
 
 # --- room for a user's next connection -------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ async def test_an_end_has_its_own_bye_code_and_reason_and_operators_see_ours() -
         await native.say("end", data="bob")
         assert await toy.hear() == b"bye|toy 4503"
         assert await toy.closed() == (3503, "toy 4503")
-        assert node.acceptor.counts["closed_4503"] == 1
+        assert node.acceptor.counts.closed[4503] == 1
         await native.say("end", data="ann")
         assert await native.closed() == (4503, "disconnected by the operator")
 
@@ -175,7 +175,7 @@ async def test_a_slow_consumer_is_evicted_with_its_codecs_code() -> None:
         data = "x" * 8000
 
         async def flood() -> None:
-            while node.connections == 2 and not node.acceptor.counts["closed_4008"]:
+            while node.connections == 2 and not node.acceptor.counts.closed[4008]:
                 await native.ask("publish", channel="c", data=data)
 
         await asyncio.wait_for(flood(), 20)

@@ -173,5 +173,4 @@ async def test_31_unsolicited_pongs_are_ignored_and_counted():
         client = await on_stage.login()
         await client.send(frame(PONG, b"x" * 125) * 1_000)
         assert (await client.ask("ping"))["type"] == "pong"
-        acceptor = on_stage.node._acceptor
-        assert acceptor is not None and acceptor.counts["unsolicited_pongs"] == 1_000
+        assert on_stage.node.acceptor.counts.unsolicited_pongs == 1_000

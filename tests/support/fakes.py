@@ -68,6 +68,7 @@ class PairConnection:
         self.paused_s = 0.0
         self.probes = 0
         self.silent_ms = 0
+        self.client: Client | None = None
 
     def close(
         self, code: int, reason: str | None = None, retry_ms: int | None = None, cause: Cause | None = None
@@ -87,6 +88,9 @@ class PairConnection:
 
     def give_way(self) -> None:
         self.close(4012)
+
+    def on_login(self, client: Client) -> None:
+        self.client = client
 
     def on_evicted(self, reason: str, messages: int, n_bytes: int, oldest_ms: int) -> None:
         self.is_open = False
@@ -124,10 +128,9 @@ class Member:
     def __init__(self, hub: Hub, core: Core, user: str) -> None:
         self.hub = hub
         self.connection = PairConnection(core)
-        client = hub.login(self.connection, orjson.dumps({"type": "login", "user": user}))
-        assert isinstance(client, Client)
-        self.client = client
-        assert hub.greet(client) is None
+        assert hub.login(self.connection, orjson.dumps({"type": "login", "user": user})) is None
+        assert self.connection.client is not None
+        self.client = self.connection.client
         self.welcome = self.heard()[0]
 
     def say(self, type: str, **fields: Any) -> Any:

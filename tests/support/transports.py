@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from starlight.net.connection import Acceptor
+from starlight.net.connection import Endpoint
 from starlight.server.node import Node
 
 __all__ = ["HidingNode"]
@@ -21,6 +21,9 @@ class ServerListener:
     def __init__(self, server: Any) -> None:
         self.sockets = server.sockets
         self._server = server
+
+    def stop(self) -> None:
+        self._server.close()
 
     async def close(self) -> None:
         self._server.close()
@@ -77,6 +80,8 @@ class HidingProtocol(asyncio.BufferedProtocol):
 class HidingNode(Node):
     """A node that has to write through its transports."""
 
-    async def _listen(self, acceptor: Acceptor, listening: Sequence[socket.socket]) -> Any:
+    async def _listen(self, acceptor: Endpoint, listening: Sequence[socket.socket]) -> None:
         loop = asyncio.get_running_loop()
-        return ServerListener(await loop.create_server(lambda: HidingProtocol(acceptor.protocol()), "127.0.0.1", 0))
+        self._server = ServerListener(
+            await loop.create_server(lambda: HidingProtocol(acceptor.protocol()), "127.0.0.1", 0)
+        )
