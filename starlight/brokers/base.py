@@ -24,6 +24,8 @@ from starlight.errors import RequestError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from starlight.protocols.base import Part
+
 __all__ = ["Broker", "Deliverer", "Later", "Present", "RevokedKind", "Sender"]
 
 Answer = TypeVar("Answer")
@@ -47,7 +49,7 @@ class Sender:
     def __init__(self, id: str, user: str | None) -> None:
         self.id = id
         self.user = user
-        self.heads: dict[str, bytes] = {}
+        self.heads: dict[str, Part] = {}
 
 
 class Present(NamedTuple):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from starlight.channels.channel import ChannelRecord
     from starlight.channels.hub import Hub
     from starlight.channels.under_way import UnderWay
+    from starlight.protocols.base import Codec
 
 __all__ = ["Client", "Connection"]
 
@@ -31,6 +32,7 @@ class Connection(Protocol):
         subscriber: the core's record of it.
         peername: the other end's address; None if the socket has none.
         subprotocol: the one that was negotiated.
+        codec: of what it says and is told.
         is_open: False once it is closing or closed.
     """
 
@@ -40,6 +42,8 @@ class Connection(Protocol):
     def peername(self) -> tuple[Any, ...] | None: ...
     @property
     def subprotocol(self) -> str: ...
+    @property
+    def codec(self) -> Codec: ...
     @property
     def is_open(self) -> bool: ...
 
@@ -79,6 +83,7 @@ class Client(Sender):
         login: what auth keeps of it.
         connection: the connection behind it; `connection.peername` is its address.
         subscriber: the core's record of it.
+        codec: of what it says and is told.
         is_connected: True from the welcome until it is gone.
         under_way: what it has asked of a broker that has not answered yet; None most of the time.
         last_error: the code of the last error reply it got; None if it got none.
@@ -89,6 +94,7 @@ class Client(Sender):
         "_channels",
         "_data",
         "_hub",
+        "codec",
         "connection",
         "is_busy",
         "is_connected",
@@ -106,6 +112,7 @@ class Client(Sender):
         self.login = login
         self.connection = connection
         self.subscriber: Subscriber = connection.subscriber
+        self.codec: Codec = connection.codec
         self.is_connected = False
         self.under_way: UnderWay | None = None
         self.last_error: int | None = None

@@ -21,12 +21,11 @@ from starlight import close_codes
 from starlight.auth.dry_run import DryRun
 from starlight.auth.identity import Action, Identity, Permissions
 from starlight.auth.limits import CatchUp, Faults, Meter
-from starlight.brokers.base import Broker, Present
+from starlight.brokers.base import Broker
 from starlight.channels.handlers import FAILURES, Handlers
 from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, RequestError
-from starlight.protocols.native import commands, replies
-from starlight.protocols.native.commands import decode
+from starlight.protocols.native import commands
 from starlight.stepping import begin
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ class Commands:
         if client.login.meter is not None and not self._charge(client, message):
             return None
         try:
-            command = decode(message)
+            command = client.codec.decode(message)
         except RequestError as error:
             self._refuse(client, error.id, error)
             return None
@@ -160,7 +159,7 @@ class Commands:
         if not subscribers and len(name) > self._hub.name_limit_bytes:
             raise self._too_long()
         if command.id is not None:
-            self._core_send(client.subscriber, replies.ok_publish(command.id, subscribers))
+            self._core_send(client.subscriber, client.codec.ok_publish(command.id, subscribers))
 
     def _direct(self, client: Client, command: commands.Direct) -> None:
         user = command.to
@@ -168,14 +167,14 @@ class Commands:
             self._require(client, "direct", user)
         reached = self._broker_direct(user, client, command.data)
         if command.id is not None:
-            self._core_send(client.subscriber, replies.ok_count(command.id, reached))
+            self._core_send(client.subscriber, client.codec.ok_count(command.id, reached))
 
     def _broadcast(self, client: Client, command: commands.Broadcast) -> None:
         if self.permissions is not None:
             self._require(client, "broadcast", "")
         reached = self._broker_broadcast(client, command.data)
         if command.id is not None:
-            self._core_send(client.subscriber, replies.ok_count(command.id, reached))
+            self._core_send(client.subscriber, client.codec.ok_count(command.id, reached))
 
     def _join(self, client: Client, command: commands.Join) -> Awaitable[None] | None:
         if command.channels is not None:
@@ -194,7 +193,7 @@ class Commands:
             self._refuse(client, id, refused[record.name])
             return
         if id is not None:
-            self._core_send(client.subscriber, replies.ok_join(id, record.name))
+            self._core_send(client.subscriber, client.codec.ok_join(id, record.name))
         self._hub.enter(client, record)
 
     def _join_several(
@@ -232,7 +231,7 @@ class Commands:
             if id is None:
                 self._core_send(client.subscriber, message)
         if id is not None:
-            self._core_send(client.subscriber, replies.ok_joins(id, outcomes))
+            self._core_send(client.subscriber, client.codec.ok_joins(id, outcomes))
         for record in records:
             self._hub.enter(client, record)
         if any(error.code in _FAULTS for error in errors):
@@ -286,17 +285,17 @@ class Commands:
         if record is not None:
             self._hub.depart(client, record)
         if command.id is not None:
-            self._core_send(client.subscriber, replies.ok_id(command.id))
+            self._core_send(client.subscriber, client.codec.ok_id(command.id))
 
     def _presence(self, client: Client, command: commands.Presence) -> None:
         assert command.id is not None  # the decoder has seen to it
         if self.permissions is not None:
             self._require(client, "presence", command.channel)
         present = self._broker_present(command.channel, command.limit)
-        self._core_send(client.subscriber, ok_present(command.id, present))
+        self._core_send(client.subscriber, client.codec.ok_presence(command.id, present.users, present.clients))
 
     def _ping(self, client: Client, command: commands.Ping) -> None:
-        self._core_send(client.subscriber, replies.pong(command.id))
+        self._core_send(client.subscriber, client.codec.pong(command.id))
 
     def _login_again(self, client: Client, command: commands.Login) -> None:
         raise CloseConnection(close_codes.BAD_REQUEST, cause="protocol", detail="it logged in twice")
@@ -316,7 +315,7 @@ class Commands:
         self._hub.logins.renew(client, identity)
         if id is not None:
             login = client.login
-            self._core_send(client.subscriber, replies.ok(id, expires=login.expires, session=login.session))
+            self._core_send(client.subscriber, client.codec.ok(id, expires=login.expires, session=login.session))
         permissions = self.permissions
         if permissions is not None and not all(self.allows(client, "join", name) for name in client._channels):
             raise CloseConnection(close_codes.RECONNECT, cause="permissions", detail="its new token lacks a channel")
@@ -334,7 +333,7 @@ class Commands:
         if id is None:
             return
         try:
-            reply = replies.ok_data(id, result)
+            reply = client.codec.ok_data(id, result)
         except TypeError:
             log.exception("handler %s returned what JSON cannot express", name)
             raise RequestError(ErrorCode.INTERNAL, "internal error") from None
@@ -372,7 +371,7 @@ class Commands:
         """Count an error of a client; its reply."""
         self._counts.errors.add(error.code)
         client.last_error = error.code
-        return replies.error(id, error.code, error.message)
+        return client.codec.error(id, error.code, error.message)
 
     def _count_fault(self, client: Client) -> None:
         """Raises `CloseConnection` (4509) for one too many."""
@@ -408,7 +407,7 @@ class Commands:
         """Refuse a message that comes too soon; only its id is looked for."""
         self._slow_down(client, meter, now_s)
         error = RequestError(ErrorCode.TOO_MANY_REQUESTS, "too many requests")
-        self._reply(client, self._error(client, commands.read_id(message), error))
+        self._reply(client, self._error(client, client.codec.read_id(message), error))
 
     def _slow_down(self, client: Client, meter: Meter, now_s: float) -> None:
         """Count a refusal: after many read nothing for a moment, and in the end raise `CloseConnection` (4013)."""
@@ -417,11 +416,6 @@ class Commands:
             raise CloseConnection(close_codes.TOO_MANY_REQUESTS, cause="rate")
         if pause_s > 0:
             client.connection.pause_reading(pause_s)
-
-
-def ok_present(id: int | str, present: Present) -> bytes:
-    """The reply to presence."""
-    return replies.ok_presence(id, present.users, present.clients)
 
 
 def _parse(data: Any) -> Any:

@@ -10,12 +10,10 @@ from starlight.brokers.base import Present
 from starlight.close_codes import ErrorCode
 from starlight.ends import Cause
 from starlight.errors import RequestError
-from starlight.protocols.native import pushes
 
 cdef enum:
     HEADS_LIMIT = 32             # kept of a sender, about 150 bytes each; beyond, all are built anew, half a microsecond each
 
-cdef bytes TAIL = pushes.TAIL
 cdef str EVERYONE = ""           # where the heads of broadcasts and directs are kept among those of channels:
 cdef str DIRECT = " "            # no channel is called so
 
@@ -26,18 +24,23 @@ cdef class Delivery:
     Args:
         hub: whose clients and channels.
         core: the write path.
+        codecs: what the node speaks: a message has a head and a tail for each.
     """
     cdef object hub
     cdef dict users              # the hub's
     cdef dict channels           # the hub's
     cdef object counts           # the hub's
+    cdef object codecs
+    cdef object tail
     cdef object everyone
     cdef object core_publish
     cdef object core_send
     cdef object core_send_many
 
-    def __init__(self, hub, core):
+    def __init__(self, hub, core, codecs):
         self.hub = hub
+        self.codecs = codecs
+        self.tail = codecs.of_each(lambda codec: codec.tail)
         self.users = hub.users
         self.channels = hub.channels
         self.counts = hub.counts
@@ -53,8 +56,8 @@ cdef class Delivery:
             return 0
         head = (<dict>sender.heads).get(channel)
         if head is None:
-            head = keep(sender, channel, pushes.publication_head(channel, sender.user))
-        return self.core_publish(record.channel, head, data, TAIL)
+            head = keep(sender, channel, publication_head(self.codecs, channel, sender.user))
+        return self.core_publish(record.channel, head, data, self.tail)
 
     def deliver_direct(self, str user not None, sender, data, /):
         cdef dict clients = self.users.get(user)
@@ -62,20 +65,20 @@ cdef class Delivery:
             raise RequestError(ErrorCode.NOT_CONNECTED, "no client of that user is connected")
         head = (<dict>sender.heads).get(DIRECT)
         if head is None:
-            head = keep(sender, DIRECT, direct_head(sender))
+            head = keep(sender, DIRECT, direct_head(self.codecs, sender.user))
         self.counts.directs += 1
         if len(clients) == 1:
             for client in clients:
-                self.core_send(client.subscriber, head, data, TAIL)
+                self.core_send(client.subscriber, head, data, self.tail)
         else:
-            self.core_send_many([client.subscriber for client in clients], head, data, TAIL)
+            self.core_send_many([client.subscriber for client in clients], head, data, self.tail)
         return len(clients)
 
     def deliver_broadcast(self, sender, data, /):
         head = (<dict>sender.heads).get(EVERYONE)
         if head is None:
-            head = keep(sender, EVERYONE, pushes.broadcast_head(sender.user))
-        return self.core_publish(self.everyone, head, data, TAIL)
+            head = keep(sender, EVERYONE, broadcast_head(self.codecs, sender.user))
+        return self.core_publish(self.everyone, head, data, self.tail)
 
     def list_present(self, str channel not None, int limit, /):
         record = self.channels.get(channel)
@@ -100,7 +103,7 @@ cdef class Delivery:
         return [client for client in self.hub.clients() if client.login.token_id == name]
 
 
-cdef bytes keep(sender, str name, bytes head):
+cdef object keep(sender, str name, head):
     """Keep the head of a sender under a name; returns it."""
     cdef dict heads = sender.heads
     if len(heads) >= HEADS_LIMIT:
@@ -109,6 +112,14 @@ cdef bytes keep(sender, str name, bytes head):
     return head
 
 
-cdef bytes direct_head(sender):
+def publication_head(codecs, channel, user):
+    return codecs.of_each(lambda codec: codec.publication_head(channel, user))
+
+
+def broadcast_head(codecs, user):
+    return codecs.of_each(lambda codec: codec.broadcast_head(user))
+
+
+def direct_head(codecs, user):
     """A message of the application to a user is no direct but a `server` push."""
-    return pushes.server_head() if sender.user is None else pushes.direct_head(sender.user)
+    return codecs.of_each(lambda codec: codec.server_head() if user is None else codec.direct_head(user))

@@ -36,9 +36,9 @@ from starlight.close_codes import ErrorCode
 from starlight.counts import CodeCounts
 from starlight.ends import Cause, Ends
 from starlight.errors import CloseConnection, RequestError
-from starlight.protocols.native import commands, pushes, replies
-from starlight.protocols.native.commands import decode
-from starlight.protocols.native.pushes import TAIL
+from starlight.protocols.base import ClientLimits, Codec, Codecs
+from starlight.protocols.native import commands
+from starlight.protocols.spoken import SPOKEN
 from starlight.stepping import begin, is_awaitable
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class Hub:
 
     Args:
         core: the write path; the hub calls it from the thread that bound it.
+        codecs: what the node speaks, those of the core's encodings; by default the native protocol.
         handlers: the application's; none by default.
         authenticator: who a login is; by default it is believed.
         permissions: what a client may do; everything by default.
@@ -115,6 +116,7 @@ class Hub:
         self,
         core: Core,
         *,
+        codecs: Codecs = SPOKEN,
         handlers: Handlers | None = None,
         authenticator: Authenticator | None = None,
         permissions: Permissions | None = None,
@@ -141,6 +143,9 @@ class Hub:
         self._core_publish = core.publish
         self._core_send = core.send
         self._everyone = core.everyone
+        self._codecs = codecs
+        self._tail = codecs.of_each(lambda codec: codec.tail)
+        self._server_head = codecs.of_each(lambda codec: codec.server_head())
         self._handlers = handlers or Handlers()
         self.authenticator = authenticator or NoAuth()
         self._ping_interval_s = ping_interval_s
@@ -167,7 +172,7 @@ class Hub:
         self.channels: dict[str, ChannelRecord] = {}
         self._client_numbers = count(1)
         self._application = Sender("", None)
-        self._delivery = Delivery(self, core)
+        self._delivery = Delivery(self, core, codecs)
         self.broker: Broker = broker or Memory()
         self.broker.attach(self._delivery)
         self.commands = (Commands if self.broker.answers_at_once else LaterCommands)(
@@ -248,7 +253,8 @@ class Hub:
     def enter(self, client: Client, record: ChannelRecord) -> None:
         """Make a client a member of a channel that is open to it, behind the reply that says so."""
         if record.presence.add(client.user) and record.announces:
-            self._core_publish(record.channel, pushes.joined(record.name, client.user), b"", b"")
+            joined = self._codecs.of_each(lambda codec: codec.joined(record.name, client.user))
+            self._core_publish(record.channel, joined, b"", b"")
         record.channel.join(client.subscriber)
         client._channels[record.name] = record  # that one string for all of its members
 
@@ -274,7 +280,8 @@ class Hub:
         if not record.presence.clients:
             self.close_if_empty(record)
         elif last_of_user and record.announces:
-            self._core_publish(record.channel, pushes.left(record.name, client.user), b"", b"")
+            left = self._codecs.of_each(lambda codec: codec.left(record.name, client.user))
+            self._core_publish(record.channel, left, b"", b"")
 
     def close_if_empty(self, record: ChannelRecord) -> None:
         """Take a channel out of the hub, and follow it no more, if it has no member and is about to get none."""
@@ -289,7 +296,7 @@ class Hub:
 
     def push_to_client(self, client: Client, data: bytes) -> None:
         """Push `server {data}` to one client. `data` is JSON, here and below."""
-        self._core_send(client.subscriber, pushes.server_head(), data, TAIL)
+        self._core_send(client.subscriber, self._server_head, data, self._tail)
 
     def push_to_user(self, user: str, data: bytes) -> int:
         """Push `server {data}` to every client of a user; their number here, 0 if none is."""
@@ -345,7 +352,7 @@ class Hub:
 
     async def _log_in(self, connection: Connection, message: bytes) -> None:
         """The whole way of a login: from its message to the end of `on_connect`."""
-        login = _decode_login(message)
+        login = _decode_login(connection.codec, message)
         identity = await self.logins.identity(self.authenticator, login)
         client = Client(self, connection, LoginState(identity), f"{self.node}-{next(self._client_numbers)}")
         try:
@@ -388,7 +395,7 @@ class Hub:
         self.users.setdefault(client.user, {})[client] = None
         self._core_send(
             client.subscriber,
-            replies.welcome(
+            client.codec.welcome(
                 login.id,
                 user=client.user,
                 client=client.id,
@@ -409,9 +416,9 @@ class Hub:
         end = None if previous is None or self._ends is None else self._ends.previous(previous, client.user)
         return None if end is None else {"code": end.code, "reason": end.reason, "at": round(end.at_s * 1000)}
 
-    def _client_limits(self) -> replies.ClientLimits:
+    def _client_limits(self) -> ClientLimits:
         limits = self.logins.limits
-        return replies.ClientLimits(
+        return ClientLimits(
             message_bytes=self._message_limit_bytes,
             channels=self.channels_limit,
             message_rate=limits.message_rate or None,
@@ -427,7 +434,7 @@ class Hub:
             if left_s <= 0:
                 client.connection.close(close_codes.SESSION_EXPIRED, cause=EXPIRED)
             else:
-                self._core_send(client.subscriber, pushes.expiring(max(1, round(left_s))))
+                self._core_send(client.subscriber, client.codec.expiring(max(1, round(left_s))))
 
     def revoke_user(self, user: str, seconds: float = REVOKED_S, *, by: str = BY_APPLICATION) -> int:
         """End all clients of a user with 4503, and refuse the tokens the user has now for so many seconds.
@@ -494,10 +501,10 @@ def _log_refusal(answer: int | RequestError) -> None:
         log.error("the broker refused what the application sent: %s", answer)
 
 
-def _decode_login(message: bytes) -> commands.Login:
+def _decode_login(codec: Codec, message: bytes) -> commands.Login:
     """The first message of a connection. Raises `CloseConnection` 4501 for any other."""
     try:
-        login = decode(message)
+        login = codec.decode(message)
     except RequestError as error:
         raise CloseConnection(close_codes.BAD_REQUEST, detail=f"not a login: {error.message}") from None
     if not isinstance(login, commands.Login):

@@ -17,12 +17,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from starlight.brokers.base import Later
-from starlight.channels.commands import Commands, ok_present
+from starlight.channels.commands import Commands
 from starlight.channels.under_way import Reply, UnderWay
 from starlight.close_codes import ErrorCode
 from starlight.errors import RequestError
-from starlight.protocols.native import commands, replies
-from starlight.protocols.native.commands import decode
+from starlight.protocols.native import commands
 from starlight.stepping import begin
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class LaterCommands(Commands):
         if under_way is not None and under_way.is_full:
             return self._wait(client, message, under_way.room())
         try:
-            command = decode(message)
+            command = client.codec.decode(message)
         except RequestError as error:
             self._refuse(client, error.id, error)
             return None
@@ -120,25 +119,31 @@ class LaterCommands(Commands):
             self._require(client, "publish", name)
         if len(name) > self._hub.name_limit_bytes and name not in self._channels:
             raise self._too_long()
-        self._answer(client, command.id, self._broker_publish(name, client, command.data), replies.ok_publish)
+        self._answer(client, command.id, self._broker_publish(name, client, command.data), client.codec.ok_publish)
 
     def _direct(self, client: Client, command: commands.Direct) -> None:
         if self.permissions is not None:
             self._require(client, "direct", command.to)
-        self._answer(client, command.id, self._broker_direct(command.to, client, command.data), replies.ok_count)
+        self._answer(client, command.id, self._broker_direct(command.to, client, command.data), client.codec.ok_count)
 
     def _broadcast(self, client: Client, command: commands.Broadcast) -> None:
         if self.permissions is not None:
             self._require(client, "broadcast", "")
-        self._answer(client, command.id, self._broker_broadcast(client, command.data), replies.ok_count)
+        self._answer(client, command.id, self._broker_broadcast(client, command.data), client.codec.ok_count)
 
     def _presence(self, client: Client, command: commands.Presence) -> None:
         if self.permissions is not None:
             self._require(client, "presence", command.channel)
-        self._answer(client, command.id, self._broker_present(command.channel, command.limit), ok_present)
+        codec = client.codec
+        self._answer(
+            client,
+            command.id,
+            self._broker_present(command.channel, command.limit),
+            lambda id, present: codec.ok_presence(id, present.users, present.clients),
+        )
 
     def _ping(self, client: Client, command: commands.Ping) -> None:
-        self._reply(client, replies.pong(command.id))
+        self._reply(client, client.codec.pong(command.id))
 
     def _enter_when_open(
         self, client: Client, records: Sequence[ChannelRecord], enter: Callable[[dict[str, RequestError]], None]

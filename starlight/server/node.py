@@ -39,6 +39,8 @@ from starlight.net.listener import Listener
 from starlight.net.tls import Certificate, TlsListener
 from starlight.ops.port import Internal
 from starlight.ops.stats import not_ready
+from starlight.protocols.base import Codecs
+from starlight.protocols.spoken import SPOKEN
 from starlight.server import process as _process
 from starlight.server.drain import Drain
 from starlight.server.memory import Trimmer, trim
@@ -67,6 +69,7 @@ class Node:
         groups: by name; those in `settings.config_file` go before them.
         announces: which channels publish `joined` and `left`; none by default.
         reread: makes the settings anew for `reload`; by default they stay, and only the files they name are read again.
+        codecs: what is spoken; by default the native protocol.
 
     Raises `ConfigError` for settings that don't fit together: `make_authenticator` says which.
     """
@@ -82,8 +85,10 @@ class Node:
         groups: Mapping[str, Any] | None = None,
         announces: Callable[[str], bool] | None = None,
         reread: Callable[[], Settings] | None = None,
+        codecs: Codecs = SPOKEN,
     ) -> None:
         settings = settings or Settings()
+        self._codecs = codecs
         self.handlers = handlers or Handlers()
         self.settings = settings
         self._groups = groups or {}
@@ -93,11 +98,11 @@ class Node:
         """How connections ended lately."""
         self.dry_run = DryRun(settings.dry_run)
         """Limits that are not enforced, and what they would have done."""
-        self._gate = Gate(settings, dry_run=self.dry_run)
+        self._gate = Gate(settings, dry_run=self.dry_run, codecs=codecs)
         self._certificate = Certificate.of(settings)
         self._authenticator = authenticator or make_authenticator(settings)
         self._internal = Internal(settings)
-        self.core = _make_core(settings)
+        self.core = _make_core(settings, codecs)
         self.core.is_dry_run = self.dry_run.evict
         self.hub = self._make_hub(settings, permissions or self._permit(settings), broker, announces)
         self._reloader = Reloader(
@@ -142,6 +147,7 @@ class Node:
     ) -> Hub:
         return Hub(
             self.core,
+            codecs=self._codecs,
             handlers=self.handlers,
             authenticator=self._authenticator,
             permissions=permissions,
@@ -464,8 +470,9 @@ async def _in_any_case(work: Coroutine[Any, Any, None]) -> None:
         log.error("the start could not be given up in good order", exc_info=error)
 
 
-def _make_core(settings: Settings) -> Core:
+def _make_core(settings: Settings, codecs: Codecs) -> Core:
     return Core(
+        encodings=codecs.for_core(),
         outbox_messages=settings.outbox_messages,
         outbox_bytes=settings.outbox_bytes,
         evict_after_ms=round(settings.evict_after_s * 1000),
