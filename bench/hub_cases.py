@@ -15,8 +15,8 @@ from core_cases import Case, Owner, World, flush
 from starlight._fanout import Core
 from starlight.auth.permissions import GroupPermissions, to_groups
 from starlight.channels.hub import Client, Hub
-from starlight.protocols.native.codec import NATIVE
 from starlight.protocols.native.commands import decode
+from starlight.protocols.spoken import NATIVE
 
 USERS = 100
 MESSAGES = 64

@@ -6,6 +6,7 @@ Read them from the bottom up:
 - `wire`: RFC 6455 headers and UTF-8. `histogram`: counts by powers of two.
   `clock`: the one clock, and which time it forgives.
 - `arena`: wire frames in shared, append-only chunks. A publication is written here once.
+- `encoding`: a codec and a framing; how a message becomes bytes in the arena.
 - `outbox`: a subscriber's record. Its outbox is a few spans of frames in the arena.
 - `flush`: from the outbox to the kernel, one call per client and turn. Nothing is torn but a frame in progress.
 - `records`: the core's own structs, and what may stand in which list.

@@ -56,7 +56,7 @@ class Ending(NamedTuple):
 
 
 class Codec(Protocol):
-    """One protocol.
+    """One protocol: an object, or a module, that has all of this.
 
     Attributes:
         is_text: whether its messages go in text frames; else in binary ones, and only in those are they taken.

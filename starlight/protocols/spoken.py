@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from starlight.protocols.base import Codecs
-from starlight.protocols.native.codec import NATIVE
+from starlight.protocols.base import Codec, Codecs
+from starlight.protocols.native import codec
 
+NATIVE: Final[Codec] = codec
 SPOKEN: Final = Codecs(NATIVE)

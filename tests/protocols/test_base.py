@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starlight.protocols.base import FRAMES, LINES, Codecs
-from starlight.protocols.native.codec import NATIVE
 from starlight.protocols.native.lines import LINES as V1_LINES
 from starlight.protocols.native.lines import SUBPROTOCOLS, V1
-from starlight.protocols.spoken import SPOKEN
+from starlight.protocols.spoken import NATIVE, SPOKEN
 from tests.support.toy import TOY_SUBPROTOCOL, Toy
 
 

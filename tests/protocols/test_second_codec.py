@@ -19,7 +19,7 @@ from starlight import _inspect
 from starlight.channels.hub import Client
 from starlight.config.settings import Settings
 from starlight.protocols.base import Codecs
-from starlight.protocols.native.codec import NATIVE
+from starlight.protocols.spoken import NATIVE
 from starlight.server.node import Node
 from tests.support.fakes import eventually
 from tests.support.toy import TOY_SUBPROTOCOL, Toy

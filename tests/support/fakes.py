@@ -17,7 +17,7 @@ from starlight.channels.client import Client
 from starlight.channels.hub import Hub
 from starlight.ends import Cause
 from starlight.errors import CloseConnection
-from starlight.protocols.native.codec import NATIVE
+from starlight.protocols.spoken import NATIVE
 
 TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
 READ_BYTES = 1 << 20

@@ -8,7 +8,7 @@ import pytest
 
 from starlight import close_codes
 from starlight.protocols.base import Ending
-from starlight.protocols.native.codec import NATIVE
+from starlight.protocols.spoken import NATIVE
 
 
 def test_a_code_has_its_constant_reason_and_a_bye_says_the_same() -> None:
