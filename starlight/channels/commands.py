@@ -181,7 +181,7 @@ class Commands:
             return self._join_several(client, command.id, command.channels)
         name = command.channel
         assert name is not None  # the decoder has seen to it
-        self._check_join(client, name, len(client._channels))
+        self._check_join(client, name, client.n_channels)
         record = self._hub.open(name)
         return self._enter_when_open(client, [record], partial(self._enter, client, command.id, record))
 
@@ -221,7 +221,7 @@ class Commands:
         records = [record for name, record in entering.items() if name not in refused]
         if not client.is_connected:  # the authorize hook has ended it
             for record in records:
-                self._hub.close_if_empty(record)
+                self._hub.release(record)
             return
         if refused:
             outcomes = [(name, error or refused.get(name)) for name, error in outcomes]
@@ -260,7 +260,7 @@ class Commands:
                 raise wrong
             if name in entering:
                 raise RequestError(ErrorCode.ALREADY_JOINED, "already joined")
-            self._check_join(client, name, len(client._channels) + len(entering))
+            self._check_join(client, name, client.n_channels + len(entering))
             entering[name] = self._hub.open(name)
         except RequestError as error:
             return error
@@ -270,20 +270,18 @@ class Commands:
         """Raise `RequestError` if a client that has joined so many channels may not join this one as well."""
         if self.permissions is not None:
             self._require(client, "join", name)
-        if name in client._channels:
+        record = self._channels.get(name)
+        if record is not None and client.subscriber in record.members:
             raise RequestError(ErrorCode.ALREADY_JOINED, "already joined")
         if joined >= self._hub.channels_limit:
             raise RequestError(ErrorCode.LIMIT_EXCEEDED, f"a client may join {self._hub.channels_limit} channels")
         if len(name) > self._hub.name_limit_bytes:
             raise self._too_long()
-        limit, record = self._hub.clients_limit, self._channels.get(name)
-        if limit and record is not None and record.presence.clients + record.joining >= limit:
+        if record is not None and 0 < record.options.clients_limit <= len(record.members) + record.joining:
             raise RequestError(ErrorCode.LIMIT_EXCEEDED, "the channel is full")
 
     def _leave(self, client: Client, command: commands.Leave) -> None:
-        record = client._channels.pop(command.channel, None)
-        if record is not None:
-            self._hub.depart(client, record)
+        self._hub.leave(client, command.channel)
         if command.id is not None:
             self._core_send(client.subscriber, client.codec.ok_id(command.id))
 
@@ -291,8 +289,16 @@ class Commands:
         assert command.id is not None  # the decoder has seen to it
         if self.permissions is not None:
             self._require(client, "presence", command.channel)
+        self._check_presence(command.channel)
         present = self._broker_present(command.channel, command.limit)
         self._core_send(client.subscriber, client.codec.ok_presence(command.id, present.users, present.clients))
+
+    def _check_presence(self, name: str) -> None:
+        """Raise `RequestError` 108 where a channel's users are not shown."""
+        record = self._channels.get(name)
+        options = record.options if record is not None else self._hub.options.of(name)
+        if not options.presence:
+            raise RequestError(ErrorCode.NOT_AVAILABLE, "presence: not available in this channel")
 
     def _ping(self, client: Client, command: commands.Ping) -> None:
         self._core_send(client.subscriber, client.codec.pong(command.id))
@@ -317,7 +323,7 @@ class Commands:
             login = client.login
             self._core_send(client.subscriber, client.codec.ok(id, expires=login.expires, session=login.session))
         permissions = self.permissions
-        if permissions is not None and not all(self.allows(client, "join", name) for name in client._channels):
+        if permissions is not None and not all(self.allows(client, "join", name) for name in client.channels):
             raise CloseConnection(close_codes.RECONNECT, cause="permissions", detail="its new token lacks a channel")
 
     # --- messages for the application ----------------------------------------------------------------------------

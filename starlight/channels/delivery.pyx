@@ -51,13 +51,15 @@ cdef class Delivery:
 
     def deliver_publication(self, str channel not None, sender, data, /):
         record = self.channels.get(channel)
-        if record is None:
+        subscribers = 0
+        if record is not None:
+            head = (<dict>sender.heads).get(channel)
+            if head is None:
+                head = keep(sender, channel, publication_head(self.codecs, channel, sender.user))
+            subscribers = self.core_publish(record.members, head, data, self.tail)
+        if not subscribers:
             self.counts.unheard += 1
-            return 0
-        head = (<dict>sender.heads).get(channel)
-        if head is None:
-            head = keep(sender, channel, publication_head(self.codecs, channel, sender.user))
-        return self.core_publish(record.channel, head, data, self.tail)
+        return subscribers
 
     def deliver_direct(self, str user not None, sender, data, /):
         cdef dict clients = self.users.get(user)
@@ -82,7 +84,9 @@ cdef class Delivery:
 
     def list_present(self, str channel not None, int limit, /):
         record = self.channels.get(channel)
-        return Present([], 0) if record is None else Present(record.presence.users(limit), record.presence.clients)
+        if record is None or record.listed is None:
+            return Present([], 0)
+        return Present(record.listed.users(limit), len(record.members))
 
     def end_revoked(self, str kind not None, str name not None, double seconds, str by not None, /):
         clients = self.clients_of(kind, name)

@@ -134,6 +134,7 @@ class LaterCommands(Commands):
     def _presence(self, client: Client, command: commands.Presence) -> None:
         if self.permissions is not None:
             self._require(client, "presence", command.channel)
+        self._check_presence(command.channel)
         codec = client.codec
         self._answer(
             client,
@@ -175,7 +176,7 @@ class LaterCommands(Commands):
                 if not done.done():
                     done.set_exception(error)
             for record in records:
-                self._hub.close_if_empty(record)
+                self._hub.release(record)
             if not done.done():
                 done.set_result(None)
 

@@ -31,7 +31,7 @@ async def start() -> AsyncIterator[Start]:
     """Starts nodes with a broker each; ends them with the test."""
     async with AsyncExitStack() as stack:
 
-        async def start(broker: Broker | None = None, **settings: Any) -> Node:
+        async def start(broker: Broker | None = None, channels: dict[str, Any] | None = None) -> Node:
             handlers = Handlers()
             handlers.on("plain")(lambda client, data: None)
 
@@ -43,7 +43,8 @@ async def start() -> AsyncIterator[Start]:
             async def slow(client: Client, data: object) -> None:
                 await asyncio.sleep(0.001)
 
-            node = Node(Settings(port=0, drain_timeout_s=5, **settings), handlers=handlers, broker=broker)
+            settings = Settings(port=0, drain_timeout_s=5)
+            node = Node(settings, handlers=handlers, broker=broker, channels=channels)
             return await stack.enter_async_context(node)
 
         yield start
@@ -187,7 +188,7 @@ async def test_a_refused_join_is_told_and_may_be_tried_again(node: Node):
 
 
 async def test_joins_under_way_count_for_the_limit_of_the_channel(start: Start, cluster: Cluster):
-    node = await start(cluster.broker(), clients_per_channel=1)
+    node = await start(cluster.broker(), channels={"*": {"clients_limit": 1}})
     ann, bob = await WireClient.login(node.url, "ann"), await WireClient.login(node.url, "bob")
     cluster.hold()
     await ann.say("join", id=1, channel="c")
