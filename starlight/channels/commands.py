@@ -178,8 +178,7 @@ class Commands:
         heads = client.heads
         if len(heads) >= _HEADS_LIMIT:
             heads.clear()
-        sender = client.user
-        head = heads[name] = self._codecs.of_each(lambda codec: codec.publication_head(name, sender))
+        head = heads[name] = self._codecs.of_each(lambda codec: codec.publication_head(name, client.user))
         return head
 
     def _direct(self, client: Client, command: commands.Direct) -> None:
@@ -189,10 +188,7 @@ class Commands:
         clients = self._users.get(user)
         if clients is None:
             raise RequestError(ErrorCode.NOT_CONNECTED, "no client of that user is connected")
-        head = client.direct_head
-        if not head:
-            sender = client.user
-            head = client.direct_head = self._codecs.of_each(lambda codec: codec.direct_head(sender))
+        head = client.direct_head or self._new_direct_head(client)
         reached = self._send_to(clients, head, command.data)
         if command.id is not None:
             self._core_send(client.subscriber, client.codec.ok_count(command.id, reached))
@@ -201,13 +197,18 @@ class Commands:
         if self.permissions is not None:
             self._require(client, "broadcast", "")
         # "" is no channel name, so the head of broadcasts has its place among the heads of publications
-        head = client.heads.get("")
-        if head is None:
-            sender = client.user
-            head = client.heads[""] = self._codecs.of_each(lambda codec: codec.broadcast_head(sender))
+        head = client.heads.get("") or self._new_broadcast_head(client)
         reached = self._core_publish(self._everyone, head, command.data, self._tail)
         if command.id is not None:
             self._core_send(client.subscriber, client.codec.ok_count(command.id, reached))
+
+    def _new_direct_head(self, client: Client) -> Part:
+        client.direct_head = self._codecs.of_each(lambda codec: codec.direct_head(client.user))
+        return client.direct_head
+
+    def _new_broadcast_head(self, client: Client) -> Part:
+        head = client.heads[""] = self._codecs.of_each(lambda codec: codec.broadcast_head(client.user))
+        return head
 
     def _join(self, client: Client, command: commands.Join) -> None:
         if command.channels is not None:

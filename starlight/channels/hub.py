@@ -217,10 +217,17 @@ class Hub:
         if record is None:
             record = self.channels[name] = ChannelRecord(name, self._core.channel(), self._is_announced(name))
         if record.presence.add(client.user) and record.announces:
-            joined = self._codecs.of_each(lambda codec: codec.joined(name, client.user))
-            self._core_publish(record.channel, joined, b"", b"")
+            self._publish_joined(record, client.user)
         record.channel.join(client.subscriber)
         client._channels[record.name] = record  # that one string for all of its members
+
+    def _publish_joined(self, record: ChannelRecord, user: str) -> None:
+        message = self._codecs.of_each(lambda codec: codec.joined(record.name, user))
+        self._core_publish(record.channel, message, b"", b"")
+
+    def _publish_left(self, record: ChannelRecord, user: str) -> None:
+        message = self._codecs.of_each(lambda codec: codec.left(record.name, user))
+        self._core_publish(record.channel, message, b"", b"")
 
     def _is_announced(self, name: str) -> bool:
         """What the application says about a channel; no if that fails, as it does for a channel it knows nothing of."""
@@ -246,8 +253,7 @@ class Hub:
             if not self.channels:
                 self.channels.clear()  # a dict from which everything was deleted keeps its room
         elif last_of_user and record.announces:
-            left = self._codecs.of_each(lambda codec: codec.left(record.name, client.user))
-            self._core_publish(record.channel, left, b"", b"")
+            self._publish_left(record, client.user)
 
     # --- what the application does -------------------------------------------------------------------------------
 
