@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from starlight.channels.under_way import UnderWay
     from starlight.protocols.base import Codec
 
-__all__ = ["Client", "Connection"]
+__all__ = ["Client", "ClientConnection"]
 
 
-class Connection(Protocol):
+class ClientConnection(Protocol):
     """What the hub and the handlers see of a connection.
 
     Attributes:
@@ -107,7 +107,7 @@ class Client(Sender):
 
     user: str  # a client always has one
 
-    def __init__(self, hub: Hub, connection: Connection, login: LoginState, id: str) -> None:
+    def __init__(self, hub: Hub, connection: ClientConnection, login: LoginState, id: str) -> None:
         super().__init__(id, login.user)
         self._hub = hub
         self.login = login

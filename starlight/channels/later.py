@@ -22,7 +22,6 @@ from starlight.channels.under_way import Reply, UnderWay
 from starlight.close_codes import ErrorCode
 from starlight.errors import RequestError
 from starlight.protocols.native import commands
-from starlight.stepping import begin
 
 if TYPE_CHECKING:
     from starlight.channels.channel import ChannelRecord
@@ -31,7 +30,14 @@ if TYPE_CHECKING:
 __all__ = ["LaterCommands"]
 
 _AT_ONCE: Final = frozenset(
-    (commands.Publish, commands.Direct, commands.Broadcast, commands.Presence, commands.History, commands.Ping)
+    (
+        commands.Publish,
+        commands.SendDirect,
+        commands.SendBroadcast,
+        commands.AskPresence,
+        commands.History,
+        commands.Ping,
+    )
 )
 """Commands that begin while others of the client are under way."""
 
@@ -54,11 +60,10 @@ class LaterCommands(Commands):
         if under_way is not None and command.__class__ not in _AT_ONCE:
             return self._wait(client, message, under_way.all_done())
         try:
-            work = self._methods[command.__class__](client, command)
+            return self._methods[command.__class__](client, command)
         except RequestError as error:
             self._refuse(client, command.id, error)
             return None
-        return None if work is None else begin(self._finish(client, command.id, work))
 
     async def _wait(self, client: Client, message: bytes, until: Awaitable[None]) -> None:
         """Execute a message as soon as what is under way lets it."""
@@ -121,17 +126,17 @@ class LaterCommands(Commands):
             raise self._too_long()
         self._answer(client, command.id, self._broker_publish(name, client, command.data), client.codec.ok_publish)
 
-    def _direct(self, client: Client, command: commands.Direct) -> None:
+    def _direct(self, client: Client, command: commands.SendDirect) -> None:
         if self.permissions is not None:
             self._require(client, "direct", command.to)
         self._answer(client, command.id, self._broker_direct(command.to, client, command.data), client.codec.ok_count)
 
-    def _broadcast(self, client: Client, command: commands.Broadcast) -> None:
+    def _broadcast(self, client: Client, command: commands.SendBroadcast) -> None:
         if self.permissions is not None:
             self._require(client, "broadcast", "")
         self._answer(client, command.id, self._broker_broadcast(client, command.data), client.codec.ok_count)
 
-    def _presence(self, client: Client, command: commands.Presence) -> None:
+    def _presence(self, client: Client, command: commands.AskPresence) -> None:
         if self.permissions is not None:
             self._require(client, "presence", command.channel)
         self._check_presence(command.channel)

@@ -64,7 +64,6 @@ class PairConnection:
         self.subprotocol = "starlight.v1"
         self.codec = NATIVE
         self.is_open = True
-        self.client: Client | None = None
         self.closed_with: int | None = None
         self.paused_s = 0.0
         self.probes = 0
