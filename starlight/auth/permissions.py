@@ -7,9 +7,8 @@ In a pattern ``*`` stands for any characters, none included, and ``{user}`` for 
 anything but letters, digits and ``_ - . @`` has no such channels: ``user:{user}:*`` of a user `a` must not match what
 belongs to a user `a:b`.
 
-Patterns are cut at their stars when they are loaded and compared by `startswith`, `find` and `endswith`: no regular
-expressions, so nothing in a name can make a check slow. A verdict is kept per client and channel. The check comes
-before anything looks whether the channel exists, so a refusal is the same either way.
+A verdict is kept per client and channel. The check comes before anything looks whether the channel exists, so a refusal
+is the same either way.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from typing import Any, Final, Protocol
 from starlight.auth.identity import Action
 from starlight.auth.login import LoginState
 from starlight.config.file import GROUPS, ConfigFile, nearest
+from starlight.config.patterns import Pattern, cut, matches
 from starlight.config.settings import Settings
 from starlight.errors import ConfigError
 
@@ -92,36 +92,21 @@ class Group:
         return any(_matches(pattern, user, name) for pattern in patterns)
 
 
-_Pattern = tuple[str, ...]
-"""A pattern cut at its stars; one part means that it has none."""
-
-
-def _to_patterns(field: str, patterns: Sequence[str]) -> tuple[_Pattern, ...]:
+def _to_patterns(field: str, patterns: Sequence[str]) -> tuple[Pattern, ...]:
     if isinstance(patterns, str) or not isinstance(patterns, list | tuple) or len(patterns) > PATTERNS_LIMIT:
         raise ValueError(f"{field}: expected {_PATTERN_RULE}")
     for pattern in patterns:
         if not isinstance(pattern, str) or not _PATTERN.fullmatch(pattern):
             raise ValueError(f"{field}: expected {_PATTERN_RULE}")
-    return tuple(tuple(pattern.split("*")) for pattern in patterns)
+    return tuple(map(cut, patterns))
 
 
-def _matches(pattern: _Pattern, user: str, name: str) -> bool:
+def _matches(pattern: Pattern, user: str, name: str) -> bool:
     if any("{user}" in part for part in pattern):
         if not _PLAIN_USER.fullmatch(user):
             return False
         pattern = tuple(part.replace("{user}", user) for part in pattern)
-    first, last = pattern[0], pattern[-1]
-    if len(pattern) == 1:
-        return name == first
-    if len(name) < len(first) + len(last) or not (name.startswith(first) and name.endswith(last)):
-        return False
-    at, end = len(first), len(name) - len(last)
-    for part in pattern[1:-1]:
-        found = name.find(part, at, end)
-        if found < 0:
-            return False
-        at = found + len(part)
-    return True
+    return matches(pattern, name)
 
 
 _OWN: Final = ("user:{user}", "user:{user}:*")

@@ -16,7 +16,6 @@ from starlight.ends import APPLICATION, Cause
 
 if TYPE_CHECKING:
     from starlight._fanout import Subscriber
-    from starlight.channels.channel import ChannelRecord
     from starlight.channels.hub import Hub
     from starlight.protocols.base import Codec, Part
 
@@ -32,6 +31,7 @@ class Connection(Protocol):
         subprotocol: the one that was negotiated.
         codec: of what it says and is told.
         is_open: False once it is closing or closed.
+        client: the one that has logged in with it, while it is in the hub; None before and after.
     """
 
     @property
@@ -44,6 +44,8 @@ class Connection(Protocol):
     def codec(self) -> Codec: ...
     @property
     def is_open(self) -> bool: ...
+    @property
+    def client(self) -> Client | None: ...
 
     @property
     def silent_ms(self) -> int:
@@ -90,7 +92,6 @@ class Client:
     """
 
     __slots__ = (
-        "_channels",
         "_data",
         "_hub",
         "codec",
@@ -117,7 +118,6 @@ class Client:
         self.is_connected = False
         self.last_error: int | None = None
         self.is_busy = False
-        self._channels: dict[str, ChannelRecord] = {}
         self._data: dict[str, Any] | None = None
         self.direct_head: Part = b""
         self.heads: dict[str, Part] = {}
@@ -161,7 +161,12 @@ class Client:
     @property
     def channels(self) -> list[str]:
         """Names of the channels it has joined, in the order of joining."""
-        return list(self._channels)
+        return self.subscriber.channels()
+
+    @property
+    def n_channels(self) -> int:
+        """How many channels it has joined."""
+        return max(0, self.subscriber.n_memberships - 1)  # one is that of everyone
 
     def send(self, data: object) -> None:
         """Push `server {data}` to this client alone; nothing happens if it is gone. TypeError if it isn't JSON."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from orjson import JSONDecodeError, loads
@@ -21,6 +22,7 @@ from starlight.auth.dry_run import DryRun
 from starlight.auth.identity import Action, Identity, Permissions
 from starlight.auth.limits import CatchUp, Faults, Meter
 from starlight.channels.handlers import FAILURES, Handlers
+from starlight.channels.presence import Presence
 from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, RequestError
 from starlight.protocols.base import Codecs, Part
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from starlight._fanout import Core
     from starlight.channels.client import Client
     from starlight.channels.hub import Hub
+    from starlight.channels.options import ChannelOptions
 
 __all__ = ["Commands"]
 
@@ -43,6 +46,13 @@ _FAULTS: Final = frozenset(
 _HEADS_LIMIT: Final = 32
 """Publication heads a client keeps (about 150 bytes each). Whoever publishes to more channels in turn pays half a
 microsecond for building a head anew."""
+
+
+_Rest = Awaitable[None] | None
+"""What is left of a command; None when all is done."""
+
+_Waiting = Callable[["Client", Any], Coroutine[Any, Any, None]]
+"""The method of a command that may have to wait."""
 
 
 class Commands:
@@ -89,7 +99,7 @@ class Commands:
         self._dry_run = dry_run
         self._catch_up = catch_up
         self._clock = clock
-        self._methods: dict[type, Callable[[Client, Any], Coroutine[Any, Any, None] | None]] = {
+        self._methods: dict[type, Callable[[Client, Any], _Rest]] = {
             commands.Publish: self._publish,
             commands.Direct: self._direct,
             commands.Broadcast: self._broadcast,
@@ -97,10 +107,10 @@ class Commands:
             commands.Leave: self._leave,
             commands.Presence: self._presence,
             commands.Ping: self._ping,
-            commands.Custom: self._custom,
+            commands.Custom: partial(self._begin, self._custom),
             commands.Login: self._login_again,
             commands.History: self._not_available,
-            commands.Refresh: self._refresh,
+            commands.Refresh: partial(self._begin, self._refresh),
         }
 
     def receive(self, client: Client, message: bytes) -> Awaitable[None] | None:
@@ -121,14 +131,16 @@ class Commands:
             self._refuse(client, error.id, error)
             return None
         try:
-            work = self._methods[command.__class__](client, command)
+            return self._methods[command.__class__](client, command)
         except RequestError as error:
             self._refuse(client, command.id, error)
             return None
-        return None if work is None else begin(self._finish(client, command.id, work))
+
+    def _begin(self, method: _Waiting, client: Client, command: commands.Custom | commands.Refresh) -> _Rest:
+        """Begin a command that may have to wait."""
+        return begin(self._finish(client, command.id, method(client, command)))
 
     async def _finish(self, client: Client, id: int | str | None, work: Coroutine[Any, Any, None]) -> None:
-        """A command that may have to wait, to its end."""
         client.is_busy = True
         try:
             await work
@@ -166,10 +178,10 @@ class Commands:
         record = self._channels.get(name)
         if record is not None:
             head = client.heads.get(name) or self._new_head(client, name)
-            subscribers = self._core_publish(record.channel, head, command.data, self._tail)
+            subscribers = self._core_publish(record.members, head, command.data, self._tail)
         elif len(name) > self._hub.name_limit_bytes:
             raise self._too_long()
-        else:
+        if not subscribers:
             self._counts.unheard += 1
         if command.id is not None:
             self._core_send(client.subscriber, client.codec.ok_publish(command.id, subscribers))
@@ -216,7 +228,7 @@ class Commands:
             return
         name = command.channel
         assert name is not None  # the decoder has seen to it
-        self._check_join(client, name, len(client._channels))
+        self._check_join(client, name, client.n_channels)
         if command.id is not None:
             self._core_send(client.subscriber, client.codec.ok_join(command.id, name))
         self._hub.enter(client, name)
@@ -255,7 +267,7 @@ class Commands:
                 raise wrong
             if name in entering:
                 raise RequestError(ErrorCode.ALREADY_JOINED, "already joined")
-            self._check_join(client, name, len(client._channels) + len(entering))
+            self._check_join(client, name, client.n_channels + len(entering))
         except RequestError as error:
             return error
         entering[name] = None
@@ -265,20 +277,18 @@ class Commands:
         """Raise `RequestError` if a client that has joined so many channels may not join this one as well."""
         if self.permissions is not None:
             self._require(client, "join", name)
-        if name in client._channels:
+        record = self._channels.get(name)
+        if record is not None and client.subscriber in record.members:
             raise RequestError(ErrorCode.ALREADY_JOINED, "already joined")
         if joined >= self._hub.channels_limit:
             raise RequestError(ErrorCode.LIMIT_EXCEEDED, f"a client may join {self._hub.channels_limit} channels")
         if len(name) > self._hub.name_limit_bytes:
             raise self._too_long()
-        record = self._channels.get(name)
-        if self._hub.clients_limit and record is not None and record.presence.clients >= self._hub.clients_limit:
+        if record is not None and 0 < record.options.clients_limit <= len(record.members):
             raise RequestError(ErrorCode.LIMIT_EXCEEDED, "the channel is full")
 
     def _leave(self, client: Client, command: commands.Leave) -> None:
-        record = client._channels.pop(command.channel, None)
-        if record is not None:
-            self._hub.depart(client, record)
+        self._hub.leave(client, command.channel)
         if command.id is not None:
             self._core_send(client.subscriber, client.codec.ok_id(command.id))
 
@@ -287,9 +297,11 @@ class Commands:
         if self.permissions is not None:
             self._require(client, "presence", command.channel)
         record = self._channels.get(command.channel)
-        users = record.presence.users(command.limit) if record is not None else []
-        clients = record.presence.clients if record is not None else 0
-        self._core_send(client.subscriber, client.codec.ok_presence(command.id, users, clients))
+        listed = record.listed if record is not None else _nobody_in(self._hub.options.of(command.channel))
+        if listed is None:
+            raise RequestError(ErrorCode.NOT_AVAILABLE, "presence: not available in this channel")
+        clients = len(record.members) if record is not None else 0
+        self._core_send(client.subscriber, client.codec.ok_presence(command.id, listed.users(command.limit), clients))
 
     def _ping(self, client: Client, command: commands.Ping) -> None:
         self._core_send(client.subscriber, client.codec.pong(command.id))
@@ -314,7 +326,7 @@ class Commands:
             login = client.login
             self._core_send(client.subscriber, client.codec.ok(id, expires=login.expires, session=login.session))
         permissions = self.permissions
-        if permissions is not None and not all(self.allows(client, "join", name) for name in client._channels):
+        if permissions is not None and not all(self.allows(client, "join", name) for name in client.channels):
             raise CloseConnection(close_codes.RECONNECT, cause="permissions", detail="its new token lacks a channel")
 
     # --- messages for the application ----------------------------------------------------------------------------
@@ -397,6 +409,11 @@ class Commands:
             raise CloseConnection(close_codes.TOO_MANY_REQUESTS, cause="rate")
         if pause_s > 0:
             client.connection.pause_reading(pause_s)
+
+
+def _nobody_in(options: ChannelOptions) -> Presence | None:
+    """Who may be listed of a channel that isn't there."""
+    return Presence() if options.presence else None
 
 
 def _parse(data: Any) -> Any:

@@ -1,32 +1,35 @@
 """A node's registry of users, clients and channels: who is here, and to whom what goes.
 
 The law: what a user can name lives in a dict here (users, channels), what has to be walked per message lives in the
-core. A channel exists from its first join until its last leave; nothing is kept for a channel without subscribers, so
-a million channels joined and left give all their memory back. No I/O and no clock of its own: bytes in, calls of the
-core out.
+core, and who is a member of a channel is known there alone. A channel exists while it is needed (`ChannelRecord`): from
+its first join until its last leave mostly, so a million channels joined and left give all their memory back. No I/O and
+no clock of its own: bytes in, calls of the core out.
 
 What clients ask for is executed in `commands`; a connection comes in by `login` here, and goes out by `disconnect`.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from starlight import close_codes
+from starlight._inspect import members
 from starlight.auth.dry_run import DryRun
 from starlight.auth.identity import Authenticator, NoAuth, Permissions
 from starlight.auth.limits import CatchUp, Limits
 from starlight.auth.login import CHECK_TIMEOUT_S, REVOKED_S, Logins, LoginState
 from starlight.auth.session_tokens import Sessions
 from starlight.auth.user_room import UserRoom
-from starlight.channels.channel import ChannelRecord
+from starlight.channels.announcements import Announcements
+from starlight.channels.channel import ChannelRecord, wants_users
 from starlight.channels.client import Client, Connection
 from starlight.channels.commands import Commands
-from starlight.channels.handlers import FAILURES, Handlers
+from starlight.channels.handlers import Handlers
+from starlight.channels.options import OptionsByPattern
+from starlight.channels.presence import Presence
 from starlight.close_codes import ErrorCode
 from starlight.counts import CodeCounts
 from starlight.ends import Cause, Ends
@@ -34,14 +37,12 @@ from starlight.errors import CloseConnection, RequestError
 from starlight.protocols.base import ClientLimits, Codec, Codecs, Part
 from starlight.protocols.native import commands
 from starlight.protocols.spoken import SPOKEN
-from starlight.stepping import begin, is_awaitable
+from starlight.stepping import begin
 
 if TYPE_CHECKING:
     from starlight._fanout import Core
 
 __all__ = ["CHANNELS_LIMIT", "Hub", "HubCounts"]
-
-log = logging.getLogger(__name__)
 
 CHANNELS_LIMIT: Final = 1_000
 """Channels one client may have joined; people use tens of channels, programs that want all messages rarely hundreds.
@@ -86,23 +87,22 @@ class Hub:
         limits: of users and clients; none by default.
         login_timeout_s: how long an application's check of one login may take, and its `on_connect` (1013 beyond).
         channels_limit: channels one client may have joined (106 beyond).
-        clients_limit: clients one channel may have (106 beyond); 0: no limit.
         name_limit_bytes: of users and channels; the protocol's own by default.
         message_limit_bytes: the largest message that the connections let through, told in `welcome`; None: no limit.
-        announces: which channels (by name) publish `joined` and `left` of their users; none by default, as each
-            costs a message to everyone in the channel. One that fails is logged, and that channel publishes none.
+        options: of channels; none by default.
         ends: how connections ended, for `welcome.previous`; none by default.
         dry_run: limits that are not enforced; none by default.
         clock: monotonic seconds, for counting errors in a window, for rates and for the end of logins.
         wall_clock: Unix seconds, in which tokens say when they end.
+        later: calls a function after so many seconds; by default the running loop does.
 
     Attributes:
         commands: executes what clients send.
         users: clients by user, in the order of their logins. Of all attributes only the hub itself changes anything.
-        channels: those that have subscribers, by name.
+        channels: those that are needed, by name.
         logins: how long a login holds, and what was revoked.
         counts: totals.
-        authenticator, channels_limit, clients_limit, name_limit_bytes: as in force.
+        authenticator, options, channels_limit, name_limit_bytes: as in force.
     """
 
     def __init__(
@@ -120,14 +120,14 @@ class Hub:
         limits: Limits | None = None,
         login_timeout_s: float = CHECK_TIMEOUT_S,
         channels_limit: int = CHANNELS_LIMIT,
-        clients_limit: int = 0,
         name_limit_bytes: int = commands.NAME_LIMIT_BYTES,
         message_limit_bytes: int | None = None,
-        announces: Callable[[str], bool] | None = None,
+        options: OptionsByPattern | None = None,
         ends: Ends | None = None,
         dry_run: DryRun | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        later: Callable[[float, Callable[[], None]], object] | None = None,
     ) -> None:
         self.node = node
         self.counts = HubCounts()
@@ -143,10 +143,10 @@ class Hub:
         self._ping_interval_s = ping_interval_s
         self._pong_timeout_s = pong_timeout_s
         self.channels_limit = channels_limit
-        self.clients_limit = clients_limit
+        self.options = options or OptionsByPattern()
         self.name_limit_bytes = name_limit_bytes
         self._message_limit_bytes = message_limit_bytes
-        self._announces = announces
+        self._announcements = Announcements(core, codecs, clock, later)
         self._ends = ends
         self._dry_run = dry_run or DryRun()
         self._catch_up = CatchUp(clock, core.stopped_ms)
@@ -191,10 +191,8 @@ class Hub:
         if not client.is_connected:
             return
         client.is_connected = False
-        for record in client._channels.values():
-            self.depart(client, record)
-        client._channels.clear()
-        self._everyone.leave(client.subscriber)
+        for name in self._core.leave_all(client.subscriber):
+            self._depart(client, self.channels[name])
         self.logins.forget(client)
         clients = self.users[client.user]
         del clients[client]
@@ -212,48 +210,62 @@ class Hub:
     # --- membership ----------------------------------------------------------------------------------------------
 
     def enter(self, client: Client, name: str) -> None:
-        """Make a client a member of a channel that it may join, behind the reply that says so."""
+        """Make a client a member of a channel that it may join, behind the reply that says so. Not if it has gone."""
+        if not client.subscriber.is_open:
+            return
         record = self.channels.get(name)
         if record is None:
-            record = self.channels[name] = ChannelRecord(name, self._core.channel(), self._is_announced(name))
-        if record.presence.add(client.user) and record.announces:
-            self._publish_joined(record, client.user)
-        record.channel.join(client.subscriber)
-        client._channels[record.name] = record  # that one string for all of its members
+            record = self.channels[name] = ChannelRecord(name, self._core.channel(name), self.options.of(name))
+        if record.presence is not None:
+            is_new = record.presence.add(client.user)
+            if record.options.announce:
+                self._announcements.enter(record, client.user, is_new=is_new)  # to the others: it isn't in yet
+        record.members.join(client.subscriber)
 
-    def _publish_joined(self, record: ChannelRecord, user: str) -> None:
-        message = self._codecs.of_each(lambda codec: codec.joined(record.name, user))
-        self._core_publish(record.channel, message, b"", b"")
+    def leave(self, client: Client, name: str) -> None:
+        """Take a client out of a channel; nothing happens if it isn't in it."""
+        record = self.channels.get(name)
+        if record is not None and record.members.leave(client.subscriber):
+            self._depart(client, record)
 
-    def _publish_left(self, record: ChannelRecord, user: str) -> None:
-        message = self._codecs.of_each(lambda codec: codec.left(record.name, user))
-        self._core_publish(record.channel, message, b"", b"")
+    def _depart(self, client: Client, record: ChannelRecord) -> None:
+        """A client is no member of a channel any more."""
+        if record.presence is not None:
+            announce = bool(record.options.announce)
+            if record.presence.remove(client.user, stays=announce) and announce:
+                self._announcements.leave(record, client.user)
+        self.release(record)
 
-    def _is_announced(self, name: str) -> bool:
-        """What the application says about a channel; no if that fails, as it does for a channel it knows nothing of."""
-        if self._announces is None:
-            return False
-        try:
-            answer = self._announces(name)
-            if is_awaitable(answer):
-                if hasattr(answer, "close"):
-                    answer.close()  # a coroutine: it won't be awaited
-                raise TypeError("announces is asked at each first join, so it can't be async")
-            return bool(answer)
-        except FAILURES:
-            log.exception("announces failed; the channel announces nobody")
-            return False
+    def release(self, record: ChannelRecord) -> None:
+        """Forget a channel unless it is needed."""
+        if record.is_needed:
+            return
+        self._forget_leaving(record)
+        del self.channels[record.name]
+        if not self.channels:
+            self.channels.clear()  # a dict from which everything was deleted keeps its room
 
-    def depart(self, client: Client, record: ChannelRecord) -> None:
-        """Take a client out of a channel, and the channel out of the hub if that was the last one."""
-        record.channel.leave(client.subscriber)
-        last_of_user = record.presence.remove(client.user)
-        if not record.presence.clients:
-            del self.channels[record.name]
-            if not self.channels:
-                self.channels.clear()  # a dict from which everything was deleted keeps its room
-        elif last_of_user and record.announces:
-            self._publish_left(record, client.user)
+    def _forget_leaving(self, record: ChannelRecord) -> None:
+        for user in self._announcements.drop(record):
+            assert record.presence is not None
+            record.presence.drop(user)
+
+    def _change_options(self, record: ChannelRecord) -> None:
+        """Give a channel the options that are in force. Who is in it already is not announced."""
+        options = self.options.of(record.name)
+        if options == record.options:
+            return
+        if not options.announce:
+            self._forget_leaving(record)
+        record.options = options
+        if not wants_users(options):
+            record.presence = None
+        elif record.presence is None:
+            record.presence = Presence()
+            for subscriber in members(record.members):
+                client = cast("Connection", subscriber.owner).client
+                assert client is not None  # it leaves the hub before it forgets its client
+                record.presence.add(client.user)
 
     # --- what the application does -------------------------------------------------------------------------------
 
@@ -279,11 +291,13 @@ class Hub:
         if not commands.is_channel(channel):
             raise ValueError(f"{channel!r} is not a channel name")
         record = self.channels.get(channel)
-        if record is None:
+        subscribers = 0
+        if record is not None:
+            head = self._codecs.of_each(lambda codec: codec.publication_head(channel, None))
+            subscribers = self._core_publish(record.members, head, data, self._tail)
+        if not subscribers:
             self.counts.unheard += 1
-            return 0
-        head = self._codecs.of_each(lambda codec: codec.publication_head(channel, None))
-        return self._core_publish(record.channel, head, data, self._tail)
+        return subscribers
 
     def push_to_everyone(self, data: bytes) -> int:
         """Broadcast with `from` null to every client; returns their number."""
@@ -302,7 +316,7 @@ class Hub:
 
     @property
     def n_channels(self) -> int:
-        """How many channels have subscribers."""
+        """How many channels there are."""
         return len(self.channels)
 
     # --- login ---------------------------------------------------------------------------------------------------
@@ -415,10 +429,10 @@ class Hub:
 
     # --- other limits and permissions ----------------------------------------------------------------------------
 
-    def change(self, limits: Limits, *, channels_limit: int, clients_limit: int, name_limit_bytes: int) -> None:
-        """Take other limits over, for what is asked from now on; see the constructor. Call `review` after it."""
+    def change(self, limits: Limits, *, channels_limit: int, name_limit_bytes: int, options: OptionsByPattern) -> None:
+        """Take other limits and options over, for what is asked from now on. Call `review` after it."""
         self.channels_limit = channels_limit
-        self.clients_limit = clients_limit
+        self.options = options
         self.name_limit_bytes = name_limit_bytes
         self.logins.change(limits, name_limit_bytes)
 
@@ -427,7 +441,7 @@ class Hub:
         self.commands.permissions = permissions
 
     def review(self, retry_ms: Callable[[], int], *, rates: bool) -> Iterator[bool]:
-        """Bring who is connected in line with changed limits and permissions, as far as the result is iterated.
+        """Bring channels and clients in line with changed options, limits and permissions, as far as it is iterated.
 
         A client is sent away with 4011, as after a refresh, if it has joined a channel that it may not join any more.
         Yields after each small step, True for a client that was sent away.
@@ -436,6 +450,10 @@ class Hub:
             retry_ms: says when a client that is sent away shall come back.
             rates: whether clients get meters of the rates in force.
         """
+        for record in list(self.channels.values()):
+            if record.is_needed:
+                self._change_options(record)
+            yield False
         for client in list(self.clients()):
             client.login.verdicts.clear()  # those of former permissions would only take up room
             if rates:

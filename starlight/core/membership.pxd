@@ -52,6 +52,8 @@ cdef inline void channel_add(core_t* c, channel_t* channel, subscriber_t* sub) n
     membership = &sub.memberships[sub.n_memberships]
     membership.channel = channel
     membership.index = channel.n_members
+    membership.number = c.n_joins
+    c.n_joins += 1
     channel.n_members += 1
     channel.slots[slot].n_members += 1
     sub.n_memberships += 1

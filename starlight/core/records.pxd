@@ -100,6 +100,7 @@ ctypedef struct core_t:
     uint32_t round_start         # where in `flushing` the round began
     uint32_t n_channels
     uint32_t n_memberships
+    uint32_t n_joins             # ever, modulo 2**32
     int epoll_fd
     flusher_t flusher
     histogram_t flush_us         # of each flush that handed anything over: how long it took,

@@ -37,7 +37,7 @@ RETRY_S: Final = "2"
 Peer = tuple[Any, ...] | str | None
 
 
-class Connection(Protocol):
+class GatedConnection(Protocol):
     """What the gate asks of a connection, and tells it."""
 
     @property
@@ -115,7 +115,7 @@ class Gate:
             self._addresses.release(address)
 
     def answer(
-        self, request: WSUpgradeRequest, connection: Connection, *, is_head: bool = False
+        self, request: WSUpgradeRequest, connection: GatedConnection, *, is_head: bool = False
     ) -> WSUpgradeResponseWithListener:
         """The response to a request that picows could parse. Never raises.
 
@@ -140,7 +140,7 @@ class Gate:
             self._note(answer, request, connection)
         return answer.response
 
-    def _note(self, refused: Refused, request: WSUpgradeRequest, connection: Connection) -> None:
+    def _note(self, refused: Refused, request: WSUpgradeRequest, connection: GatedConnection) -> None:
         headers, peer = request.headers, connection.peername
         self.refusals.note(
             refused.cause,
@@ -150,7 +150,7 @@ class Gate:
         )
 
     def _answer(
-        self, request: WSUpgradeRequest, connection: Connection, is_head: bool
+        self, request: WSUpgradeRequest, connection: GatedConnection, is_head: bool
     ) -> WSUpgradeResponseWithListener | Refused:
         refused = check_upgrade(request, self._path)
         if refused is not None:
@@ -179,7 +179,7 @@ class Gate:
             connection,
         )
 
-    def _check_page(self, request: WSUpgradeRequest, connection: Connection) -> Refused | None:
+    def _check_page(self, request: WSUpgradeRequest, connection: GatedConnection) -> Refused | None:
         """None if the page that asks may connect."""
         origins = request.headers.getall("origin", ())
         if not origins:

@@ -314,7 +314,7 @@ class Api:
             return _Sent(before)
         if name not in groups:  # nobody joins or leaves between the messages of a batch
             record = self._node.hub.channels.get(name)
-            groups[name] = [] if record is None else members(record.channel)
+            groups[name] = [] if record is None else members(record.members)
         subscribers = self._node.hub.push_to_channel(name, bytes(message.data))
         return _Sent(self._keep(message.idempotency_key, content), name, subscribers)
 
@@ -461,7 +461,10 @@ class Api:
         """Who is in a channel."""
         wanted = _decode(body, _Presence)
         _check_channel(wanted.channel)
-        return 200, self._stats.presence(wanted.channel, wanted.limit)
+        presence = self._stats.presence(wanted.channel, wanted.limit)
+        if presence is None:
+            raise ApiError(409, "channel: has no presence, by its options")
+        return 200, presence
 
     async def channels(self, body: bytes, caller: Caller = NOT_KNOWN) -> tuple[int, dict[str, Any]]:
         """Which channels there are."""

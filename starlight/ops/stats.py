@@ -261,7 +261,7 @@ class Stats:
         }
 
     def flush_histograms(self) -> tuple[tuple[list[int], int], tuple[list[int], int]]:
-        """Durations (µs) and sizes (bytes) of flushes: see `_gauges.flush_histograms`."""
+        """Durations (µs) and sizes (bytes) of flushes: see `_inspect.flush_histograms`."""
         return flush_histograms(self.node.core)
 
     # --- connections ---------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ class Stats:
     # --- channels ------------------------------------------------------------------------------------------------
 
     async def channelz(self, order: str = "subscribers", limit: int = 100) -> dict[str, Any]:
-        """The largest channels: all of them have subscribers now, and their totals begin with the first of those.
+        """The largest channels, with their options. Totals begin when a channel comes to be, mostly by its first join.
 
         Args:
             order: one of `CHANNEL_ORDERS`.
@@ -342,15 +342,19 @@ class Stats:
         """
         place = CHANNEL_ORDERS.index(order)
         records = self._channels()
-        total, page = await _largest(records, lambda record: channel_counts(record.channel)[place], 0, limit)
+        total, page = await _largest(records, lambda record: channel_counts(record.members)[place], 0, limit)
         rows = [
-            {"channel": record.name, **dict(zip(CHANNEL_ORDERS, channel_counts(record.channel), strict=True))}
+            {
+                "channel": record.name,
+                **dict(zip(CHANNEL_ORDERS, channel_counts(record.members), strict=True)),
+                "options": record.options.model_dump(),
+            }
             for record in page
         ]
         return {"now": round(time.time(), 3), "total": total, "channels": rows}
 
     async def channels(self, prefix: str = "", limit: int = 100) -> dict[str, Any]:
-        """Names of the channels that have subscribers now, the oldest first, with how many clients and users.
+        """Names of the channels that there are, the oldest first, with how many clients and users; None: not kept.
 
         Args:
             prefix: only those that begin so.
@@ -360,8 +364,8 @@ class Stats:
         for some in self._channels():
             for record in some:
                 if record.name.startswith(prefix) and len(found) < limit:
-                    presence = record.presence
-                    found.append({"channel": record.name, "subscribers": presence.clients, "users": len(presence)})
+                    users = None if record.listed is None else len(record.listed)
+                    found.append({"channel": record.name, "subscribers": len(record.members), "users": users})
             if len(found) >= limit:
                 break
             await asyncio.sleep(0)
@@ -379,13 +383,15 @@ class Stats:
             del records[-SLICE:]
             yield some
 
-    def presence(self, channel: str, limit: int) -> dict[str, Any]:
-        """The first `limit` users of a channel, and how many clients and users it has."""
+    def presence(self, channel: str, limit: int) -> dict[str, Any] | None:
+        """The first `limit` users of a channel, and how many clients and users it has; None where that isn't kept."""
         record = self.node.hub.channels.get(channel)
         if record is None:
-            return {"users": [], "clients": 0, "total": 0}
-        presence = record.presence
-        return {"users": presence.users(limit), "clients": presence.clients, "total": len(presence)}
+            return {"users": [], "clients": 0, "total": 0} if self.node.hub.options.of(channel).presence else None
+        presence = record.listed
+        if presence is None:
+            return None
+        return {"users": presence.users(limit), "clients": len(record.members), "total": len(presence)}
 
 
 # --- helpers -----------------------------------------------------------------------------------------------------
@@ -449,7 +455,7 @@ def _connection_row(connection: Session, now_ms: int) -> dict[str, Any]:
         "address": address_text(connection.peername),
         "subprotocol": connection.subprotocol,
         "connected_s": round((now_ms - connection.connected_ms) / 1e3, 3),
-        "channels": 0 if client is None else len(client.channels),
+        "channels": 0 if client is None else client.n_channels,
         "messages_in": connection.messages_in,
         "outbox_messages": subscriber.outbox_messages,
         "outbox_bytes": subscriber.outbox_bytes,

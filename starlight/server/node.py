@@ -28,6 +28,7 @@ from starlight.auth.limits import Limits, internal_connections
 from starlight.auth.permissions import make_permissions
 from starlight.channels.handlers import Handlers, Timer
 from starlight.channels.hub import Hub
+from starlight.channels.options import OptionsByPattern, make_channel_options
 from starlight.config.settings import Settings
 from starlight.config.units import format_duration, format_size
 from starlight.ends import Cause, Ends
@@ -65,7 +66,7 @@ class Node:
         authenticator: by default what `settings.auth` names.
         permissions: what a client may do; by default what its groups allow.
         groups: by name; those in `settings.config_file` go before them.
-        announces: which channels publish `joined` and `left`; none by default.
+        channels: options of channels by pattern; those in `settings.config_file` go before them.
         reread: makes the settings anew for `reload`; by default they stay, and only the files they name are read again.
         codecs: what is spoken; by default the native protocol.
 
@@ -80,7 +81,7 @@ class Node:
         authenticator: Authenticator | None = None,
         permissions: Permissions | None = None,
         groups: Mapping[str, Any] | None = None,
-        announces: Callable[[str], bool] | None = None,
+        channels: Mapping[str, Any] | None = None,
         reread: Callable[[], Settings] | None = None,
         codecs: Codecs = SPOKEN,
     ) -> None:
@@ -89,6 +90,7 @@ class Node:
         self.handlers = handlers or Handlers()
         self.settings = settings
         self._groups = groups or {}
+        self._channels = channels or {}
         self.name = settings.node_name or socket.gethostname()
         """What it is called by who runs it; by default host and port, once it listens."""
         self.ends = Ends()
@@ -101,7 +103,7 @@ class Node:
         self._internal = Internal(settings)
         self.core = _make_core(settings, codecs)
         self.core.is_dry_run = self.dry_run.evict
-        self.hub = self._make_hub(settings, permissions or self._permit(settings), announces)
+        self.hub = self._make_hub(settings, permissions or self._permit(settings))
         self._reloader = Reloader(
             settings,
             reread or (lambda: settings),
@@ -111,6 +113,7 @@ class Node:
             core=self.core,
             authenticator=self._tokens if authenticator is None else None,
             permit=self._permit if permissions is None else None,
+            options=self._channel_options,
             certificate=self._certificate,
             rekey=self._internal.change_key,
         )
@@ -135,9 +138,7 @@ class Node:
         """The authenticator, where it is the one of tokens."""
         return self._authenticator if isinstance(self._authenticator, TokenAuth) else None
 
-    def _make_hub(
-        self, settings: Settings, permissions: Permissions | None, announces: Callable[[str], bool] | None
-    ) -> Hub:
+    def _make_hub(self, settings: Settings, permissions: Permissions | None) -> Hub:
         return Hub(
             self.core,
             codecs=self._codecs,
@@ -148,10 +149,9 @@ class Node:
             limits=Limits.of(settings),
             login_timeout_s=settings.login_timeout_s,
             channels_limit=settings.channels_per_client,
-            clients_limit=settings.clients_per_channel,
             name_limit_bytes=settings.name_limit_bytes,
             message_limit_bytes=settings.read_limit_bytes,
-            announces=announces,
+            options=self._channel_options(settings),
             ends=self.ends,
             dry_run=self.dry_run,
             node=secrets.token_hex(4),  # no two runs share one, and no client learns the name of the host
@@ -291,6 +291,9 @@ class Node:
 
     def _permit(self, settings: Settings) -> Permissions | None:
         return make_permissions(settings, self._groups, self.handlers.authorizer)
+
+    def _channel_options(self, settings: Settings) -> OptionsByPattern:
+        return make_channel_options(settings, self._channels)
 
     async def reload(self) -> bool:
         """Read the configuration and the files it names again, and apply what may change while it serves.

@@ -29,6 +29,7 @@ from starlight.auth.identity import (
 )
 from starlight.auth.limits import Limits
 from starlight.auth.permissions import make_permissions
+from starlight.channels.options import OptionsByPattern, make_channel_options
 from starlight.config.named_files import Contents, changes, contents
 from starlight.config.settings import Settings, entries
 from starlight.errors import ConfigError
@@ -58,6 +59,7 @@ class Parts(NamedTuple):
         changed: names of settings that are different.
         restart: names of settings that are different in the configuration, but need a restart.
         permissions: None where everybody may do everything, or where the application brought its own.
+        options: of channels.
         authenticator: None unless the node made a `TokenAuth` itself.
         origins: pages that may connect.
         proxies: whose X-Forwarded-For is believed.
@@ -70,6 +72,7 @@ class Parts(NamedTuple):
     changed: list[str]
     restart: list[str]
     permissions: Permissions | None
+    options: OptionsByPattern
     authenticator: TokenAuth | None
     origins: Origins
     proxies: Proxies
@@ -84,12 +87,13 @@ class Reloader:
     Args:
         settings: those at the start.
         reread: makes settings anew of the same flags and code, and of the file as it is then.
-        hub: gets limits and permissions.
+        hub: gets limits, permissions and options of channels.
         gate: gets limits of addresses, origins and proxies.
         dry_run: is told which limits are not enforced.
         core: is told whether it evicts.
         authenticator: gets keys; None if it is not the node's own.
         permit: makes permissions of settings; None if they are the application's own.
+        options: makes options of channels of settings.
         certificate: None without TLS.
         rekey: takes the key of the internal port.
     """
@@ -105,6 +109,7 @@ class Reloader:
         core: Core,
         authenticator: TokenAuth | None,
         permit: Callable[[Settings], Permissions | None] | None,
+        options: Callable[[Settings], OptionsByPattern],
         certificate: Certificate | None,
         rekey: Callable[[bytes | None], None],
     ) -> None:
@@ -117,6 +122,7 @@ class Reloader:
         self._core = core
         self._authenticator = authenticator
         self._permit = permit
+        self._options = options
         self._certificate = certificate
         self._rekey = rekey
         self._lock = asyncio.Lock()
@@ -163,6 +169,7 @@ class Reloader:
             changed,
             restart,
             self._permit(settings) if self._permit is not None else None,
+            self._options(settings),
             self._authenticator.remade(self.settings, settings) if self._authenticator is not None else None,
             Origins(settings.allowed_origins),
             Proxies(settings.trusted_proxies),
@@ -187,14 +194,14 @@ class Reloader:
         self._hub.change(
             limits,
             channels_limit=settings.channels_per_client,
-            clients_limit=settings.clients_per_channel,
             name_limit_bytes=settings.name_limit_bytes,
+            options=parts.options,
         )
         if self._permit is not None:
             self._hub.permit(parts.permissions)
 
     async def _review(self, *, rates: bool) -> None:
-        """Look at all clients, with pauses for everybody else."""
+        """Look at all channels and clients, with pauses for everybody else."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + SLICE_S
         sent_away = 0
@@ -232,6 +239,7 @@ def problems(
         Certificate.of,
         lambda settings: Origins(settings.allowed_origins),
         lambda settings: Proxies(settings.trusted_proxies),
+        lambda settings: make_channel_options(settings, {}),
         lambda settings: check_file(settings.log_file) if settings.log_file else None,
     ]
     if not has_permissions:

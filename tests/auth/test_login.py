@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
-from starlight import close_codes
+from starlight import ChannelOptions, close_codes
 from starlight.auth.identity import TokenAuth, make_verifier
 from starlight.auth.limits import Limits
 from starlight.auth.permissions import Group, GroupPermissions
@@ -20,6 +20,7 @@ from starlight.auth.session_tokens import Sessions
 from starlight.channels.client import Client
 from starlight.channels.handlers import Handlers
 from starlight.channels.hub import Hub
+from starlight.channels.options import OptionsByPattern
 from starlight.config.settings import Settings
 from starlight.errors import CloseConnection
 from tests.support.fakes import PairConnection, Stage
@@ -343,7 +344,8 @@ def test_55_what_is_refused_is_answered_even_if_it_is_nonsense():
 
 
 def test_56_channels_per_client_and_clients_per_channel():
-    stage = TokenStage(channels_limit=2, clients_limit=1, permissions=None)
+    options = OptionsByPattern({"*": ChannelOptions(clients_limit=1)})
+    stage = TokenStage(channels_limit=2, options=options, permissions=None)
     ann, bob = stage.come(), stage.come(token("bob"))
     assert [ann.ask("join", channel=name)["type"] for name in "abc"] == ["ok", "ok", "error"]
     assert bob.ask("join", channel="a")["code"] == 106

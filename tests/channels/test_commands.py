@@ -7,8 +7,10 @@ from typing import Any, get_args
 import orjson
 import pytest
 
+from starlight import ChannelOptions
 from starlight.auth.limits import FAULTS_LIMIT
 from starlight.channels.client import Client
+from starlight.channels.options import OptionsByPattern
 from starlight.protocols.native.commands import Command
 from tests.support.fakes import Member, Stage, error, publication, without_text
 
@@ -183,7 +185,8 @@ def outcome(item: dict[str, Any]) -> tuple[str, int | None]:
 
 
 def test_a_join_of_several_channels_is_one_ok_and_a_bad_one_fails_alone():
-    stage = Stage(channels_limit=5, clients_limit=1, name_limit_bytes=8)
+    options = OptionsByPattern({"full": ChannelOptions(clients_limit=1)})
+    stage = Stage(channels_limit=5, options=options, name_limit_bytes=8)
     ann, bob = stage.member("ann"), stage.member("bob")
     ann.ask("join", channel="had")
     bob.ask("join", channel="full")
@@ -312,6 +315,30 @@ def test_presence_names_100_users_unless_told_otherwise(stage: Stage, ann: Membe
     assert len(ann.ask("presence", channel="c", limit=1_000)["users"]) == 120
     assert ann.ask("presence", channel="c")["clients"] == 120
     assert ann.ask("presence", channel="c", limit=1_001)["code"] == 107
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_presence_is_108_where_the_channel_has_none(is_there: bool):
+    options = OptionsByPattern({"big:*": ChannelOptions(presence=False), "quiet": ChannelOptions()})
+    stage = Stage(options=options)
+    ann = stage.member("ann")
+    if is_there:
+        ann.ask("join", channel="big:1")
+        assert stage.hub.channels["big:1"].presence is None
+    assert without_text(ann.ask("presence", channel="big:1")) == error(108, "not_available")
+    assert ann.ask("presence", channel="quiet")["type"] == "ok"
+    stage.close()
+
+
+def test_a_channel_that_announces_keeps_its_users_to_itself_without_presence():
+    options = OptionsByPattern({"c": ChannelOptions(presence=False, announce="users", announce_delay=0)})
+    stage = Stage(options=options)
+    ann, bob = stage.member("ann"), stage.member("bob")
+    ann.ask("join", channel="c")
+    bob.ask("join", channel="c")
+    assert ann.heard() == [{"type": "joined", "channel": "c", "user": "bob"}]
+    assert ann.ask("presence", channel="c")["code"] == 108
+    stage.close()
 
 
 def test_presence_needs_an_id(ann: Member):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import pytest
 
+from starlight import ChannelOptions
+from starlight.auth.limits import Limits
+from starlight.channels.options import OptionsByPattern
 from starlight.errors import CloseConnection
 from tests.support.fakes import Member, Stage, publication
 
@@ -104,19 +108,89 @@ def test_everything_is_zero_when_all_have_gone():
     assert stage.core.counters()["memberships"] == 0
 
 
-def test_joined_and_left_are_announced_where_the_channel_says_so():
-    stage = Stage(announces=lambda channel: channel == "room")
-    ann, bob = stage.member("ann"), stage.member("bob")
-    second = stage.member("bob")
-    for channel in ("room", "quiet"):
-        for member in (ann, bob, second):
-            member.say("join", channel=channel)
-    bob.say("leave", channel="room")
+def test_a_record_may_outlive_its_members(stage: Stage, ann: Member, bob: Member):
+    ann.say("join", channel="c")
+    record = stage.hub.channels["c"]
+    record.is_held = True
+    ann.say("leave", channel="c")
+    assert stage.hub.channels["c"] is record
+    assert bob.ask("publish", channel="c", data=1)["subscribers"] == 0
+    assert bob.ask("presence", channel="c")["users"] == []
+    assert stage.hub.counts.unheard == 1
+    bob.ask("join", channel="c")
+    assert stage.hub.channels["c"] is record and len(record.members) == 1
+    bob.leave_hub()
+    assert stage.hub.counters()["channels"] == 1
+    record.is_held = False
+    stage.hub.release(record)
+    assert stage.hub.counters()["channels"] == 0
+
+
+def test_channels_of_a_client_come_in_the_order_of_joining(stage: Stage, ann: Member):
+    names = [f"c{number}" for number in range(20)]
+    for name in names:
+        ann.say("join", channel=name)
+    for number in (3, 0, 11):
+        ann.say("leave", channel=f"c{number}")
+    ann.say("join", channel="c3")
+    expected = [name for name in names if name not in ("c3", "c0", "c11")] + ["c3"]
+    assert (ann.client.channels, ann.client.n_channels) == (expected, 18)
+    ann.leave_hub()
+    assert (ann.client.channels, ann.client.n_channels) == ([], 0)
+
+
+def test_a_client_that_has_gone_enters_no_channel(stage: Stage, ann: Member):
+    """The authorize hook may end the client it is asked about, and allow what it asked for."""
+    ann.connection.close(1000)
+    ann.hub.disconnect(ann.client)
+    stage.hub.enter(ann.client, "c")
+    assert stage.hub.channels == {}
+
+
+def options(**channels: dict[str, Any]) -> OptionsByPattern:
+    return OptionsByPattern({name: ChannelOptions(**given) for name, given in channels.items()})
+
+
+def review(stage: Stage, changed: OptionsByPattern) -> None:
+    """What a reload does."""
+    stage.hub.change(Limits(), channels_limit=1_000, name_limit_bytes=255, options=changed)
+    assert True not in list(stage.hub.review(lambda: 0, rates=False))
+
+
+def test_changed_options_hold_for_channels_that_there_are(stage: Stage):
+    ann, bob, second = stage.member("ann"), stage.member("bob"), stage.member("bob")
+    for member in (ann, bob, second):
+        member.say("join", channel="c")
+    record = stage.hub.channels["c"]
+    review(stage, options(c={"presence": False}))
+    assert record.presence is None
+    assert ann.ask("presence", channel="c")["code"] == 108
+    review(stage, options(c={"announce": "users", "announce_delay": 0, "clients_limit": 3}))
+    reply = ann.ask("presence", channel="c")
+    assert (set(reply["users"]), reply["clients"]) == ({"ann", "bob"}, 3)
+    assert stage.member("eve").ask("join", channel="c")["code"] == 106
+    bob.say("leave", channel="c")
+    assert ann.heard() == []  # the other client of bob is here
     second.leave_hub()
-    assert ann.heard() == [
-        {"type": "joined", "channel": "room", "user": "bob"},
-        {"type": "left", "channel": "room", "user": "bob"},
-    ]
+    assert ann.heard() == [{"type": "left", "channel": "c", "user": "bob"}]
+    ann.leave_hub()
+    assert stage.hub.channels == {}
+
+
+def test_who_was_leaving_is_forgotten_where_nobody_is_announced_any_more():
+    timers: list[Any] = []
+    stage = Stage(options=options(c={"announce": "users"}), later=lambda *timer: timers.append(timer))
+    ann, bob = stage.member("ann"), stage.member("bob")
+    for member in (ann, bob):
+        member.say("join", channel="c")
+    bob.say("leave", channel="c")
+    assert ann.ask("presence", channel="c")["users"] == ["ann", "bob"]
+    review(stage, options())
+    assert ann.ask("presence", channel="c")["users"] == ["ann"]
+    [(_, on_timer)] = timers
+    stage.now_s += 5
+    on_timer()
+    assert ann.heard() == []
     stage.close()
 
 

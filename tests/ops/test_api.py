@@ -213,6 +213,19 @@ async def test_revoke(tmp_path: Path):
         assert (await on.totals())["revocations"] == 2
 
 
+async def test_presence_is_409_and_null_where_the_channel_has_none(tmp_path: Path):
+    channels = {"quiet": {"presence": False, "announce": "users"}, "big": {"presence": False}}
+    async with inside(tmp_path, channels=channels) as on:
+        await on.login("ann", "quiet")
+        for channel in ("quiet", "big"):
+            assert (await on.post("/api/presence", {"channel": channel}, 409))["error"]["message"].startswith(
+                "channel: has"
+            )
+        assert (await on.post("/api/channels", {}))["channels"] == [
+            {"channel": "quiet", "subscribers": 1, "users": None}
+        ]
+
+
 async def test_presence_and_channels(tmp_path: Path):
     async with inside(tmp_path) as on:
         await on.login("ann", "room.1", "room.2", "hall")

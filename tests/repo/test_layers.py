@@ -159,7 +159,7 @@ def test_only_protocols_writes_a_protocols_bytes(path: Path) -> None:
 
 
 def test_public_names() -> None:
-    assert sorted(starlight.__all__) == ["Starlight", "__version__", "connect", "errors"]
+    assert sorted(starlight.__all__) == ["ChannelOptions", "Starlight", "__version__", "connect", "errors"]
     assert set(starlight.__all__) <= set(dir(starlight))
     assert re.fullmatch(r"\d+\.\d+\.\d+", starlight.__version__)
     assert issubclass(starlight.errors.ClientError, starlight.errors.StarlightError)

@@ -19,6 +19,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidMessage, InvalidStatus
 
+from starlight import ChannelOptions
 from starlight.app import Starlight
 from starlight.config.settings import Settings, entries
 from starlight.server.node import Node
@@ -201,7 +202,8 @@ async def test_limits_of_channels_and_names(tmp_path: Path):
         ann, bob = await WireClient.login(made.node.url, "ann"), await WireClient.login(made.node.url, "bob")
         for name in ("a", "b"):
             assert (await ann.ask("join", channel=name))["type"] == "ok"
-        assert await made.change("channels_per_client = 2\nclients_per_channel = 1\nname_limit_bytes = 8")
+        limits = 'channels_per_client = 2\nname_limit_bytes = 8\n[channels."*"]\nclients_limit = 1'
+        assert await made.change(limits)
         assert (await ann.ask("join", channel="c"))["code"] == 106
         assert (await bob.ask("join", channel="a"))["code"] == 106
         assert (await bob.ask("join", channel="a-long-name"))["code"] == 107
@@ -211,6 +213,26 @@ async def test_limits_of_channels_and_names(tmp_path: Path):
         assert (await client.closed())[0] == 4501
         for one in (ann, bob):
             await one.close()
+
+
+async def test_options_of_channels_change_for_those_that_there_are(tmp_path: Path):
+    app = Starlight(channels={"room:*": ChannelOptions(announce="users", announce_delay="100ms")})
+    async with configured(tmp_path, "", app) as made:
+        ann, bob = await WireClient.login(made.node.url, "ann"), await WireClient.login(made.node.url, "bob")
+        for client in (ann, bob):
+            assert (await client.ask("join", channel="room:1"))["type"] == "ok"
+        assert await ann.hear() == {"type": "joined", "channel": "room:1", "user": "bob"}
+        assert (await bob.ask("leave", channel="room:1"))["type"] == "ok"
+        assert await ann.hear() == {"type": "left", "channel": "room:1", "user": "bob"}  # by the timer of the loop
+        assert await made.change('[channels."room:*"]\npresence = false')  # the file goes before code
+        assert (await ann.ask("presence", channel="room:1"))["code"] == 108
+        assert (await bob.ask("join", channel="room:1"))["type"] == "ok"
+        assert not await made.change('[channels."room:*"]\npresense = false')
+        assert await made.change("")
+        assert set((await ann.ask("presence", channel="room:1"))["users"]) == {"ann", "bob"}
+        for one in (ann, bob):
+            await one.close()
+        await eventually(lambda: made.node.hub.counters()["channels"] == 0)
 
 
 async def test_limits_of_users_and_addresses_are_for_who_comes(tmp_path: Path):
@@ -343,6 +365,7 @@ async def test_the_key_of_the_internal_port(tmp_path: Path):
         ("mesage_rate = 1", "did you mean message_rate?"),
         ("message_rate = ", "a TOML file"),
         ("[groups.a]\npublish = 1", "groups.a.publish=1: expected a list of channel patterns"),
+        ('[channels."a:*"]\nanounce = 1', "channels.a:*.anounce=1: expected an option of a channel: "),
         ('allowed_origins = "nonsense"', "allowed_origins='nonsense'"),
         ('trusted_proxies = "nonsense"', "trusted_proxies='nonsense'"),
         ('jwt_key_file = "/nowhere"', "jwt_key_file='/nowhere'"),
@@ -431,6 +454,9 @@ async def test_the_log_says_which_files_have_changed_and_which_have_not(
         changed, _ = await told(made, text + GROUPS.replace('"open:*"', '"shut:*"'))
         assert changed == f"the content of {config}, groups changed: default"
         assert (await told(made, text))[0] == f"the content of {config}, groups gone: default, staff"
+        changed, _ = await told(made, text + '[channels."a:*"]\nannounce = "users"')
+        assert changed == f"the content of {config}, channels new: a:*"
+        assert (await told(made, text))[0] == f"the content of {config}, channels gone: a:*"
         other = write(tmp_path / "other", SECRET)
         changed, _ = await told(made, text.replace(secret, other))
         assert changed == f"jwt_secret_file={other}, the content of {config}, the content of jwt_secret_file ({other})"
@@ -473,7 +499,7 @@ def test_the_settings_that_reload_are_all_applied():
             "connections_per_user",
             "connections_per_address",
         ),
-        *("connection_rate", "message_rate", "byte_rate_bytes", "channels_per_client", "clients_per_channel"),
+        *("connection_rate", "message_rate", "byte_rate_bytes", "channels_per_client"),
         *(
             "internal_key_file",
             "name_limit_bytes",
