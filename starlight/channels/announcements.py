@@ -15,10 +15,11 @@ from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from starlight.protocols.base import Codecs
+
 if TYPE_CHECKING:
     from starlight._fanout import Core
     from starlight.channels.channel import ChannelRecord
-    from starlight.protocols.base import Codecs
 
 __all__ = ["Announcements"]
 
@@ -57,8 +58,7 @@ class Announcements:
     def enter(self, record: ChannelRecord, user: str, *, is_new: bool) -> None:
         """A client joins, who isn't a member so far. is_new: no client of the user is here, and none is leaving."""
         if is_new:
-            joined = self._codecs.of_each(lambda codec: codec.joined(record.name, user))
-            self._publish(record.members, joined, b"", b"")
+            self._tell_joined(record, user)
         elif user in self._ticks.get(record, ()):
             self._forget(record, user)
 
@@ -94,11 +94,15 @@ class Announcements:
         if not leaving:
             del self._leaving[tick]
 
+    def _tell_joined(self, record: ChannelRecord, user: str) -> None:
+        message = self._codecs.of_each(lambda codec: codec.joined(record.name, user))
+        self._publish(record.members, message, b"", b"")
+
     def _tell_left(self, record: ChannelRecord, user: str) -> None:
         assert record.presence is not None
         record.presence.drop(user)
-        left = self._codecs.of_each(lambda codec: codec.left(record.name, user))
-        self._publish(record.members, left, b"", b"")
+        message = self._codecs.of_each(lambda codec: codec.left(record.name, user))
+        self._publish(record.members, message, b"", b"")
 
     def _set_timer(self, seconds: float) -> None:
         if not self._has_timer:
