@@ -23,12 +23,14 @@ from inspect import iscoroutinefunction
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
+from orjson import dumps
+
 from starlight import close_codes
 from starlight.auth.login import read_login
 from starlight.channels.handler_threads import THREADS, HandlerThreads
 from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, LoginRefused, RequestError
-from starlight.protocols.native import commands, replies
+from starlight.protocols.native import commands
 from starlight.stepping import Begun, begin, settled
 
 if TYPE_CHECKING:
@@ -414,7 +416,7 @@ def is_our_end(error: BaseException) -> bool:
 def _is_sendable(error: RequestError) -> bool:
     """Whether an application's error can be told: JSON may not express its code or message."""
     try:
-        replies.error(error.id, error.code, error.message)
+        dumps((error.id, int(error.code), error.message))
     except (TypeError, ValueError):
         return False
     return isinstance(error.message, str)

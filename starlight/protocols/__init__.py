@@ -1,4 +1,5 @@
 """Protocols: what the bytes of a message mean. Pure: no socket, no clock, no state.
 
-Each protocol is a folder. `native` is Starlight's own, JSON in text frames (docs/protocol.md).
+`base` says what a protocol provides, a codec, and which encodings a node has of its codecs; `spoken` is what a node
+speaks by default. Each protocol is a folder. `native` is Starlight's own, JSON in text frames (docs/protocol.md).
 """
