@@ -267,8 +267,8 @@ class Hub:
             is_new = record.presence.add(client.user)
             if record.options.announce:
                 self._announcements.enter(record, client.user, is_new=is_new)  # to the others: it isn't in yet
-        record.members.join(client.subscriber)
-        record.clients += 1
+        if record.members.join(client.subscriber):
+            record.clients += 1
 
     def leave(self, client: Client, name: str) -> None:
         """Take a client out of a channel; nothing happens if it isn't in it."""
