@@ -11,10 +11,10 @@ from starlight.brokers.base import Deliverer
 from starlight.close_codes import ErrorCode
 from starlight.errors import RequestError
 
-__all__ = ["Memory"]
+__all__ = ["MemoryBroker"]
 
 
-class Memory:
+class MemoryBroker:
     """See `Broker` for what each call means; it answers all of them at once."""
 
     answers_at_once: Final = True

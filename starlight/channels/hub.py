@@ -26,7 +26,7 @@ from starlight.auth.login import CHECK_TIMEOUT_S, REVOKED_S, Logins, LoginState
 from starlight.auth.session_tokens import Sessions
 from starlight.auth.user_room import UserRoom
 from starlight.brokers.base import Broker, Later, RevokedKind, Sender
-from starlight.brokers.memory import Memory
+from starlight.brokers.memory import MemoryBroker
 from starlight.channels.announcements import Announcements
 from starlight.channels.channel import ChannelRecord, wants_users
 from starlight.channels.client import Client, ClientConnection
@@ -184,7 +184,7 @@ class Hub:
         self._client_numbers = count(1)
         self._application = Sender("", None)
         self._delivery = Delivery(self, core, codecs)
-        self.broker: Broker = broker or Memory()
+        self.broker: Broker = broker or MemoryBroker()
         self.broker.attach(self._delivery)
         self.commands = (Commands if self.broker.answers_at_once else LaterCommands)(
             self,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from starlight.brokers.base import Broker, Later, Present, RevokedKind, Sender
-from starlight.brokers.memory import Memory
+from starlight.brokers.memory import MemoryBroker
 from starlight.close_codes import ErrorCode
 from starlight.errors import RequestError
 from tests.brokers.late import REFUSED, Cluster
@@ -61,7 +61,7 @@ class Node:
 
 
 MAKERS: dict[str, Callable[[], list[Broker]]] = {
-    "memory": lambda: [Memory()],
+    "memory": lambda: [MemoryBroker()],
     "late": lambda: [Cluster().broker()],
     "late-of-two": lambda: [(cluster := Cluster(seed=7)).broker(), cluster.broker()],
 }
@@ -180,7 +180,7 @@ async def test_what_is_refused_is_not_delivered(nodes: list[Node], node: Node, r
 
 
 def test_memory_answers_at_once():
-    node = Node(memory := Memory(), "ann")
+    node = Node(memory := MemoryBroker(), "ann")
     assert (memory.publish("c", ANN, b"1"), memory.broadcast(ANN, b"2"), memory.direct("ann", BOB, b"3")) == (1, 1, 1)
     assert (memory.follow("c"), memory.present("c", 1)) == (None, Present(["ann"], 1))
     assert [entry[0] for entry in node.log] == ["publication", "broadcast", "direct"]

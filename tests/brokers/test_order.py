@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from starlight.brokers.base import Broker
-from starlight.brokers.memory import Memory
+from starlight.brokers.memory import MemoryBroker
 from starlight.channels.client import Client
 from starlight.channels.handlers import Handlers
 from starlight.channels.under_way import LIMIT
@@ -72,7 +72,7 @@ def left_behind(node: Node) -> dict[str, int]:
 async def test_a_play_keeps_the_contract(start: Start, kind: str, seed: int):
     cluster = Cluster(seed)
     if kind == "memory":
-        nodes = [await start(Memory())]
+        nodes = [await start(MemoryBroker())]
     else:
         nodes = [await start(cluster.broker()) for _ in range(2 if kind == "late-of-two" else 1)]
     play = Play(nodes, seed)
