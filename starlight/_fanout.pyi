@@ -6,6 +6,9 @@ from typing import Protocol, final
 
 from typing_extensions import Buffer
 
+from starlight.config.reconfigure import Commit
+from starlight.config.settings import Settings
+
 FRAMES: int
 LINES: int
 ENCODINGS_LIMIT: int
@@ -60,10 +63,11 @@ class Core:
         evict_after_ms: int = 500,
         write_timeout_ms: int = 10_000,
         memory_budget_bytes: int = 512 << 20,
+        is_dry_run: bool = False,
     ) -> None: ...
     @property
     def everyone(self) -> Channel: ...
-    is_dry_run: bool
+    def reconfigure(self, settings: Settings) -> Commit: ...
     def now_ms(self) -> int: ...
     def stopped_ms(self) -> int: ...
     def bind(self, loop: AbstractEventLoop, coalesce_delay_s: float = 0.0) -> None: ...

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from starlight.channels.hub import Hub
     from starlight.protocols.base import Codec, Part
 
-__all__ = ["Client", "Connection"]
+__all__ = ["Client", "ClientConnection"]
 
 
-class Connection(Protocol):
+class ClientConnection(Protocol):
     """What the hub and the handlers see of a connection.
 
     Attributes:
@@ -107,7 +107,7 @@ class Client:
         "user",
     )
 
-    def __init__(self, hub: Hub, connection: Connection, login: LoginState, id: str) -> None:
+    def __init__(self, hub: Hub, connection: ClientConnection, login: LoginState, id: str) -> None:
         self._hub = hub
         self.id = id
         self.user = login.user

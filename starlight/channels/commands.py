@@ -101,11 +101,11 @@ class Commands:
         self._clock = clock
         self._methods: dict[type, Callable[[Client, Any], _Rest]] = {
             commands.Publish: self._publish,
-            commands.Direct: self._direct,
-            commands.Broadcast: self._broadcast,
+            commands.SendDirect: self._direct,
+            commands.SendBroadcast: self._broadcast,
             commands.Join: self._join,
             commands.Leave: self._leave,
-            commands.Presence: self._presence,
+            commands.AskPresence: self._presence,
             commands.Ping: self._ping,
             commands.Custom: partial(self._begin, self._custom),
             commands.Login: self._login_again,
@@ -193,7 +193,7 @@ class Commands:
         head = heads[name] = self._codecs.of_each(lambda codec: codec.publication_head(name, client.user))
         return head
 
-    def _direct(self, client: Client, command: commands.Direct) -> None:
+    def _direct(self, client: Client, command: commands.SendDirect) -> None:
         user = command.to
         if self.permissions is not None:
             self._require(client, "direct", user)
@@ -205,7 +205,7 @@ class Commands:
         if command.id is not None:
             self._core_send(client.subscriber, client.codec.ok_count(command.id, reached))
 
-    def _broadcast(self, client: Client, command: commands.Broadcast) -> None:
+    def _broadcast(self, client: Client, command: commands.SendBroadcast) -> None:
         if self.permissions is not None:
             self._require(client, "broadcast", "")
         # "" is no channel name, so the head of broadcasts has its place among the heads of publications
@@ -292,7 +292,7 @@ class Commands:
         if command.id is not None:
             self._core_send(client.subscriber, client.codec.ok_id(command.id))
 
-    def _presence(self, client: Client, command: commands.Presence) -> None:
+    def _presence(self, client: Client, command: commands.AskPresence) -> None:
         assert command.id is not None  # the decoder has seen to it
         if self.permissions is not None:
             self._require(client, "presence", command.channel)

@@ -17,6 +17,7 @@ from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithLis
 from starlight.auth.dry_run import DryRun
 from starlight.auth.limits import Limits, address_key
 from starlight.config.addresses import is_loopback
+from starlight.config.reconfigure import Commit
 from starlight.config.settings import Settings
 from starlight.net.origins import Origins, Proxies
 from starlight.net.refusals import TELL_AGAIN_S, Refusals
@@ -82,16 +83,33 @@ class Gate:
         self.refusals = Refusals(settings, clock)
         self.is_ready: Callable[[], bool] = lambda: True
 
-    def change(self, settings: Settings, origins: Origins, proxies: Proxies) -> None:
-        """Other rules for who comes; who is in stays, and counts if it has counted so far."""
-        limits = Limits.of(settings)
-        self.refusals.change(settings)
-        self._origins = origins
-        self._proxies = proxies
-        if self._addresses is None:
-            self._addresses = limits.addresses(self._clock, self._dry_run)
-        else:
-            self._addresses.change(limits.connections_per_address, limits.connection_rate)
+    def reconfigure(self, settings: Settings) -> Commit:
+        """Other rules for connections to come: see `config.reconfigure`.
+
+        Those that are open stay, and count for their address if they have counted so far.
+        """
+        origins, proxies = Origins(settings.allowed_origins), Proxies(settings.trusted_proxies)
+        limit_addresses = self._reconfigure_addresses(settings)
+        advise = self.refusals.reconfigure(settings)
+
+        def commit() -> None:
+            self._origins = origins
+            self._proxies = proxies
+            limit_addresses()
+            advise()
+
+        return commit
+
+    def _reconfigure_addresses(self, settings: Settings) -> Commit:
+        """Addresses that are counted go on being counted, also where no limit is left."""
+        if self._addresses is not None:
+            return self._addresses.reconfigure(settings)
+        addresses = Limits.of(settings).addresses(self._clock, self._dry_run)
+
+        def commit() -> None:
+            self._addresses = addresses
+
+        return commit
 
     def enter(self, peer: Peer) -> str | None:
         """Count a new socket by its address: what `leave` is to be told, or None to refuse it.
