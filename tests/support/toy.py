@@ -49,12 +49,12 @@ class Toy:
         if verb == b"in":
             return commands.Join(rest.decode(), id)
         if verb == b"all":
-            return commands.Broadcast(Raw(rest), id)
+            return commands.SendBroadcast(Raw(rest), id)
         name, _, data = rest.partition(b"|")
         if verb == b"pub":
             return commands.Publish(name.decode(), Raw(data), id)
         if verb == b"to":
-            return commands.Direct(name.decode(), Raw(data), id)
+            return commands.SendDirect(name.decode(), Raw(data), id)
         raise RequestError(ErrorCode.UNKNOWN_TYPE, "unknown", id)
 
     def read_id(self, message: bytes) -> int | None:
