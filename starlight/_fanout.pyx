@@ -208,16 +208,19 @@ cdef class Core:
             isn't, when its sink has taken nothing for so long. 10 s.
         memory_budget_bytes: for all chunks together; when it is passed, the largest outboxes go first. 512 MiB. The
             limits of one outbox are passed by whoever reads a burst, so it is this one that bounds the process.
+        is_dry_run: the limits of outboxes are not enforced, their owners are told by `on_would_evict()` instead. The
+            memory budget and the write timeout are. False.
     """
 
     def __cinit__(self, *, uint32_t outbox_messages=256, uint64_t outbox_bytes=1 << 20, uint32_t evict_after_ms=500,
-                  uint32_t write_timeout_ms=10_000, uint64_t memory_budget_bytes=512 << 20):
+                  uint32_t write_timeout_ms=10_000, uint64_t memory_budget_bytes=512 << 20, bint is_dry_run=False):
         cdef limits_t* limits = &self.c.limits
         limits.outbox_messages = outbox_messages
         limits.outbox_bytes = outbox_bytes
         limits.evict_after_ms = evict_after_ms
         limits.write_timeout_ms = write_timeout_ms
         limits.memory_budget_bytes = memory_budget_bytes
+        limits.is_dry_run = is_dry_run
         self.c.run.id = 1
         self.c.flusher.stage = <char*>malloc(STAGE_BYTES)
         self.c.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
@@ -263,17 +266,14 @@ cdef class Core:
         self.now_ms()
         return self.clock.stopped_ms
 
-    @property
-    def is_dry_run(self):
-        """Whether the limits of outboxes are not enforced: their owners are told by `on_would_evict()` instead.
+    def reconfigure(self, settings):
+        """Whether the limits of outboxes are enforced: see `starlight.config.reconfigure`."""
+        is_dry_run = "evict" in settings.dry_run
 
-        The memory budget and the write timeout are.
-        """
-        return bool(self.c.limits.is_dry_run)
+        def commit():
+            self.c.limits.is_dry_run = is_dry_run
 
-    @is_dry_run.setter
-    def is_dry_run(self, bint value):
-        self.c.limits.is_dry_run = value
+        return commit
 
     def bind(self, loop, double coalesce_delay_s=0.0):
         """Run on this loop, from its own thread: it wakes full subscribers and ends each turn with a flush.

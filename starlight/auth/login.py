@@ -19,8 +19,10 @@ from starlight import close_codes
 from starlight.auth.dry_run import DryRun
 from starlight.auth.identity import Authenticator, Identity, TokenAuth
 from starlight.auth.limits import Faults, Limits, Meter
-from starlight.auth.session_tokens import EXPIRING_S, Expiries, Revocations, Session, Sessions
+from starlight.auth.session_tokens import EXPIRING_S, Expiries, Revocations, SessionClaims, Sessions
 from starlight.close_codes import ErrorCode
+from starlight.config.reconfigure import Commit
+from starlight.config.settings import Settings
 from starlight.errors import CloseConnection, KeysUnavailable, RequestError, TokenRefused
 from starlight.protocols.native import commands
 from starlight.stepping import Begun, begin, settled
@@ -208,10 +210,15 @@ class Logins(Generic[C]):
         if not task.cancelled():
             task.exception()  # nobody wants to know
 
-    def change(self, limits: Limits, name_limit_bytes: int) -> None:
-        """Other limits for logins to come."""
-        self.limits = limits
-        self._name_limit_bytes = name_limit_bytes
+    def reconfigure(self, settings: Settings) -> Commit:
+        """Other limits for logins to come: see `config.reconfigure`."""
+        limits = Limits.of(settings)
+
+        def commit() -> None:
+            self.limits = limits
+            self._name_limit_bytes = settings.name_limit_bytes
+
+        return commit
 
     def admit(self, client: C, present: int) -> None:
         """The last checks of a login, then its session.
@@ -257,7 +264,9 @@ class Logins(Generic[C]):
             expires = min(expires, now + self._sessions.ttl_s)
             login.token_id = login.token_id or secrets.token_hex(8)
             groups = tuple(sorted(login.groups))
-            login.session = self._sessions.issue(Session(login.user, groups, expires, login.issued, login.token_id))
+            login.session = self._sessions.issue(
+                SessionClaims(login.user, groups, expires, login.issued, login.token_id)
+            )
         login.expires = int(expires)
         self.forget(client)
         login.ends_s = self._clock() + expires - now

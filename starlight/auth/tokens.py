@@ -110,7 +110,15 @@ class _CheckedHMAC(HMACAlgorithm):
 
 
 class Keys(Protocol):
-    """Where keys come from."""
+    """Where keys come from.
+
+    Attributes:
+        url: from which they are fetched; "" for keys of the configuration.
+        algorithms: those that tokens may be signed with.
+    """
+
+    url: str
+    algorithms: tuple[str, ...]
 
     def find(self, algorithm: str, kid: str | None) -> PreparedKey | None:
         """The key for a token's header; None if there is none."""
@@ -129,6 +137,7 @@ class StaticKeys:
     """Keys from the configuration, which do not change: at most one for each algorithm. `kid` is not looked at."""
 
     def __init__(self, keys: Sequence[PreparedKey]) -> None:
+        self.url = ""
         self._by_algorithm = {key.algorithm_name: key for key in keys}
         self.algorithms = tuple(self._by_algorithm)
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from starlight._fanout import Subscriber
     from starlight.channels.hub import Hub
 
-__all__ = ["Client", "Connection"]
+__all__ = ["Client", "ClientConnection"]
 
 
-class Connection(Protocol):
+class ClientConnection(Protocol):
     """What the hub and the handlers see of a connection.
 
     Attributes:
@@ -101,7 +101,7 @@ class Client:
         "user",
     )
 
-    def __init__(self, hub: Hub, connection: Connection, login: LoginState, id: str) -> None:
+    def __init__(self, hub: Hub, connection: ClientConnection, login: LoginState, id: str) -> None:
         self._hub = hub
         self.id = id
         self.user = login.user

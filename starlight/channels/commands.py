@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from orjson import JSONDecodeError, loads
@@ -46,6 +47,13 @@ _FAULTS: Final = frozenset(
 _HEADS_LIMIT: Final = 32
 """Publication heads a client keeps (about 150 bytes each). Whoever publishes to more channels in turn pays half a
 microsecond for building a head anew."""
+
+
+_Rest = Awaitable[None] | None
+"""What is left of a command; None when all is done."""
+
+_Waiting = Callable[["Client", Any], Coroutine[Any, Any, None]]
+"""The method of a command that may have to wait."""
 
 
 class Commands:
@@ -88,18 +96,18 @@ class Commands:
         self._dry_run = dry_run
         self._catch_up = catch_up
         self._clock = clock
-        self._methods: dict[type, Callable[[Client, Any], Coroutine[Any, Any, None] | None]] = {
+        self._methods: dict[type, Callable[[Client, Any], _Rest]] = {
             commands.Publish: self._publish,
-            commands.Direct: self._direct,
-            commands.Broadcast: self._broadcast,
+            commands.SendDirect: self._direct,
+            commands.SendBroadcast: self._broadcast,
             commands.Join: self._join,
             commands.Leave: self._leave,
-            commands.Presence: self._presence,
+            commands.AskPresence: self._presence,
             commands.Ping: self._ping,
-            commands.Custom: self._custom,
+            commands.Custom: partial(self._begin, self._custom),
             commands.Login: self._login_again,
             commands.History: self._not_available,
-            commands.Refresh: self._refresh,
+            commands.Refresh: partial(self._begin, self._refresh),
         }
 
     def receive(self, client: Client, message: bytes) -> Awaitable[None] | None:
@@ -120,14 +128,16 @@ class Commands:
             self._refuse(client, error.id, error)
             return None
         try:
-            work = self._methods[command.__class__](client, command)
+            return self._methods[command.__class__](client, command)
         except RequestError as error:
             self._refuse(client, command.id, error)
             return None
-        return None if work is None else begin(self._finish(client, command.id, work))
+
+    def _begin(self, method: _Waiting, client: Client, command: commands.Custom | commands.Refresh) -> _Rest:
+        """Begin a command that may have to wait."""
+        return begin(self._finish(client, command.id, method(client, command)))
 
     async def _finish(self, client: Client, id: int | str | None, work: Coroutine[Any, Any, None]) -> None:
-        """A command that may have to wait, to its end."""
         client.is_busy = True
         try:
             await work
@@ -180,7 +190,7 @@ class Commands:
         head = heads[name] = pushes.publication_head(name, client.user)
         return head
 
-    def _direct(self, client: Client, command: commands.Direct) -> None:
+    def _direct(self, client: Client, command: commands.SendDirect) -> None:
         user = command.to
         if self.permissions is not None:
             self._require(client, "direct", user)
@@ -194,7 +204,7 @@ class Commands:
         if command.id is not None:
             self._core_send(client.subscriber, replies.ok_count(command.id, reached))
 
-    def _broadcast(self, client: Client, command: commands.Broadcast) -> None:
+    def _broadcast(self, client: Client, command: commands.SendBroadcast) -> None:
         if self.permissions is not None:
             self._require(client, "broadcast", "")
         # "" is no channel name, so the head of broadcasts has its place among the heads of publications
@@ -275,7 +285,7 @@ class Commands:
         if command.id is not None:
             self._core_send(client.subscriber, replies.ok_id(command.id))
 
-    def _presence(self, client: Client, command: commands.Presence) -> None:
+    def _presence(self, client: Client, command: commands.AskPresence) -> None:
         assert command.id is not None  # the decoder has seen to it
         if self.permissions is not None:
             self._require(client, "presence", command.channel)

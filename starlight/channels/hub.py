@@ -25,12 +25,14 @@ from starlight.auth.session_tokens import Sessions
 from starlight.auth.user_room import UserRoom
 from starlight.channels.announcements import Announcements
 from starlight.channels.channel import ChannelRecord, wants_users
-from starlight.channels.client import Client, Connection
+from starlight.channels.client import Client, ClientConnection
 from starlight.channels.commands import Commands
 from starlight.channels.handlers import Handlers
 from starlight.channels.options import OptionsByPattern
 from starlight.channels.presence import Presence
 from starlight.close_codes import ErrorCode
+from starlight.config.reconfigure import Commit
+from starlight.config.settings import Settings
 from starlight.counts import CodeCounts
 from starlight.ends import Cause, Ends
 from starlight.errors import CloseConnection, RequestError
@@ -79,6 +81,7 @@ class Hub:
         handlers: the application's; none by default.
         authenticator: who a login is; by default it is believed.
         permissions: what a client may do; everything by default.
+        permit: makes them anew of changed settings; None: they stay.
         node: a name of this run of the node, for `welcome` and for client ids.
         ping_interval_s: told in `welcome`.
         pong_timeout_s: told in `welcome`.
@@ -89,6 +92,7 @@ class Hub:
         name_limit_bytes: of users and channels; the protocol's own by default.
         message_limit_bytes: the largest message that the connections let through, told in `welcome`; None: no limit.
         options: of channels; none by default.
+        make_options: makes them anew of changed settings; None: they stay.
         ends: how connections ended, for `welcome.previous`; none by default.
         dry_run: limits that are not enforced; none by default.
         clock: monotonic seconds, for counting errors in a window, for rates and for the end of logins.
@@ -111,6 +115,7 @@ class Hub:
         handlers: Handlers | None = None,
         authenticator: Authenticator | None = None,
         permissions: Permissions | None = None,
+        permit: Callable[[Settings], Permissions | None] | None = None,
         node: str = "node",
         ping_interval_s: float = 25.0,
         pong_timeout_s: float = 10.0,
@@ -121,6 +126,7 @@ class Hub:
         name_limit_bytes: int = commands.NAME_LIMIT_BYTES,
         message_limit_bytes: int | None = None,
         options: OptionsByPattern | None = None,
+        make_options: Callable[[Settings], OptionsByPattern] | None = None,
         ends: Ends | None = None,
         dry_run: DryRun | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -135,10 +141,12 @@ class Hub:
         self._everyone = core.everyone
         self._handlers = handlers or Handlers()
         self.authenticator = authenticator or NoAuth()
+        self._permit = permit
         self._ping_interval_s = ping_interval_s
         self._pong_timeout_s = pong_timeout_s
         self.channels_limit = channels_limit
         self.options = options or OptionsByPattern()
+        self._make_options = make_options
         self.name_limit_bytes = name_limit_bytes
         self._message_limit_bytes = message_limit_bytes
         self._announcements = Announcements(core, clock, later)
@@ -170,13 +178,13 @@ class Hub:
 
     # --- the connection's side -----------------------------------------------------------------------------------
 
-    def login(self, connection: Connection, message: bytes) -> Awaitable[None] | None:
+    def login(self, connection: ClientConnection, message: bytes) -> Awaitable[None] | None:
         """Log a connection in with its first message: check it, welcome it, tell it so, and run `on_connect`.
 
         Returns None when all is done, or an awaitable of the rest if the authenticator, a check or `on_connect` is
         async, or the user's other connections have to make room. Raises `CloseConnection` (also out of the awaitable):
         4501 for a message that is no proper login, 4500 or the like for a refused one. To be cancelled if the
-        connection ends before `Connection.on_login`.
+        connection ends before `ClientConnection.on_login`.
         """
         return begin(self._log_in(connection, message))
 
@@ -257,7 +265,7 @@ class Hub:
         elif record.presence is None:
             record.presence = Presence()
             for subscriber in members(record.members):
-                client = cast("Connection", subscriber.owner).client
+                client = cast("ClientConnection", subscriber.owner).client
                 assert client is not None  # it leaves the hub before it forgets its client
                 record.presence.add(client.user)
 
@@ -313,7 +321,7 @@ class Hub:
 
     # --- login ---------------------------------------------------------------------------------------------------
 
-    async def _log_in(self, connection: Connection, message: bytes) -> None:
+    async def _log_in(self, connection: ClientConnection, message: bytes) -> None:
         """The whole way of a login: from its message to the end of `on_connect`."""
         login = _decode_login(message)
         identity = await self.logins.identity(self.authenticator, login)
@@ -421,16 +429,23 @@ class Hub:
 
     # --- other limits and permissions ----------------------------------------------------------------------------
 
-    def change(self, limits: Limits, *, channels_limit: int, name_limit_bytes: int, options: OptionsByPattern) -> None:
-        """Take other limits and options over, for what is asked from now on. Call `review` after it."""
-        self.channels_limit = channels_limit
-        self.options = options
-        self.name_limit_bytes = name_limit_bytes
-        self.logins.change(limits, name_limit_bytes)
+    def reconfigure(self, settings: Settings) -> Commit:
+        """Other limits, options and permissions from now on: see `config.reconfigure`. Raises `ConfigError`.
 
-    def permit(self, permissions: Permissions | None) -> None:
-        """Take other permissions over, for what is asked from now on: they know no verdicts. Call `review` after it."""
-        self.commands.permissions = permissions
+        `review` brings channels and clients in line that are there already; call it after the commit.
+        """
+        permissions = self.commands.permissions if self._permit is None else self._permit(settings)
+        options = self.options if self._make_options is None else self._make_options(settings)
+        limit_logins = self.logins.reconfigure(settings)
+
+        def commit() -> None:
+            self.channels_limit = settings.channels_per_client
+            self.options = options
+            self.name_limit_bytes = settings.name_limit_bytes
+            self.commands.permissions = permissions  # new ones know no verdicts
+            limit_logins()
+
+        return commit
 
     def review(self, retry_ms: Callable[[], int], *, rates: bool) -> Iterator[bool]:
         """Bring channels and clients in line with changed options, limits and permissions, as far as it is iterated.

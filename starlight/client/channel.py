@@ -1,4 +1,4 @@
-"""A channel as one client joined it: made by `Client.join`, iterated over for its publications."""
+"""A channel as one client joined it: made by `StarlightClient.join`, iterated over for its publications."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from starlight.protocols.native.client import Publication
 __all__ = ["JoinedChannel"]
 
 
-class Client(Protocol):
+class JoiningClient(Protocol):
     """What a channel asks of its client."""
 
     async def leave(self, channel: str) -> None: ...
@@ -26,7 +26,7 @@ class Ask(Protocol):
 
 
 class JoinedChannel:
-    """A channel as this client joined it; made by `Client.join`. Iterate over it for its publications.
+    """A channel as this client joined it; made by `StarlightClient.join`. Iterate over it for its publications.
 
     After a reconnect it is joined again and the iteration goes on; what was published in between is not seen (a channel
     without history). One that is refused then for a rate is asked for again until it is joined; one that is refused
@@ -39,7 +39,7 @@ class JoinedChannel:
 
     def __init__(
         self,
-        client: Client,
+        client: JoiningClient,
         channel: str,
         inbox: Inbox[Publication],
         *,

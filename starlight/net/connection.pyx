@@ -360,7 +360,8 @@ cdef class Connection(WSListener):
         self.transport.pause_reading()
         if self.watched_fd < 0:
             self.watched_fd = self.transport.get_extra_info("socket").fileno()
-            self.endpoint.departures.watch(self.watched_fd, self.session)
+            if self.watched_fd >= 0:                     # else it is closed, or there is none to watch
+                self.endpoint.departures.watch(self.watched_fd, self.session)
 
     cdef int unwatch(self) except -1:
         if self.watched_fd >= 0:

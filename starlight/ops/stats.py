@@ -261,7 +261,7 @@ class Stats:
         }
 
     def flush_histograms(self) -> tuple[tuple[list[int], int], tuple[list[int], int]]:
-        """Durations (µs) and sizes (bytes) of flushes: see `_gauges.flush_histograms`."""
+        """Durations (µs) and sizes (bytes) of flushes: see `_inspect.flush_histograms`."""
         return flush_histograms(self.node.core)
 
     # --- connections ---------------------------------------------------------------------------------------------

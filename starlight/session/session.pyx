@@ -35,7 +35,7 @@ from starlight.errors import CloseConnection
 from starlight.protocols.native.lines import LINES as LINES_SUBPROTOCOL
 from starlight.protocols.native.replies import bye
 from starlight.session.counts import ConnectionCounts
-from starlight.session.phases import PHASES
+from starlight.session.phases import PHASES, IllegalTransition
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +108,13 @@ cdef class Session:
     # ---- what happens, and what is done about it
 
     cdef int happened(self, happening_t happening) except -1:
-        """Go to the next phase and act. Raises `IllegalTransition` where the table has none."""
-        cdef row_t row = row_of(<phase_t>self.phase, happening)
+        """Go to the next phase and act. Where the table has none, cut off the transport and raise `IllegalTransition`."""
+        cdef row_t row
+        try:
+            row = row_of(<phase_t>self.phase, happening)
+        except IllegalTransition:                        # a bug: nothing that is believed of this session may hold
+            self.abort()
+            raise
         self.phase = row.to_phase
         return self.act(<action_t>row.action)
 

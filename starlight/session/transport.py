@@ -14,7 +14,7 @@ __all__ = ["Transport"]
 class Transport(Protocol):
     """Implemented by `starlight.net.connection.Connection`, and by a fake in the tests of sessions.
 
-    None of these calls the session back before it returns.
+    None of these calls the session back before it returns, but for `close`: it may hand over what TLS has read already.
 
     Attributes:
         peername: the peer's address as the socket module gives it; None if there is none.

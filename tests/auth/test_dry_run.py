@@ -197,7 +197,7 @@ def test_an_address_is_counted_in_a_dry_run_as_ever(caplog: pytest.LogCaptureFix
     now_s[0] += BURST_S + 1
     assert addresses.admit("a") and addresses.admit("a")
     assert dry.counts == {"connections_per_address": 1, "connection_rate": 1}
-    dry.change("")
+    dry.reconfigure(Settings())()
     assert not addresses.admit("a")
 
 

@@ -8,6 +8,7 @@ import orjson
 import pytest
 
 from starlight.auth.identity import Identity, NoAuth, TokenAuth, make_authenticator
+from starlight.auth.jwks import FetchedKeys
 from starlight.config.settings import Settings
 from starlight.errors import CloseConnection, ConfigError
 from starlight.protocols.native.commands import Login
@@ -89,14 +90,20 @@ async def test_an_authenticator_of_ones_own_may_be_async(token: str):
     connection.destroy()
 
 
-def test_what_takes_over_at_a_reload_keeps_keys_that_were_fetched():
+def test_reconfigured_it_keeps_keys_that_were_fetched(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(FetchedKeys, "start", lambda self: None)  # it would fetch them
     old = Settings(auth="jwt", jwt_jwks_url="https://issuer.test/keys")
     auth = make_authenticator(old)
     assert isinstance(auth, TokenAuth)
-    same = auth.remade(old, old.model_copy(update={"jwt_issuer": "https://issuer.test", "jwt_leeway_s": 1.0}))
-    assert same._verifier.keys is auth._verifier.keys
-    assert (same._verifier.rules.issuer, same._verifier.rules.leeway_s) == ("https://issuer.test", 1.0)
+    keys = auth._verifier.keys
+    commit = auth.reconfigure(old.model_copy(update={"jwt_issuer": "https://issuer.test", "jwt_leeway_s": 1.0}))
+    assert auth._verifier.rules.issuer == "", "nothing has changed before the commit"
+    commit()
+    assert auth._verifier.keys is keys
+    assert (auth._verifier.rules.issuer, auth._verifier.rules.leeway_s) == ("https://issuer.test", 1.0)
     for change in ({"jwt_jwks_url": "https://issuer.test/others"}, {"jwt_algorithms": "RS256"}):
-        assert auth.remade(old, old.model_copy(update=change))._verifier.keys is not auth._verifier.keys
+        keys = auth._verifier.keys
+        auth.reconfigure(old.model_copy(update=change))()
+        assert auth._verifier.keys is not keys
     with pytest.raises(ConfigError):
-        auth.remade(old, old.model_copy(update={"jwt_jwks_url": ""}))
+        auth.reconfigure(old.model_copy(update={"jwt_jwks_url": ""}))

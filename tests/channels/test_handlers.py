@@ -704,6 +704,19 @@ async def test_a_client_that_its_on_connect_ends_has_its_on_disconnect_behind_it
     assert events == ["in", "out"]
 
 
+async def test_a_client_that_its_handler_ends_has_its_on_disconnect_behind_it(play: Play):
+    events: list[str] = []
+
+    @play.handlers.on("end")
+    def end(client: Client, data: object) -> None:
+        play.hub.disconnect(client)
+        events.append("handled")
+
+    play.handlers.on_disconnect(lambda client: events.append("out"))
+    assert play.member("ann").say("end") is None
+    assert events == ["handled", "out"]
+
+
 async def test_an_async_false_refuses_and_anything_else_accepts(play: Play):
     @play.handlers.on_login
     async def check(client: Client, login: dict[str, Any]) -> object:

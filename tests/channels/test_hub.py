@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from starlight import ChannelOptions
-from starlight.auth.limits import Limits
 from starlight.channels.options import OptionsByPattern
 from starlight.errors import CloseConnection
 from tests.support.fakes import Member, Stage, publication
@@ -152,8 +151,8 @@ def options(**channels: dict[str, Any]) -> OptionsByPattern:
 
 
 def review(stage: Stage, changed: OptionsByPattern) -> None:
-    """What a reload does."""
-    stage.hub.change(Limits(), channels_limit=1_000, name_limit_bytes=255, options=changed)
+    """What a reload does, once it has made these options."""
+    stage.hub.options = changed
     assert True not in list(stage.hub.review(lambda: 0, rates=False))
 
 

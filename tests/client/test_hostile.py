@@ -356,12 +356,6 @@ async def test_the_limit_of_a_user_lets_who_waits_in_when_there_is_room() -> Non
     async with app.serve() as node:
         client = await connect(node.url, user="ada", on_state=states, **FAST)
         [own] = list(node.hub.clients())
-        node.hub.change(
-            node.hub.logins.limits._replace(connections_per_user=1),
-            channels_limit=10,
-            clients_limit=0,
-            name_limit_bytes=255,
-        )
         own.connection.close(4011)
         other = None
         for _ in range(200):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from starlight.ops.api import BATCH_LIMIT, ApiError, IdempotencyKeys, Receipt
+from starlight.ops.api import BATCH_LIMIT, ApiError, IdempotencyKeys, WriteReceipt
 from tests.support.fakes import eventually
 from tests.support.inside import inside
 
@@ -170,7 +170,7 @@ async def test_keys_are_bounded_in_number_and_time():
     now_s = 100.0
     keys = IdempotencyKeys(lambda: now_s, limit=3, ttl_s=10)
     first = keys.keep("a", b"1")
-    first.set_result(Receipt(1, 1, 0, 0))
+    first.set_result(WriteReceipt(1, 1, 0, 0))
     assert keys.find("a", b"1") is first
     with pytest.raises(ApiError) as conflict:
         keys.find("a", b"2")

@@ -10,7 +10,7 @@ import signal
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,10 @@ from websockets.exceptions import InvalidMessage, InvalidStatus
 
 from starlight import ChannelOptions
 from starlight.app import Starlight
+from starlight.auth.jwks import FetchedKeys
 from starlight.config.settings import Settings, entries
+from starlight.errors import ConfigError
+from starlight.server import logs, process
 from starlight.server.node import Node
 from starlight.server.reload import problems
 from tests.support.fakes import eventually
@@ -487,7 +490,7 @@ async def test_a_node_without_a_way_to_make_settings_reads_the_files_that_they_n
 
 
 def test_the_settings_that_reload_are_all_applied():
-    """A new one has to be added here, and to `Reloader.commit`."""
+    """A new one has to be added here, and to the `reconfigure` of the part that it is for."""
     assert {entry.name for entry in entries() if entry.reloads} == {
         *("config_file", "tls_cert", "tls_key", "jwt_secret", "jwt_secret_file", "jwt_key_file", "jwt_jwks_url"),
         *("jwt_algorithms", "jwt_issuer", "jwt_audience", "jwt_leeway_s", "jwt_groups_claim", "session_secret_file"),
@@ -510,6 +513,46 @@ def test_the_settings_that_reload_are_all_applied():
             "dry_run",
         ),
     }
+
+
+async def test_each_setting_that_reloads_is_read_by_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One that no part reads would be said to have changed, and nothing would change."""
+    asked: set[str] = set()
+    monkeypatch.setattr(FetchedKeys, "start", lambda self: None)  # it would fetch them
+
+    class Asked(Settings):
+        def __getattribute__(self, name: str) -> Any:
+            asked.add(name)
+            return super().__getattribute__(name)
+
+    certificate, key = write_certificate(tmp_path)
+    secret = write(tmp_path / "secret", SECRET)
+    given: dict[str, Any] = {"port": 0, "drain_timeout_s": 2, "internal_port": 0, "auth": "jwt"}
+    given |= {"tls_cert": certificate, "tls_key": key, "internal_key_file": secret}
+    sources = ({"jwt_secret": SECRET}, {"jwt_secret_file": secret}, {"jwt_jwks_url": "https://issuer.test/keys"})
+    for source in sources:
+        node = Node(Settings(**given, **source))
+        for reconfigure in (*node._reloader._parts, logs.reconfigure, process._reconfigure):
+            reconfigure(Asked(**given, **source, session_secret_file=secret))()
+    of_the_node = {"drain_notice_s", "drain_rate"}  # read when it drains
+    assert {entry.name for entry in entries() if entry.reloads} - asked == of_the_node
+
+
+async def test_a_part_that_fails_changes_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    committed: list[str] = []
+
+    def wrong(settings: Settings) -> Callable[[], None]:
+        raise ConfigError("log_level", settings.log_level, "another one")
+
+    async with configured(tmp_path, "message_rate = 5") as made:
+        made.path.write_text("message_rate = 6")
+        before = made.node.settings
+        right = lambda settings: lambda: committed.append(settings.log_level)  # noqa: E731
+        assert not await made.node.reload(right, wrong)
+        assert not committed and made.node.settings is before
+        assert "the configuration stays as it was: log_level='info': expected another one" in caplog.text
+        assert await made.node.reload(right)
+        assert (committed, made.node.settings.message_rate) == (["info"], 6)
 
 
 def test_problems_are_all_told(tmp_path: Path):

@@ -380,12 +380,13 @@ def test_what_is_not_in_the_table_raises(start: str, happening: str):
     ("start", "happening"),
     [("handshake", "close_sent"), ("open", "refusal"), ("closing", "peer_close"), ("gone", "refusal")],
 )
-async def test_a_session_raises_at_an_illegal_transition_and_stays_where_it_is(make: Make, start: str, happening: str):
+async def test_a_session_raises_at_an_illegal_transition_and_is_cut_off(make: Make, start: str, happening: str):
     stage = make()
     WAYS_TO[start](stage)
     with pytest.raises(phases.IllegalTransition):
         await DOORS[happening](stage)
     assert stage.session.phase_name == start
+    assert stage.transport.asked[-1:] == ([] if start == "gone" else ["abort"])
 
 
 @pytest.mark.parametrize("start", ["handshake", "refused", "closing", "lingering", "gone"])

@@ -60,7 +60,6 @@ class PairConnection:
         self.peername: tuple[Any, ...] | None = None
         self.subprotocol = "starlight.v1"
         self.is_open = True
-        self.client: Client | None = None
         self.closed_with: int | None = None
         self.paused_s = 0.0
         self.probes = 0

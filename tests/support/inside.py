@@ -12,7 +12,7 @@ import aiohttp
 from websockets.asyncio.client import connect
 
 from starlight.config.settings import Settings
-from starlight.ops.http import InternalPort
+from starlight.ops.http import InternalHttp
 from starlight.ops.stats import Stats
 from starlight.server.node import Node
 from tests.support.raw_client import RawClient
@@ -28,9 +28,9 @@ class Inside:
         self.node = node
         self.http = http
         self._stack = stack
-        port = node._internal._port
+        port = node._internal._http
         assert port is not None
-        self.port: InternalPort = port
+        self.port: InternalHttp = port
         self.stats: Stats = port.stats
 
     async def login(self, user: str, *channels: str) -> WireClient:
