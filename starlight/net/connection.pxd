@@ -5,7 +5,7 @@
 
 from libc.stdint cimport uint8_t
 from picows.picows cimport WSFrame, WSListener, WSTransport
-from starlight.net.fragments cimport Fragments
+from starlight.protocols.fragments cimport Fragments
 from starlight.session.session cimport Session, SessionHost
 
 

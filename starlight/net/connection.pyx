@@ -15,7 +15,7 @@ from libc.string cimport memcmp, memcpy
 from picows.picows cimport MemoryBuffer, WSFrame, WSListener, WSMsgType, WSTransport
 from starlight._fanout cimport Core
 from starlight.core.wire cimport wire_is_utf8
-from starlight.net.fragments cimport Fragments
+from starlight.protocols.fragments cimport Fragments
 from starlight.session.phases cimport PHASE_CLOSING, PHASE_HANDSHAKE, PHASE_REFUSED
 from starlight.session.session cimport Session, SessionHost
 
