@@ -19,7 +19,7 @@ from websockets.protocol import CLIENT
 
 from starlight.loadtest import _engine
 from starlight.loadtest._engine import Arena, Engine, make_data, read_data
-from starlight.loadtest.dialects import DIALECTS, Group
+from starlight.loadtest.dialects import DIALECTS, StreamTarget
 from starlight.loadtest.target import Target, _socket_address, websocket_keys
 from tests.fuzz.engine import Difference, mutate_bytes, smaller_bytes
 from tests.fuzz.frames import BINARY, CLOSE, PING, PONG, TEXT, frame, split
@@ -180,8 +180,8 @@ class Session:
     def configure(self) -> None:
         """The dialect, and messages of 16 and 40 bytes to everyone and to a channel."""
         speaks = self.dialect
-        everyone = Group("everyone", "")
-        channel = Group("channel", "c1") if "channels" in speaks.kinds else everyone
+        everyone = StreamTarget("everyone", "")
+        channel = StreamTarget("channel", "c1") if "channels" in speaks.kinds else everyone
         self.engine.set_dialect(
             form=speaks.form,
             opcode=speaks.opcode,
