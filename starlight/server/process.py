@@ -70,6 +70,8 @@ class Node(Protocol):
     @property
     def settings(self) -> Settings: ...
     @property
+    def is_listening(self) -> bool: ...
+    @property
     def has_stuck_threads(self) -> bool: ...
     async def start(self, listening: Sequence[socket.socket] = ()) -> None: ...
     async def drain_begun(self) -> None: ...
@@ -136,13 +138,17 @@ async def _serve(node: Node, listening: Sequence[socket.socket], handler: logs.H
 
 
 async def _started(node: Node, listening: Sequence[socket.socket], signalled: asyncio.Event) -> bool:
-    """Start the node, or give that up at a signal; whether it serves. Raises what `start` raises."""
+    """Start the node, or give that up at a signal; whether it serves. Raises what `start` raises.
+
+    A node that accepts clients already is started to the end, as only a drain sends them away in good order.
+    """
     starting = asyncio.ensure_future(node.start(listening))
     waiting = asyncio.ensure_future(signalled.wait())
     await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
     if not starting.done():
-        starting.cancel()
+        if not node.is_listening:
+            starting.cancel()
         await asyncio.wait((starting,))
     if starting.cancelled():
         return False
