@@ -141,7 +141,7 @@ class Handler:
 
 
 def _exit_failure(error: SystemExit) -> RuntimeError:
-    """A handler that calls `sys.exit` has failed like any other: SystemExit would end the loop, and with it all clients."""
+    """A handler that calls `sys.exit` has failed like any other: SystemExit would end the loop and all clients."""
     return RuntimeError(f"the function raised SystemExit({error.code!r})")
 
 
