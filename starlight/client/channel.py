@@ -1,6 +1,5 @@
 """A channel as one client joined it: made by `Client.join`, iterated over for its publications."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Generator
 from types import TracebackType
@@ -13,14 +12,20 @@ from starlight.protocols.native.client import Publication
 __all__ = ["JoinedChannel"]
 
 
+class Joins(Protocol):
+    """What joins for it."""
+
+    async def join(self, channel: str, enter: Callable[[], None]) -> None: ...
+
+
 class Client(Protocol):
     """What a channel asks of its client."""
 
     _channels: dict[str, "JoinedChannel"]
 
+    @property
+    def _joins(self) -> Joins: ...
     async def leave(self, channel: str) -> None: ...
-    async def _ask(self, type: str, *, on_ok: Callable[[], None] | None = None, **fields: Any) -> object: ...
-    def _undo_join(self, channel: str) -> None: ...
 
 
 class JoinedChannel:
@@ -73,11 +78,7 @@ class JoinedChannel:
         return await self.inbox.get()
 
     async def _join(self) -> Self:
-        try:
-            await self._client._ask("join", channel=self.channel, on_ok=self._enter)
-        except (TimeoutError, asyncio.CancelledError):
-            self._client._undo_join(self.channel)
-            raise
+        await self._client._joins.join(self.channel, self._enter)
         return self
 
     def _enter(self) -> None:
