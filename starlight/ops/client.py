@@ -332,6 +332,8 @@ class NodeClient:
         try:
             if self._connection.sock is None:
                 self._connection.connect()
+        except UnicodeError as error:  # of a label with more than 63 characters, say
+            raise NodeUnreachable(self.url, "no name of a host") from error
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise NodeUnreachable(self.url, _reason(error)) from error

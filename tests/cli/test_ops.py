@@ -193,6 +193,13 @@ async def test_an_odd_node_ends_in_no_traceback(
         assert says in told[1] + told[2]
 
 
+async def test_a_name_that_no_host_can_have(terminal: Terminal) -> None:
+    node = f"http://{'a' * 64}.example"
+    assert await terminal.run("conns", "--node", node) == (2, "", f"{node}: no name of a host")
+    code, out, err = await terminal.run("sub", "news", "--url", f"ws://{'a' * 64}.example/ws")
+    assert (code, out) == (2, "") and err.endswith("no name of a host")
+
+
 async def test_a_refused_login_is_found_without_a_user(terminal: Terminal, tmp_path: Path) -> None:
     key_file = tmp_path / "key"
     async with serving(key_file) as node:
