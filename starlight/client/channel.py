@@ -1,4 +1,4 @@
-"""A channel as one client joined it: made by `Client.join`, iterated over for its publications."""
+"""A channel as one client joined it: made by `StarlightClient.join`, iterated over for its publications."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Generator
@@ -12,24 +12,20 @@ from starlight.protocols.native.client import Publication
 __all__ = ["JoinedChannel"]
 
 
-class Joins(Protocol):
-    """What joins for it."""
-
-    async def join(self, channel: str, enter: Callable[[], None]) -> None: ...
-
-
-class Client(Protocol):
+class JoiningClient(Protocol):
     """What a channel asks of its client."""
 
-    _channels: dict[str, "JoinedChannel"]
-
-    @property
-    def _joins(self) -> Joins: ...
     async def leave(self, channel: str) -> None: ...
 
 
+class Join(Protocol):
+    """Joins a channel; `enter` is called with the reply, before the next message is read."""
+
+    async def __call__(self, channel: str, enter: Callable[[], None]) -> None: ...
+
+
 class JoinedChannel:
-    """A channel as this client joined it; made by `Client.join`. Iterate over it for its publications.
+    """A channel as this client joined it; made by `StarlightClient.join`. Iterate over it for its publications.
 
     After a reconnect it is joined again and the iteration goes on; what was published in between is not seen (a channel
     without history). One that is refused then for a rate is asked for again until it is joined; one that is refused
@@ -40,10 +36,20 @@ class JoinedChannel:
         channel: its name.
     """
 
-    def __init__(self, client: Client, channel: str, inbox: Inbox[Publication]) -> None:
+    def __init__(
+        self,
+        client: JoiningClient,
+        channel: str,
+        inbox: Inbox[Publication],
+        *,
+        joined: dict[str, "JoinedChannel"],
+        join: Join,
+    ) -> None:
         self.channel = channel
         self.inbox = inbox
         self._client = client
+        self._joined = joined  # the client's, by name
+        self._ask_to_join = join
         self._has_joined = False
 
     @property
@@ -54,7 +60,7 @@ class JoinedChannel:
     async def leave(self) -> None:
         """Leave the channel; the iteration ends after what had come."""
         self.inbox.end()
-        if self._client._channels.get(self.channel) is self:
+        if self._joined.get(self.channel) is self:
             await self._client.leave(self.channel)
 
     def __await__(self) -> Generator[Any, None, Self]:
@@ -78,10 +84,10 @@ class JoinedChannel:
         return await self.inbox.get()
 
     async def _join(self) -> Self:
-        await self._client._joins.join(self.channel, self._enter)
+        await self._ask_to_join(self.channel, self._enter)
         return self
 
     def _enter(self) -> None:
         """With the reply, before the next message is read: no publication is missed, none comes too early."""
         self._has_joined = True
-        self._client._channels[self.channel] = self
+        self._joined[self.channel] = self

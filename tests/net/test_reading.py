@@ -13,10 +13,10 @@ import pytest
 import uvloop
 
 from starlight.auth.limits import PAUSE_S
+from starlight.channels.client import Client
 from starlight.channels.handlers import Handlers
-from starlight.channels.hub import Client
-from starlight.net.connection import Connection
 from starlight.server.node import Node
+from starlight.session.session import Session
 from tests.support.fakes import eventually
 from tests.support.raw_client import (
     BINARY,
@@ -39,6 +39,7 @@ WIRES = ("ws", "wss")
 LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
 WS_ONLY = {
     "test_30_one_clients_messages_do_not_keep_the_others_waiting": "what a socket holds is what was written to it",
+    "test_30_messages_that_ask_for_much_do_not_keep_the_others_waiting": "a socket holds what was written to it",
     "test_68_our_own_work_stops_no_deadline_and_sockets_are_read_before_they_are_judged": "it has a process of its own",
 }
 LINES = "starlight.v1.lines"
@@ -157,8 +158,8 @@ async def test_55_a_strangers_flood_waits_while_its_login_is_checked():
         await flooding
 
 
-def connections(on_stage: Stage) -> list[Connection]:
-    return [owner for owner in on_stage.node.core.owners() if isinstance(owner, Connection)]
+def connections(on_stage: Stage) -> list[Session]:
+    return [owner for owner in on_stage.node.core.owners() if isinstance(owner, Session)]
 
 
 # --- a share of each turn ---------------------------------------------------------------------------------------------
@@ -182,6 +183,58 @@ async def test_30_one_clients_messages_do_not_keep_the_others_waiting(subprotoco
         one.sock.send(frame(TEXT, text))
         await eventually(lambda: len(heard) == n_many + 1)
         assert heard.index("one") < n_many - 1_000
+
+
+def join_of_many(n: int = 256) -> bytes:
+    """A small message that asks for much."""
+    return message("join", channels=[{"channel": f"c{number}"} for number in range(n)])
+
+
+async def test_30_messages_that_ask_for_much_do_not_keep_the_others_waiting():
+    """By their size, all of them are within the share of one turn; by their time, they are many turns' worth."""
+    heard: list[str] = []
+    handlers = Handlers()
+
+    @handlers.on("mark")
+    def mark(client: Client, data: Any) -> None:
+        heard.append(client.user)
+
+    async with stage(node=lambda settings: Node(settings, handlers=handlers)) as on_stage:
+        many, one = await on_stage.login("many"), await on_stage.login("one")
+        n_many = 60
+        data = (join_of_many() + message("mark")) * n_many
+        assert many.sock.send(data) == len(data)  # nothing of the node runs between the two
+        one.sock.send(message("mark"))
+        await eventually(lambda: len(heard) == n_many + 1)
+        assert heard.index("one") < n_many - 20
+
+
+async def test_clients_whose_messages_ask_for_much_take_turns():
+    """However many of them there are, a turn has room for few of their messages."""
+    heard: list[str] = []
+    handlers = Handlers()
+
+    @handlers.on("mark")
+    def mark(client: Client, data: Any) -> None:
+        heard.append(client.user)
+
+    async with stage(node=lambda settings: Node(settings, handlers=handlers)) as on_stage:
+        many = [await on_stage.login(f"many{number}") for number in range(20)]
+        one = await on_stage.login("one")
+        flooding = [asyncio.create_task(flood(client, join_of_many() + message("mark"))) for client in many]
+        await eventually(lambda: len(heard) > 5 * len(many))
+        between = []
+        for _ in range(30):
+            before = len(heard)
+            await one.ask("ping")
+            between.append(len(heard) - before)
+        for task in flooding:
+            task.cancel()
+        await asyncio.wait(flooding)
+        assert sorted(between)[len(between) // 2] < len(many)
+        for client in (*many, one):
+            client.reset()
+        await on_stage.alone()
 
 
 ASKED = 3_000

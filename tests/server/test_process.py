@@ -101,13 +101,13 @@ print("left in good order")
 INTERNAL_IS_LATE = """
 import asyncio
 from starlight.config.settings import Settings
-from starlight.ops.port import Internal
+from starlight.ops.internal_port import InternalPort
 from starlight.server.node import Node
 
 async def late(internal, node):
     await asyncio.sleep(2)
 
-Internal.start = late
+InternalPort.start = late
 Node(Settings(port=0, drain_timeout_s=5)).run()
 print("left in good order")
 """
