@@ -12,6 +12,7 @@ const STABLE_MS = 10_000; // only a connection that lasted longer resets the bac
 const RETRY_LIMIT_MS = 60_000; // the longest wait that a server may ask for
 const SPREAD = 2; // doublings ahead where everybody was sent away
 const JOINS_LIMIT = 256; // channels in one message
+const MAX_WISHES = 16_384; // joins under way at once
 const JOIN_BYTES = 32 * 1024; // of one message, if the server takes so many
 const PATIENCE_MS = 60_000; // a channel that is full may be so by our own connection of before
 const RENEWALS_LIMIT = 3; // renewals in a row that were in vain, before the next login
@@ -181,9 +182,11 @@ export class Client {
   #line = null; #watch = null; #isReady = false; // the present line; ready: logged in, and channels joined again
   #ready = deferred(); // gives the line once it is ready; another one after each loss
   #first = deferred();
+  #over = deferred(); // rejected when the client has ended for good
   #error = null; // why the client has ended for good
   #waiting = new Map(); // id -> request
   #channels = new Map(); // channel -> callback: joined again after a reconnect
+  #wishes = new Set(); #isJoining = false; // first joins that wait for their answer, those under way included
   #nextId = 1;
   #session = null; #isRenewing = false; #vainRenewals = 0;
   #attempts = 0; #askedMs = 0; #readyAt = 0; #wake = () => {}; #lastCode = 1006;
@@ -201,19 +204,28 @@ export class Client {
   ping() { return this.#ask({ type: "ping" }); }
   request(type, data = null) { return this.#ask({ type, data }).then((reply) => reply.data); }
 
-  /** Joins a channel; the callback gets its publications, also after reconnects. */
+  /** Joins a channel; the callback gets its publications, also after reconnects. Many that are asked for at once go
+   *  together, and none is given up for a rate: its timeout is for a server that answers no join at all. */
   async join(channel, callback) {
-    try {
-      return await this.#ask({ type: "join", channel }, () => this.#channels.set(channel, callback));
-    } catch (error) { // nobody waits for it any more, but the server may still carry it out
-      if (error.name === "Timeout" && !this.#channels.has(channel)) this.#sayLeave(channel);
-      throw error;
-    }
+    if (this.#error) throw this.#error;
+    if (this.#wishes.size >= MAX_WISHES) throw failure("TooManyRequests", `${MAX_WISHES} joins are under way`);
+    joinBytes([channel]); // what JSON can't express fails at once
+    const wish = deferred({ channel, callback, isSent: false, isAlone: false });
+    this.#wishes.add(wish);
+    this.#beginTime(wish);
+    if (!this.#isJoining) this.#joinWishes();
+    return wish.promise;
   }
 
   async leave(channel) {
     this.#channels.delete(channel); // at once: nothing more of it is wanted, nor joining it again
-    return this.#isReady ? this.#ask({ type: "leave", channel }) : undefined;
+    if (!this.#isReady) return undefined;
+    const before = [...this.#wishes].filter((wish) => wish.channel === channel);
+    if (before.length) { // asked for before, and perhaps not sent yet
+      await Promise.allSettled(before.map(({ promise }) => promise));
+      this.#channels.delete(channel);
+    }
+    return this.#ask({ type: "leave", channel });
   }
 
   /** Renews the login on the open connection. A token that was given as a string is replaced. */
@@ -313,6 +325,8 @@ export class Client {
     for (const type of ["visibilitychange", "resume"]) globalThis.document?.removeEventListener(type, this.#onWake);
     this.#line?.drop(1000, "by the caller");
     for (const id of [...this.#waiting.keys()]) this.#settle(id).reject(error);
+    for (const wish of [...this.#wishes]) this.#conclude(wish, error);
+    this.#over.reject(error);
     this.#ready.reject(error);
     this.#first.reject(error);
     this.#wake();
@@ -344,7 +358,7 @@ export class Client {
   async #freshToken() {
     const { token, tokenTimeoutMs } = this.#options;
     const fresh = typeof token !== "function" ? token
-      : await within(tokenTimeoutMs, Promise.resolve().then(token), "the token took too long");
+      : await within(tokenTimeoutMs, Promise.race([this.#over.promise, Promise.resolve().then(token)]), "a slow token");
     if (typeof fresh !== "string") throw new TypeError(`expected a token that is a string, got ${typeof fresh}`);
     return fresh;
   }
@@ -366,6 +380,85 @@ export class Client {
     }
   }
 
+  // --- joining ---
+
+  /** What is asked for at once goes out together, what is asked for before the answer in the next message, and so on,
+   *  no faster than the server allows. */
+  async #joinWishes() {
+    this.#isJoining = true;
+    for (let waitMs = 1000; this.#wishes.size; ) {
+      const line = await this.#ready.promise.catch(() => null);
+      if (!line) break; // there will be no other; #finish has told it
+      const wishes = line.isOver ? [] : this.#nextWishes(line);
+      if (!wishes.length) continue;
+      const wasEnough = await this.#sendWishes(line, wishes);
+      let pauseMs = joinPauseMs(line, wishes.map(({ channel }) => channel));
+      if (wasEnough) pauseMs = waitMs * (0.5 + Math.random() / 2);
+      waitMs = wasEnough ? Math.min(2 * waitMs, 5000) : 1000;
+      for (const wish of this.#wishes) this.#beginTime(wish, pauseMs);
+      if (this.#wishes.size) await pause(pauseMs, line);
+    }
+    this.#isJoining = false;
+  }
+
+  /** Those of the next message: each channel once, in order, and one alone if a message of several was refused. */
+  #nextWishes(line) {
+    const wishes = new Map();
+    const limitBytes = joinLimitBytes(line);
+    let sizeBytes = joinBytes([]);
+    for (const wish of this.#wishes) {
+      if (wish.isAlone) {
+        if (!wishes.size) return [wish];
+        continue;
+      }
+      if (wishes.has(wish.channel)) continue;
+      sizeBytes += joinBytes([wish.channel]) - joinBytes([]);
+      if (wishes.size && (wishes.size === JOINS_LIMIT || sizeBytes > limitBytes)) break;
+      wishes.set(wish.channel, wish);
+    }
+    return [...wishes.values()];
+  }
+
+  /** One message; true if the server had enough for now. */
+  async #sendWishes(line, wishes) {
+    let errors = new Map();
+    const onOk = (reply) => {
+      errors = refusalsIn(reply);
+      for (const wish of wishes) {
+        const error = errors.get(wish.channel);
+        this.#conclude(wish, error && failure(String(error.name), String(error.message), error.code), reply);
+      }
+    };
+    for (const wish of wishes) wish.isSent = true;
+    try {
+      await this.#exchange(line, { type: "join", ...joinFields(wishes.map(({ channel }) => channel)) }, onOk);
+    } catch (error) {
+      const isOfAll = isAnswer(error) ? error.code !== 111 : error.name === "MessageTooBig"; // no channel's own
+      for (const wish of wishes) {
+        if (wishes.length > 1 && isOfAll) Object.assign(wish, { isSent: false, isAlone: true });
+        else errors.set(wish.channel, error), this.#conclude(wish, error);
+      }
+    }
+    return [...errors.values()].some(({ code }) => code === 111);
+  }
+
+  #beginTime(wish, pauseMs = 0) {
+    clearTimeout(wish.timer);
+    const late = () => this.#conclude(wish, failure("Timeout", "no reply to join"));
+    wish.timer = setTimeout(late, pauseMs + this.#options.timeoutMs);
+  }
+
+  /** Tells who asked what became of it, unless it has to be asked again, for a rate. */
+  #conclude(wish, error, reply) {
+    if (error?.code === 111 && error.name !== "ConnectionLost") return void (wish.isSent = false);
+    if (!this.#wishes.delete(wish)) return undefined;
+    clearTimeout(wish.timer);
+    if (error?.name === "Timeout" && wish.isSent && !this.#channels.has(wish.channel)) this.#sayLeave(wish.channel);
+    if (error) return wish.reject(error);
+    this.#channels.set(wish.channel, wish.callback);
+    return wish.resolve(reply);
+  }
+
   // --- joining again ---
 
   /** Many channels in one message, one message after the other. What is left after the first round, refused for a rate
@@ -385,18 +478,17 @@ export class Client {
   }
 
   async #joinRound(rejoin, withinMs) {
-    const { message_rate: messageRate, byte_rate: byteRate } = limitsOf(rejoin.line);
     const endAt = Date.now() + withinMs;
-    let pauseS = 0;
+    let pauseMs = 0;
     for (const names of this.#joinMessages(rejoin)) {
-      if (pauseS) await pause(Math.min(pauseS, 5) * 1000, rejoin.line);
+      if (pauseMs) await pause(pauseMs, rejoin.line);
       if (Date.now() >= endAt || !(await this.#joinSome(rejoin, names))) return;
-      pauseS = Math.max(1 / (messageRate ?? Infinity), joinBytes(names) / (byteRate ?? Infinity));
+      pauseMs = joinPauseMs(rejoin.line, names);
     }
   }
 
   *#joinMessages(rejoin) {
-    const limitBytes = Math.min(JOIN_BYTES, limitsOf(rejoin.line).message_bytes ?? JOIN_BYTES);
+    const limitBytes = joinLimitBytes(rejoin.line);
     let names = [];
     for (const name of [...rejoin.left]) {
       if (!this.#channels.has(name)) {
@@ -415,15 +507,11 @@ export class Client {
 
   /** One message; false if the server had enough for now. */
   async #joinSome(rejoin, names) {
-    const refusals = new Map();
-    const fields = names.length === 1 ? { channel: names[0] } : { channels: names.map((channel) => ({ channel })) };
+    let refusals = new Map();
     try {
-      const reply = await this.#exchange(rejoin.line, { type: "join", ...fields });
-      for (const item of Array.isArray(reply.channels) ? reply.channels : [])
-        if (isObject(item) && isObject(item.error)) refusals.set(item.channel, item.error);
+      refusals = refusalsIn(await this.#exchange(rejoin.line, { type: "join", ...joinFields(names) }));
     } catch (error) {
-      const isAnswer = typeof error.code === "number" && error.name !== "ConnectionLost";
-      if (!isAnswer && !(error.name === "MessageTooBig" && names.length === 1)) throw error;
+      if (!isAnswer(error) && !(error.name === "MessageTooBig" && names.length === 1)) throw error;
       if (names.length > 1 && ![100, 106, 111].includes(error.code)) {
         rejoin.isOneByOne = true; // whatever is wrong with the message, it is not wrong with all channels
         return false;
@@ -445,8 +533,8 @@ export class Client {
     }
   }
 
-  #sayLeave(channel, line = this.#line) {
-    if (!line.isOver) line.send(JSON.stringify({ type: "leave", channel }));
+  #sayLeave(channel, line = this.#isReady ? this.#line : null) {
+    if (line && !line.isOver) line.send(JSON.stringify({ type: "leave", channel }));
   }
 
   // --- requests ---
@@ -468,8 +556,8 @@ export class Client {
   }
 
   /** A request on this line. */
-  #exchange(line, message) {
-    const [id, text, request] = this.#newRequest(message);
+  #exchange(line, message, onOk) {
+    const [id, text, request] = this.#newRequest(message, onOk);
     if (line.isOver) this.#settle(id).reject(failure("ConnectionLost", "the connection has ended", 1006));
     else this.#send(line, id, text, request);
     return request.promise;
@@ -556,7 +644,33 @@ function limitsOf(line) {
   return { message_bytes: limit("message_bytes"), message_rate: limit("message_rate"), byte_rate: limit("byte_rate") };
 }
 
-/** About how large a join of these channels is: their names are ASCII. */
+/** Whether an error is what the server answered. */
+function isAnswer({ name, code }) {
+  return typeof code === "number" && name !== "ConnectionLost";
+}
+
+function joinFields(names) {
+  return names.length === 1 ? { channel: names[0] } : { channels: names.map((channel) => ({ channel })) };
+}
+
+/** What a reply to a join of several says against some of them, by channel. */
+function refusalsIn(reply) {
+  const items = Array.isArray(reply.channels) ? reply.channels.filter(isObject) : [];
+  return new Map(items.filter(({ error }) => isObject(error)).map(({ channel, error }) => [channel, error]));
+}
+
+/** About how large a join of these channels is. */
 function joinBytes(names) {
-  return names.reduce((sum, name) => sum + name.length + '{"channel":""},'.length, 64);
+  return names.reduce((sum, name) => sum + sizeOf(`{"channel":${JSON.stringify(name)}},`), 64);
+}
+
+function joinLimitBytes(line) {
+  return Math.min(JOIN_BYTES, limitsOf(line).message_bytes ?? JOIN_BYTES);
+}
+
+/** How soon the next join may follow one of these channels. */
+function joinPauseMs(line, names) {
+  const { message_rate: messageRate, byte_rate: byteRate } = limitsOf(line);
+  const pauseS = Math.max(1 / (messageRate ?? Infinity), joinBytes(names) / (byteRate ?? Infinity));
+  return Math.min(pauseS, 5) * 1000;
 }

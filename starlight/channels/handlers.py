@@ -98,6 +98,8 @@ class Handler:
         started_ns = self._clock_ns()
         try:
             result = self.function(*args)
+        except SystemExit as error:
+            raise _exit_failure(error) from error
         finally:
             elapsed_ns = self._clock_ns() - started_ns
             if elapsed_ns > SLOW_HANDLER_NS:
@@ -148,6 +150,11 @@ class Handler:
         log.error("handler %s failed", self.name, exc_info=error)
 
 
+def _exit_failure(error: SystemExit) -> RuntimeError:
+    """A handler that calls `sys.exit` has failed like any other: SystemExit would end the loop and all clients."""
+    return RuntimeError(f"the function raised SystemExit({error.code!r})")
+
+
 class Steps(Coroutine[Any, Any, Any]):
     """A handler's coroutine, of which each step is timed: about 0.3 µs a step.
 
@@ -180,6 +187,8 @@ class Steps(Coroutine[Any, Any, Any]):
         started_ns = self._clock_ns()
         try:
             return self._coroutine.send(value)
+        except SystemExit as error:
+            raise _exit_failure(error) from error
         finally:
             elapsed_ns = self._clock_ns() - started_ns
             if elapsed_ns > SLOW_HANDLER_NS:
@@ -192,6 +201,8 @@ class Steps(Coroutine[Any, Any, Any]):
             if value is None and traceback is None:
                 return self._coroutine.throw(kind)
             return self._coroutine.throw(kind, value, traceback)
+        except SystemExit as error:
+            raise _exit_failure(error) from error
         finally:
             elapsed_ns = self._clock_ns() - started_ns
             if elapsed_ns > SLOW_HANDLER_NS:

@@ -182,8 +182,7 @@ def _print_ends_json(found: Sequence[tuple[str, EndRow]]) -> None:
 def _print_ends(found: Sequence[tuple[str, EndRow]]) -> None:
     """Some lines for each: when and who, why, what was unsent, what to do."""
     for name, end in found:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(end.at))
-        print(f"{when}  {clean(end.user)} at {clean(end.address)}: {_code_words(end)}")
+        print(f"{_when(end.at)}  {clean(end.user)} at {clean(end.address)}: {_code_words(end)}")
         text = CAUSES.get(end.cause)
         print(f"    {text.meaning if text is not None else clean(end.cause)}", end="")
         print(f" ({clean(end.detail)})" if end.detail else "")
@@ -198,6 +197,14 @@ def _print_ends(found: Sequence[tuple[str, EndRow]]) -> None:
             print(f"    unsent: {unsent}")
         if text is not None and text.advice:
             print(f"    to do: {text.advice}")
+
+
+def _when(at_s: float) -> str:
+    """A time of the node's clock, in local time; a dash for one that no calendar has."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_s))
+    except (OverflowError, OSError, ValueError):
+        return "-"
 
 
 def _code_words(end: EndRow) -> str:

@@ -1,6 +1,5 @@
 """A channel as one client joined it: made by `StarlightClient.join`, iterated over for its publications."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Generator
 from types import TracebackType
@@ -19,10 +18,10 @@ class JoiningClient(Protocol):
     async def leave(self, channel: str) -> None: ...
 
 
-class Ask(Protocol):
-    """Sends a request and waits for its reply; `on_ok` is called with that, before the next message is read."""
+class Join(Protocol):
+    """Joins a channel; `enter` is called with the reply, before the next message is read."""
 
-    async def __call__(self, type: str, *, on_ok: Callable[[], None] | None = None, **fields: Any) -> object: ...
+    async def __call__(self, channel: str, enter: Callable[[], None]) -> None: ...
 
 
 class JoinedChannel:
@@ -44,15 +43,13 @@ class JoinedChannel:
         inbox: Inbox[Publication],
         *,
         joined: dict[str, "JoinedChannel"],
-        ask: Ask,
-        undo_join: Callable[[str], None],
+        join: Join,
     ) -> None:
         self.channel = channel
         self.inbox = inbox
         self._client = client
         self._joined = joined  # the client's, by name
-        self._ask = ask
-        self._undo_join = undo_join
+        self._ask_to_join = join
         self._has_joined = False
 
     @property
@@ -87,11 +84,7 @@ class JoinedChannel:
         return await self.inbox.get()
 
     async def _join(self) -> Self:
-        try:
-            await self._ask("join", channel=self.channel, on_ok=self._enter)
-        except (TimeoutError, asyncio.CancelledError):
-            self._undo_join(self.channel)
-            raise
+        await self._ask_to_join(self.channel, self._enter)
         return self
 
     def _enter(self) -> None:

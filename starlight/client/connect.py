@@ -39,7 +39,9 @@ from starlight.client.backoff import Backoff
 from starlight.client.channel import JoinedChannel
 from starlight.client.credentials import Credentials, Token
 from starlight.client.inbox import Inbox
+from starlight.client.joins import Joins
 from starlight.client.link import Closed, Link
+from starlight.client.pace import Pace
 from starlight.client.rejoin import Rejoin
 from starlight.client.requests import Requests
 from starlight.errors import (
@@ -273,6 +275,9 @@ class StarlightClient:
         self._requests: Requests[Link, wire.Ok] = Requests()
         self._slots = asyncio.Semaphore(options.max_requests)
         self._channels: dict[str, JoinedChannel] = {}
+        self._joins: Joins[Link] = Joins(
+            self._usable_link, self._ask_join, self._undo_join, _pace_of, options.timeout_s
+        )
         self._inbox: Inbox[Message] = self._new_inbox()
         self._backoff = Backoff(options.backoff_s, options.backoff_max_s)
         self._supervisor: asyncio.Task[None] | None = None
@@ -382,17 +387,17 @@ class StarlightClient:
         Raises (when awaited): as `publish`; RequestFailed 105 ``already_joined``.
         """
         inbox = self._new_inbox(inbox_messages)
-        return JoinedChannel(self, channel, inbox, joined=self._channels, ask=self._ask, undo_join=self._undo_join)
+        return JoinedChannel(self, channel, inbox, joined=self._channels, join=self._joins.join)
 
     async def leave(self, channel: str) -> None:
         """Leave a channel; its iteration ends after what had come. Leaving one that was not joined is no error.
 
         Raises: as `publish`.
         """
-        joined = self._channels.pop(channel, None)  # at once: nothing more of it is wanted, nor joining it again
-        if joined is not None:
-            joined.inbox.end()
+        self._forget(channel)  # at once: nothing more of it is wanted, nor joining it again
         if self._is_ready:
+            await self._joins.settled(channel)  # asked for before, and perhaps not sent yet
+            self._forget(channel)
             await self._ask("leave", channel=channel)
 
     async def close(self) -> None:
@@ -400,13 +405,18 @@ class StarlightClient:
         the client waits to reconnect, and while it connects. May be called more than once."""
         self._is_closing = True
         self._cancel_tasks()
+        timeout_s = min(CLOSE_TIMEOUT_S, self._options.timeout_s)
         supervisor = self._supervisor
-        if supervisor is not None and supervisor is not asyncio.current_task():  # the token function may close it, too
-            supervisor.cancel()
-            await asyncio.wait([supervisor], timeout=min(CLOSE_TIMEOUT_S, self._options.timeout_s))
-        if self._link is not None:
-            await self._link.close(timeout_s=min(CLOSE_TIMEOUT_S, self._options.timeout_s))
-        self._finish(Closed(close_codes.NORMAL, "closed by the caller"))
+        try:
+            if supervisor is not None and supervisor is not asyncio.current_task():  # the token function may close it
+                supervisor.cancel()
+                await asyncio.wait([supervisor], timeout=timeout_s)
+            if self._link is not None:
+                await self._link.close(timeout_s=timeout_s)
+        finally:  # also for a caller that doesn't wait so long
+            if self._link is not None:
+                self._link.abort()
+            self._finish(Closed(close_codes.NORMAL, "closed by the caller"))
 
     async def wait_closed(self) -> None:
         """Return when the client has ended for good, by `close` or by the server."""
@@ -428,7 +438,11 @@ class StarlightClient:
     # Opening and reopening.
 
     async def _start(self) -> None:
-        await self._open()
+        try:
+            await self._open()
+        except BaseException:
+            self._cancel_tasks()
+            raise
         self._supervisor = asyncio.create_task(self._supervise(), name=f"starlight client {self.user}")
 
     async def _open(self) -> None:
@@ -498,9 +512,7 @@ class StarlightClient:
             ask=ask,
             leave=leave,
             refuse=refuse,
-            message_rate=welcome.limit_of("message_rate"),
-            byte_rate=welcome.limit_of("byte_rate"),
-            message_bytes=welcome.limit_of("message_bytes"),
+            pace=Pace.of(welcome),
         )
 
     async def _rejoin_rest(self, link: Link, rejoin: Rejoin) -> None:
@@ -560,8 +572,7 @@ class StarlightClient:
             self._backoff.lost()
         self._is_ready = False
         self._is_writable = True
-        if self._rejoining is not None:
-            self._rejoining.cancel()
+        self._cancel_tasks()
         if closed.code == close_codes.SESSION_EXPIRED:
             self._credentials.drop_session(closed.code)
         self._update_sendable()
@@ -574,6 +585,7 @@ class StarlightClient:
         self._is_ready = False
         self._cancel_tasks()
         self._sendable.set()
+        self._joins.cancel(self._closed)
         error = None if closed.code == close_codes.NORMAL else self._closed
         self._inbox.end(error)
         for joined in self._channels.values():
@@ -582,7 +594,7 @@ class StarlightClient:
         self._tell_state("closed", closed.code)
 
     def _cancel_tasks(self) -> None:
-        """Those that work for a connection: there will be none any more."""
+        """Those that work for a connection that has ended."""
         for task in (self._renewal, self._rejoining):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
@@ -595,7 +607,6 @@ class StarlightClient:
         *,
         data: object = NO_DATA,
         timeout_s: float | None = None,
-        on_ok: Callable[[], None] | None = None,
         **fields: Any,
     ) -> wire.Ok:
         """Send a request on the current connection, or on the next one, and wait for its reply."""
@@ -604,7 +615,7 @@ class StarlightClient:
         try:
             async with asyncio.timeout(timeout_s), self._slots:
                 link = await self._usable_link()
-                return await self._exchange(link, type, payload, on_ok=on_ok, **fields)
+                return await self._exchange(link, type, payload, **fields)
         except TimeoutError:
             raise TimeoutError(f"{type}: no reply within {timeout_s:g} s") from None
 
@@ -618,6 +629,14 @@ class StarlightClient:
         except TimeoutError:
             raise TimeoutError(f"nothing could be sent within {self._options.timeout_s:g} s") from None
 
+    def _forget(self, channel: str) -> None:
+        joined = self._channels.pop(channel, None)
+        if joined is not None:
+            joined.inbox.end()
+
+    async def _ask_join(self, link: Link, fields: dict[str, Any], on_ok: Callable[[wire.Ok], None]) -> wire.Ok:
+        return await self._exchange(link, "join", on_ok=on_ok, **fields)
+
     def _undo_join(self, channel: str) -> None:
         """Nobody waits for this join any more, but the server may still carry it out."""
         if self._is_ready and self._link is not None and channel not in self._channels:
@@ -629,7 +648,7 @@ class StarlightClient:
         type: str,
         payload: bytes | None = None,
         *,
-        on_ok: Callable[[], None] | None = None,
+        on_ok: Callable[[wire.Ok], None] | None = None,
         **fields: Any,
     ) -> wire.Ok:
         """One request and its reply, on this link."""
@@ -762,6 +781,10 @@ class StarlightClient:
 
     def _new_inbox(self, limit_messages: int | None = None) -> Inbox[Any]:
         return Inbox(limit_messages or self._options.inbox_messages, self._options.inbox_bytes)
+
+
+def _pace_of(link: Link) -> Pace:
+    return Pace() if link.welcome is None else Pace.of(link.welcome)
 
 
 def _is_being_cancelled() -> bool:

@@ -107,6 +107,8 @@ class Link(WSListener):
             )
         except WSInvalidURL as error:
             raise ConnectFailed(f"{url}: not a WebSocket URL, expected such as ws://127.0.0.1:8765/ws") from error
+        except UnicodeError as error:  # of a label with more than 63 characters, say
+            raise ConnectFailed(f"{url}: no name of a host") from error
         except (OSError, WSError) as error:
             raise ConnectFailed(f"{url}: {_why(error)}") from error
         if listener is None or self._transport is None:

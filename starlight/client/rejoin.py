@@ -14,27 +14,16 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final
 
+from starlight.client.pace import Pace
 from starlight.close_codes import ErrorCode
 from starlight.errors import ClientError, MessageTooBig, RequestFailed
 from starlight.protocols.native.client import Ok
 
-__all__ = ["JOINS_LIMIT", "PATIENCE_S", "Rejoin"]
-
-JOINS_LIMIT: Final = 256
-"""The most channels in one message (protocol.md)."""
-
-JOIN_BYTES: Final = 32 << 10
-"""The most bytes of one message: half of what a server takes by default, and 256 ordinary names."""
-
-_ENVELOPE_BYTES: Final = 64
-"""What a join is without its channels, and a little more."""
+__all__ = ["PATIENCE_S", "Rejoin"]
 
 PATIENCE_S: Final = 60.0
 """How long a channel is tried again that is full, or that the server fails at: longer than a connection that is dead
 counts on the server (ping and pong, 35 s)."""
-
-PAUSE_LIMIT_S: Final = 5.0
-"""The longest wait between two messages, whatever rate a welcome names."""
 
 RETRY_S: Final = 1.0
 RETRY_LIMIT_S: Final = 30.0
@@ -52,9 +41,7 @@ class Rejoin:
         ask: sends one join, with the fields it is given, and returns the reply or raises `RequestFailed`.
         leave: a channel was joined again that nobody wants any more.
         refuse: a channel was refused for good.
-        message_rate: messages a second that the server allows; None: any.
-        byte_rate: bytes a second, likewise.
-        message_bytes: of the largest message, likewise.
+        pace: what the server allows.
         clock: monotonic seconds.
     """
 
@@ -65,18 +52,14 @@ class Rejoin:
         ask: Callable[[dict[str, Any]], Awaitable[Ok]],
         leave: Callable[[str], None],
         refuse: Callable[[str, ClientError], None],
-        message_rate: int | None = None,
-        byte_rate: int | None = None,
-        message_bytes: int | None = None,
+        pace: Pace,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._channels = channels
         self._ask = ask
         self._leave = leave
         self._refuse = refuse
-        self._message_rate = message_rate
-        self._byte_rate = byte_rate
-        self._size_bytes = JOIN_BYTES if message_bytes is None else min(JOIN_BYTES, message_bytes)
+        self._pace = pace
         self._clock = clock
         self._waiting = dict.fromkeys(channels)
         self._one_by_one = False
@@ -96,7 +79,7 @@ class Rejoin:
             await asyncio.sleep(pause_s)
             if self._clock() >= end_s or not await self._join(names):
                 return
-            pause_s = self._pause_s(names)
+            pause_s = self._pace.pause_s(names)
 
     async def rounds(self) -> None:
         """Rounds, with waits between them, until nothing is left. Raises as `round`."""
@@ -108,24 +91,16 @@ class Rejoin:
 
     def _messages(self) -> Iterator[list[str]]:
         """The names that are left, as many together as fit into one message."""
-        names: list[str] = []
-        size_bytes = _ENVELOPE_BYTES
-        for name in list(self._waiting):
-            if name not in self._channels:
-                del self._waiting[name]  # left in the meantime
-                continue
-            size_bytes += _size_bytes(name)
-            if names and (self._one_by_one or len(names) == JOINS_LIMIT or size_bytes > self._size_bytes):
-                yield names
-                names, size_bytes = [], _ENVELOPE_BYTES + _size_bytes(name)
-            names.append(name)
-        if names:
-            yield names
-
-    def _pause_s(self, names: list[str]) -> float:
-        by_messages_s = 1 / self._message_rate if self._message_rate else 0.0
-        by_bytes_s = sum(map(_size_bytes, names)) / self._byte_rate if self._byte_rate else 0.0
-        return min(max(by_messages_s, by_bytes_s), PAUSE_LIMIT_S)
+        names = list(self._waiting)
+        while True:
+            for name in [name for name in names if name not in self._channels]:  # left in the meantime
+                self._waiting.pop(name, None)
+            names = [name for name in names if name in self._waiting]
+            if not names:
+                return
+            count = 1 if self._one_by_one else self._pace.take(names)
+            yield names[:count]
+            names = names[count:]
 
     async def _join(self, names: list[str]) -> bool:
         """One message; False if the server had enough for now."""
@@ -169,7 +144,3 @@ class Rejoin:
 
     def _may_try_again(self, code: int) -> bool:
         return code in _FOR_EVER or (code in _FOR_A_WHILE and self._clock() < self._patient_until_s)
-
-
-def _size_bytes(name: str) -> int:
-    return len(name) + len('{"channel":""},')

@@ -16,7 +16,7 @@ class Request(Generic[Link, Reply]):
 
     __slots__ = ("id", "link", "on_ok", "reply")
 
-    def __init__(self, id: int, link: Link, on_ok: Callable[[], None] | None) -> None:
+    def __init__(self, id: int, link: Link, on_ok: Callable[[Reply], None] | None) -> None:
         self.id = id
         self.link = link
         self.on_ok = on_ok
@@ -26,7 +26,7 @@ class Request(Generic[Link, Reply]):
         """Hand over the reply; `on_ok` runs first, before the next message is even looked at."""
         if not self.reply.done():
             if self.on_ok is not None:
-                self.on_ok()
+                self.on_ok(reply)
             self.reply.set_result(reply)
 
     def fail(self, error: Exception) -> None:
@@ -45,7 +45,7 @@ class Requests(Generic[Link, Reply]):
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def add(self, link: Link, on_ok: Callable[[], None] | None = None) -> Request[Link, Reply]:
+    def add(self, link: Link, on_ok: Callable[[Reply], None] | None = None) -> Request[Link, Reply]:
         """A new request; whoever adds it removes it."""
         request = Request[Link, Reply](next(self._ids), link, on_ok)
         self._by_id[request.id] = request

@@ -332,6 +332,8 @@ class NodeClient:
         try:
             if self._connection.sock is None:
                 self._connection.connect()
+        except UnicodeError as error:  # of a label with more than 63 characters, say
+            raise NodeUnreachable(self.url, "no name of a host") from error
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise NodeUnreachable(self.url, _reason(error)) from error
@@ -343,7 +345,7 @@ class NodeClient:
         except TimeoutError as error:
             self.close()
             raise NodeUnreachable(self.url, f"no complete answer within {self._answer_s:g} s") from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # the last: a chunk of less than nothing
             self.close()
             raise NodeUnreachable(self.url, _reason(error)) from error
         if len(content) > ANSWER_LIMIT_BYTES:
@@ -491,7 +493,7 @@ def _reason(error: Exception) -> str:
         return "no answer in time"
     if isinstance(error, http.client.RemoteDisconnected):
         return "connection closed"
-    if isinstance(error, http.client.HTTPException):
+    if isinstance(error, (http.client.HTTPException, ValueError)):
         return "the answer is not HTTP"
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno).lower()

@@ -29,7 +29,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from starlight.auth.limits import internal_connections
 from starlight.config.addresses import is_loopback
@@ -144,6 +144,8 @@ class InternalHttp:
     async def _expect(self, request: web.Request) -> web.StreamResponse | None:
         """Ask a client that waits for it (``Expect: 100-continue``) for its body, unless the request is refused."""
         _begin(request)
+        if request.version < HttpVersion11:
+            return None  # it knows of no such answer
         if request.headers.get("Expect", "").lower() != "100-continue":
             return refusal(417)
         try:

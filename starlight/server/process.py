@@ -128,13 +128,17 @@ async def _serve(node: Node, listening: Sequence[socket.socket], handler: logs.L
 
 
 async def _started(node: Node, listening: Sequence[socket.socket], signalled: asyncio.Event) -> bool:
-    """Start the node, or give that up at a signal; whether it serves. Raises what `start` raises."""
+    """Start the node, or give that up at a signal; whether it serves. Raises what `start` raises.
+
+    A node that accepts clients already is started to the end, as only a drain sends them away in good order.
+    """
     starting = asyncio.ensure_future(node.start(listening))
     waiting = asyncio.ensure_future(signalled.wait())
     await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
     if not starting.done():
-        starting.cancel()
+        if not node.is_listening:
+            starting.cancel()
         await asyncio.wait((starting,))
     if starting.cancelled():
         return False

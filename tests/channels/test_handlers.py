@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import datetime
 import logging
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable
@@ -161,6 +162,25 @@ async def test_an_exception_is_100_with_a_logged_traceback_and_the_connection_st
         assert "secret" not in reply["message"]
     assert "fail failed" in caplog.text
     assert "ZeroDivisionError: secret" in caplog.text
+
+
+async def test_a_handler_that_calls_sys_exit_has_failed_and_ends_nothing_else(
+    play: Play, caplog: pytest.LogCaptureFixture
+):
+    @play.handlers.on("leave now")
+    def leave(client: Client, data: object) -> None:
+        sys.exit(3)
+
+    @play.handlers.on("leave later")
+    async def leave_later(client: Client, data: object) -> None:
+        await asyncio.sleep(0)
+        sys.exit(3)
+
+    ann = play.member("ann")
+    assert ann.ask("leave now")["code"] == 100
+    await ann.say("leave later", id=1)
+    assert [message["code"] for message in ann.heard()] == [100]
+    assert caplog.text.count("the function raised SystemExit(3)") == 2
 
 
 async def test_what_json_cannot_express_is_100(play: Play, caplog: pytest.LogCaptureFixture):

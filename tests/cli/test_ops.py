@@ -165,6 +165,41 @@ async def test_why_names_the_setting_and_what_was_unsent(terminal: Terminal, tmp
         slow.close()
 
 
+ENDED = b'{"node":"n","now":1,"total":1,"ends":[{"at":%b,"code":4008,"user":"eve"}]}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "says"),
+    [
+        (b"Content-Length: %d\r\n\r\n%b" % (len(ENDED % b"1e300"), ENDED % b"1e300"), 0, "-  eve at"),
+        (b"Content-Length: %d\r\n\r\n%b" % (len(ENDED % b"-1e18"), ENDED % b"-1e18"), 0, "-  eve at"),
+        (b"Transfer-Encoding: chunked\r\n\r\n-5\r\n", 2, "the answer is not HTTP"),
+    ],
+)
+async def test_an_odd_node_ends_in_no_traceback(
+    terminal: Terminal, tmp_path: Path, answer: bytes, code: int, says: str
+) -> None:
+    async def odd(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n" + answer)
+        await writer.drain()
+        writer.close()
+
+    (tmp_path / "key").write_text(KEY)
+    async with await asyncio.start_server(odd, "127.0.0.1", 0) as server:
+        node = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        told = await terminal.run("why", "--node", node, "--key-file", str(tmp_path / "key"))
+        assert told[0] == code
+        assert says in told[1] + told[2]
+
+
+async def test_a_name_that_no_host_can_have(terminal: Terminal) -> None:
+    node = f"http://{'a' * 64}.example"
+    assert await terminal.run("conns", "--node", node) == (2, "", f"{node}: no name of a host")
+    code, out, err = await terminal.run("sub", "news", "--url", f"ws://{'a' * 64}.example/ws")
+    assert (code, out) == (2, "") and err.endswith("no name of a host")
+
+
 async def test_a_refused_login_is_found_without_a_user(terminal: Terminal, tmp_path: Path) -> None:
     key_file = tmp_path / "key"
     async with serving(key_file) as node:

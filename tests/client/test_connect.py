@@ -397,3 +397,48 @@ def test_works_on_uvloop() -> None:
 
 async def _read_all(source: object) -> list[object]:
     return [message async for message in source]  # type: ignore[attr-defined]
+
+
+# --- the end is final -------------------------------------------------------------------------------------------------
+
+
+async def test_a_close_that_is_given_up_is_a_close(server: ScriptedServer) -> None:
+    """The server does not answer the close frame, and the caller has less time than the close would take."""
+    states = States()
+    client = await connect(server.url, user="ada", on_state=states)
+    news = await client.join("news")
+    for connection in server.connections:
+        connection.transport.pause_reading()
+    closing = asyncio.create_task(client.close())
+    await asyncio.sleep(0.05)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert states.names() == ["connected", "closed"]
+    with pytest.raises(StopAsyncIteration):
+        await anext(news)
+    with pytest.raises(ConnectionClosed):
+        await client.ping()
+    for connection in server.connections:
+        connection.transport.resume_reading()
+    await eventually(lambda: not server.connections)
+
+
+async def test_a_first_connection_that_fails_leaves_nothing_behind(server: ScriptedServer) -> None:
+    """The server says that the login ends, before it has answered it."""
+    before = asyncio.all_tasks()
+    server.silent_about = {"login"}
+    opening = asyncio.create_task(_open(server.url))
+    await eventually(lambda: server.seen("login"))
+    for connection in server.connections:
+        await connection.send('{"type":"expiring","seconds":86400}')
+    await eventually(lambda: any("_renew" in repr(task) for task in asyncio.all_tasks()))
+    for connection in server.connections:
+        await connection.close(4501)
+    with pytest.raises(LoginRefused):
+        await opening
+    await eventually(lambda: not any("starlight/client" in repr(task) for task in asyncio.all_tasks() - before))
+
+
+async def _open(url: str) -> object:
+    return await connect(url, token=lambda: "token")

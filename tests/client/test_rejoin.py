@@ -8,7 +8,8 @@ import pytest
 
 import starlight
 from starlight.client import rejoin as _client_rejoin
-from starlight.client.rejoin import JOINS_LIMIT, PATIENCE_S, Rejoin
+from starlight.client.pace import JOINS_LIMIT, Pace
+from starlight.client.rejoin import PATIENCE_S, Rejoin
 from starlight.errors import ClientError, MessageTooBig, RequestFailed
 from starlight.protocols.native.client import JoinedItem, Ok, Refusal
 from tests.support.fakes import eventually
@@ -28,7 +29,12 @@ class Scene:
         self.answer: Answer = lambda name: None
         self.now_s = 0.0
         self.rejoin = Rejoin(
-            self.channels, ask=self.ask, leave=self.left.append, refuse=self.refuse, clock=lambda: self.now_s, **limits
+            self.channels,
+            ask=self.ask,
+            leave=self.left.append,
+            refuse=self.refuse,
+            clock=lambda: self.now_s,
+            pace=Pace(**limits),
         )
 
     async def ask(self, fields: dict[str, Any]) -> Ok:

@@ -396,3 +396,80 @@ async def test_the_network_or_the_page_that_is_back_ends_the_wait_and_checks_the
     assert server.opened == 3
     for connection in swallowed:
         connection.transport.abort()
+
+
+# --- first joins, and the end ---------------------------------------------------------------------------------------
+
+
+async def test_a_thousand_joins_at_once_on_a_node_with_rates(tmp_path: Path) -> None:
+    script = """
+    const client = await connect(url, { user: "ada", onState });
+    const names = Array.from({ length: 1000 }, (_, number) => `c${number}`);
+    const [got, done] = next();
+    await Promise.all(names.map((name) => client.join(name, ({ channel }) => done(channel))));
+    await client.publish("c999", 1);
+    say(await got, states.length);
+    client.close();
+    """
+    app = starlight.Starlight(port=0, drain_timeout_s=2, message_rate=20, byte_rate_bytes=2**20)
+    async with app.serve() as node:
+        assert await play(tmp_path, node.url, script) == [["c999", 1]]
+        assert node.hub.counts.errors[111] == 0
+
+
+async def test_each_first_join_gets_its_own_answer_and_none_is_given_up_for_a_rate(
+    tmp_path: Path, server: ScriptedServer
+) -> None:
+    script = """
+    const client = await connect(url, { user: "ada", timeoutMs: 1500 });
+    const names = ["c0", "c1", "c2", "c1", "c3"];
+    const all = await Promise.allSettled(names.map((name) => client.join(name, () => {})));
+    say(all.map(({ status, reason }) => reason?.code ?? status));
+    client.close();
+    """
+    server.answer_joins_with = [111, 111]  # longer than the timeout together with the waits
+    server.refuse_joins_of = {"c2"}
+    server.refuse_joins_once = {"c3": 111}
+    ok = "fulfilled"
+    assert await play(tmp_path, server.url, script) == [[[ok, ok, 103, ok, ok]]]
+
+
+async def test_a_leave_comes_behind_the_join_before_it_and_none_on_a_line_without_a_login(
+    tmp_path: Path, server: ScriptedServer
+) -> None:
+    script = """
+    const client = await connect(url, { user: "ada", timeoutMs: 300, ...fast });
+    const joining = client.join("a", () => {});
+    await client.leave("a");
+    await joining;
+    await tellReady(client);
+    await until(() => seen("reconnecting", 1006));
+    await refusal(client.join("b", () => {}));
+    client.close();
+    """
+    running = asyncio.create_task(play(tmp_path, server.url, script))
+    await eventually(lambda: server.seen("ready"), 20)
+    assert server.joined == set()
+    server.silent_about = {"login"}
+    server.drop_all()
+    assert await running == [["Timeout", None]]
+    assert {command["type"] for command in server.commands[4:]} == {"login"}
+
+
+async def test_a_client_that_is_closed_while_its_token_hangs_keeps_nothing_running(
+    tmp_path: Path, server: ScriptedServer
+) -> None:
+    """Node ends when nothing is left to wait for: a timer of 60 s would outlast the script's 30 s."""
+    script = """
+    let calls = 0;
+    const token = () => (calls++ ? new Promise(() => {}) : "first");
+    const client = await connect(url, { token, ...fast });
+    await tellReady(client);
+    await until(() => calls === 2);
+    client.close();
+    say("closed");
+    """
+    running = asyncio.create_task(play(tmp_path, server.url, script))
+    await eventually(lambda: server.seen("ready"), 20)
+    server.drop_all()
+    assert await running == [["closed"]]

@@ -238,6 +238,9 @@ async def test_a_client_that_waits_to_be_asked_for_its_body_is_told_first(tmp_pa
         assert await client.head() == b"HTTP/1.1 100 Continue"
         await client.send(b"{}")
         assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+        client = await connect(on)  # HTTP/1.0 knows of no such answer
+        await client.send(f"{head.replace('1.1', '1.0')}Authorization: Bearer {KEY}\r\n\r\n{{}}".encode())
+        assert (await client.head()).startswith(b"HTTP/1.0 200 ")
 
 
 # --- errors are ours -------------------------------------------------------------------------------------------------

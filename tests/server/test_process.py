@@ -98,6 +98,21 @@ print("left in good order")
 """
 
 
+INTERNAL_IS_LATE = """
+import asyncio
+from starlight.config.settings import Settings
+from starlight.ops.internal_port import InternalPort
+from starlight.server.node import Node
+
+async def late(internal, node):
+    await asyncio.sleep(2)
+
+InternalPort.start = late
+Node(Settings(port=0, drain_timeout_s=5)).run()
+print("left in good order")
+"""
+
+
 class Process:
     """A node in a process of its own."""
 
@@ -130,9 +145,11 @@ class Process:
 
 
 @asynccontextmanager
-async def process(drain_timeout_s: float = 5, *, wrapper: tuple[str, ...] = ()) -> AsyncIterator[Process]:
+async def process(
+    drain_timeout_s: float = 5, *, wrapper: tuple[str, ...] = (), program: str = PROGRAM
+) -> AsyncIterator[Process]:
     child = await asyncio.create_subprocess_exec(
-        *wrapper, sys.executable, "-c", PROGRAM.replace("{drain_timeout_s}", str(drain_timeout_s)),
+        *wrapper, sys.executable, "-c", program.replace("{drain_timeout_s}", str(drain_timeout_s)),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
@@ -153,6 +170,16 @@ async def test_a_signal_drains_and_exits_with_0(number: signal.Signals):
     async with process() as node:
         ann = await WireClient.login(node.url, "ann")
         node.process.send_signal(number)
+        assert (await ann.hear())["type"] == "bye"
+        assert (await ann.closed())[0] == 1001
+        assert await node.end() == (0, "left in good order\n")
+
+
+async def test_a_signal_that_comes_between_the_two_ports_drains_who_is_there_already():
+    """Clients are served before the internal port answers; they are sent away in good order, not cut off."""
+    async with process(program=INTERNAL_IS_LATE) as node:
+        ann = await WireClient.login(node.url, "ann")
+        node.process.send_signal(signal.SIGTERM)
         assert (await ann.hear())["type"] == "bye"
         assert (await ann.closed())[0] == 1001
         assert await node.end() == (0, "left in good order\n")

@@ -26,6 +26,7 @@ class ScriptedServer:
         self.refuse_joins_of: set[str] = set()  # with 103
         self.refuse_joins_once: dict[str, int] = {}  # by channel, with this code, once
         self.answer_joins_with: list[int] = []  # the whole message with an error, one code after the other
+        self.refuse_several_with: int | None = None  # a join of several channels as a whole
         self.welcome: dict[str, Any] = {}  # further fields of every welcome
         self.session: str | None = None  # what every welcome says
         self.refuse_tokens: set[str] = set()  # with 4500
@@ -117,6 +118,8 @@ class ScriptedServer:
         elif kind == "join" and self.answer_joins_with:
             code = self.answer_joins_with.pop(0)
             reply |= {"type": "error", "code": code, "name": error_name(code), "message": "as scripted"}
+        elif kind == "join" and "channels" in command and self.refuse_several_with is not None:
+            reply |= {"type": "error", "code": self.refuse_several_with, "name": "no", "message": "as scripted"}
         elif kind == "join" and "channels" in command:
             reply["channels"] = [self._join(connection, item["channel"]) for item in command["channels"]]
         elif kind == "join":
