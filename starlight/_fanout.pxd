@@ -32,6 +32,7 @@ cdef class Core:
     cdef object test_script      # keeps the flusher's script alive
     cdef forgiving_clock_t clock
     cdef uint64_t compact_above_bytes    # held chunks, before a turn looks after the budget (again)
+    cdef uint32_t n_early_slices         # flushed in this turn before its end, as it had appended so much
 
     cpdef Channel channel(self)
     cpdef Subscriber subscriber(self, object owner, int fd, object transport, int form)
@@ -54,6 +55,7 @@ cdef class Core:
     cdef int after_append(self) except -1
     cdef int trim(self) except -1
     cdef int leave_all(self, subscriber_t* sub) except -1
+    cdef int flush_early(self) except -1
     cdef bint flush_some(self) except -1
     cdef int write_transports(self) except -1
     cdef int write_transport(self, subscriber_t* sub, Subscriber handle) except -1

@@ -53,7 +53,9 @@ cdef extern from *:
 
 cdef enum:
     SLICE_SENDS = 1000           # ~5 ms of send(2): between slices the loop polls
-    TURN_BYTES = 1024 * 1024     # appended in one turn before it is flushed at once
+    SLICE_BYTES = 8 * 1024 * 1024   # likewise for the copies that large messages are: looked at after every few sends
+    SENDS_A_LOOK = 16
+    TURN_BYTES = 1024 * 1024     # appended in one turn before a slice is flushed at once
     HELD_UP_MS = 200             # sweeps come every 50 ms or so: four were missed
     EPISODE_MS = 60_000          # a dry run: so long without a verdict, and the next one is told again
     PREFETCH = 6                 # members ahead; a subscriber is a cache miss beyond a few hundred
@@ -95,6 +97,7 @@ ctypedef struct totals_t:        # only ever grow
     uint64_t messages            # publications and single-receiver messages accepted
     uint64_t publications        # of which went to a channel, `everyone` included
     uint64_t deliveries          # messages put into an outbox
+    uint64_t delivery_bytes      # of publications, once for each member
     uint64_t settles
     uint64_t turns
     uint64_t slices
@@ -286,6 +289,7 @@ cdef inline int run_append(core_t* c, channel_t* channel, message_t* m) noexcept
         write_message(to, m, form)
         run.end[form] = lane_commit(lane[0], size, c.flusher.now_ms) + 1
         c.turn_bytes += size
+        c.totals.delivery_bytes += <uint64_t>size * channel.n_form[form]
     channel.n_publications += 1
     channel.n_deliveries += channel.n_members
     c.totals.messages += 1
@@ -416,7 +420,8 @@ cdef inline subscriber_t* in_round(core_t* c, uint32_t i) noexcept nogil:
 cdef inline bint flush_slice(core_t* c) noexcept nogil:
     """Flush all single-receiver work and one slice of the round; return whether more waits."""
     cdef subscriber_t* sub
-    cdef uint32_t i, stop
+    cdef uint32_t i, stop, look
+    cdef uint64_t sent_bytes = c.flusher.sent_bytes
     settle(c)
     c.turn_bytes = 0
     c.totals.slices += 1
@@ -426,16 +431,23 @@ cdef inline bint flush_slice(core_t* c) noexcept nogil:
     if c.flush_next == c.flushing.n:
         start_round(c)
     stop = min(c.flushing.n, c.flush_next + SLICE_SENDS)
-    while c.flush_next < stop:
-        if c.flush_next + PREFETCH < stop:
-            prefetch_subscriber(in_round(c, c.flush_next + PREFETCH))
-        sub = in_round(c, c.flush_next)
-        c.flush_next += 1
-        visit(c, sub, LIST_MARKED)
+    while c.flush_next < stop and c.flusher.sent_bytes - sent_bytes < SLICE_BYTES:
+        look = min(stop, c.flush_next + SENDS_A_LOOK)
+        while c.flush_next < look:
+            if c.flush_next + PREFETCH < stop:
+                prefetch_subscriber(in_round(c, c.flush_next + PREFETCH))
+            sub = in_round(c, c.flush_next)
+            c.flush_next += 1
+            visit(c, sub, LIST_MARKED)
     if c.flush_next == c.flushing.n:
         c.flushing.n = c.flush_next = 0
     apply_flush(c)
     return c.flushing.n > 0 or c.marked.n > 0
+
+
+cdef inline bint is_behind(core_t* c) noexcept nogil:
+    """Whether a round is under way: a slice was not enough for what is to be written."""
+    return c.flushing.n > 0
 
 
 cdef inline void measure(core_t* c, uint64_t started_us, uint64_t sent_bytes) noexcept nogil:

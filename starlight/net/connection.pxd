@@ -116,6 +116,7 @@ cdef class Connection(WSListener):
     cdef bint awaits_pong
     cdef readonly bint is_paused         # reading, because too much is held, or for a moment by the meter
     cdef bint is_waiting                 # for the next turn: not read meanwhile
+    cdef bint is_ahead                   # it has published while the core was behind with its writing: waits for that
     cdef bint is_discarding              # reading goes on without the parser
     cdef bint is_evicted                 # the end is an abort with SO_LINGER 0
     cdef bint is_close_sent              # our close frame is with the kernel
@@ -138,7 +139,9 @@ cdef class Connection(WSListener):
     cdef int count_read(self, Py_ssize_t n_bytes) except -1
     cdef bint may_frames(self, uint64_t n_frames) except -1
     cdef int spend(self, uint64_t work) except -1
+    cdef int wait(self) except -1
     cdef int spend_time(self, uint64_t started_ns) except -1
+    cdef int spend_copies(self, uint64_t n_bytes) except -1
     cdef bint must_wait(self) noexcept
     cdef bint is_holding(self) noexcept
     cdef bint has_room(self) noexcept

@@ -27,6 +27,7 @@ from picows.picows cimport MemoryBuffer, WSFrame, WSListener, WSMsgType, WSTrans
 from starlight.session.deadlines cimport (WHEEL_SLOTS, WHEEL_TICK_MS, deadline_clear, deadline_set, deadline_t, list_init,
                                    wheel_collect, wheel_init)
 from starlight._fanout cimport Core
+from starlight.core.records cimport is_behind
 from starlight.session.fragments cimport Fragments
 from starlight.core.wire cimport wire_is_utf8
 from starlight.protocols.native._lines cimport Lines
@@ -71,6 +72,7 @@ cdef enum:
     MESSAGE_WORK = 2048          # and handling a message
     TURN_WORK = 2 * 1024 * 1024  # about 2 ms: what clients that want more than they get are given in a turn, all together
     SHARE_WORK = 32 * 1024       # what a client gets at least: about 15 messages
+    COPY_BYTES = 32              # a publication's bytes, once for each member, are a 32nd of the work of those that are read
     HEAVY_SHARES = 2             # who did more than so many shares in a turn goes on when a turn has room for as much again
     READS_OF_SHARE = 64          # a read may bring this part of a share: its frames, which can't wait, take 40 times their bytes
     LATE_MS = 3 * WHEEL_TICK_MS  # a tick that comes so late was held up: sockets are read before deadlines are judged
@@ -495,11 +497,16 @@ cdef class Connection(WSListener):
             acceptor.work = 0
         self.work += work
         acceptor.work += work
-        if not self.is_waiting and self.work > (
-                acceptor.share_work if acceptor.work <= acceptor.turn_work else acceptor.least_work):
+        if self.work > (acceptor.share_work if acceptor.work <= acceptor.turn_work else acceptor.least_work):
+            self.wait()
+        return 0
+
+    cdef int wait(self) except -1:
+        """Read and handle nothing until its next turn."""
+        if not self.is_waiting:
             self.is_waiting = True
             self.transport.pause_reading()
-            acceptor.wait(self)
+            self.acceptor.wait(self)
         return 0
 
     cdef int spend_time(self, uint64_t started_ns) except -1:
@@ -509,9 +516,18 @@ cdef class Connection(WSListener):
             self.spend(took_ns - MESSAGE_WORK)
         return 0
 
+    cdef int spend_copies(self, uint64_t n_bytes) except -1:
+        """Count what a publication is to be copied. While the core is behind with that, who publishes waits for it."""
+        self.spend(n_bytes // COPY_BYTES)
+        if is_behind(&self.acceptor.core.c):
+            self.is_ahead = True
+            self.wait()
+        return 0
+
     def on_turn(self):
         """A new turn, with a new share of it."""
         self.is_waiting = False
+        self.is_ahead = False
         self.work = 0
         if self.phase == PHASE_LOGIN or self.phase == PHASE_OPEN:
             self.go_on()
@@ -575,9 +591,12 @@ cdef class Connection(WSListener):
         self.acceptor.messages_in += 1
         self.spend(MESSAGE_WORK)
         cdef uint64_t started_ns = clock_ns()
+        cdef uint64_t delivery_bytes = self.acceptor.core.c.totals.delivery_bytes
         if self.client is not None:
             awaitable = self.acceptor.hub_receive(self.client, message)
             self.spend_time(started_ns)
+            if self.acceptor.core.c.totals.delivery_bytes != delivery_bytes:
+                self.spend_copies(self.acceptor.core.c.totals.delivery_bytes - delivery_bytes)
             if awaitable is not None:
                 self.task = self.acceptor.loop.create_task(self.handle(awaitable, False))
             return 0
@@ -1126,7 +1145,9 @@ cdef class Acceptor:
         self.work = 0
         heavy_work = HEAVY_SHARES * self.share_work
         for connection in self.waiting:
-            if connection.work <= heavy_work or connection.phase >= PHASE_CLOSING:
+            if connection.is_ahead and is_behind(&self.core.c) and connection.phase < PHASE_CLOSING:
+                staying.append(connection)
+            elif connection.work <= heavy_work or connection.phase >= PHASE_CLOSING:
                 going.append(connection)
             elif is_first or connection.work <= room:
                 is_first = False
