@@ -32,8 +32,8 @@ BIO_BYTES: Final = 17 * 1024
 hide as much of an outbox, and cost it for each connection."""
 
 ACCEPTS_A_TURN: Final = 4
-"""Sockets accepted before the loop turns to those that it has. A handshake takes a millisecond of ours, and who connects
-to hurt sends its part at once: 64 in a turn brought the clients' round trip to 200 ms."""
+"""Sockets accepted before the loop turns to those that it has. A handshake takes a millisecond of ours, and a flood has
+sent its part already: 64 in a turn brought the clients' round trip to 200 ms."""
 
 REST_S: Final = 1.0
 """How long nothing is accepted when the process has no descriptors left; clients wait in the kernel's queue."""
