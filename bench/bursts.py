@@ -125,7 +125,7 @@ async def read_python(url: str) -> None:
         if state in ("reconnecting", "closed") and found["code"] is None:
             found["code"] = code
 
-    async def read(client: starlight.Client) -> None:
+    async def read(client: Any) -> None:
         async with client.join(CHANNEL) as joined:
             print(READY, flush=True)
             async for publication in joined:

@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from starlight.auth.identity import Identity, TokenAuth
 from starlight.auth.permissions import Group, GroupPermissions
-from starlight.auth.session_tokens import Session, Sessions
+from starlight.auth.session_tokens import SessionClaims, Sessions
 from starlight.auth.tokens import Rules, Verifier, key_pair, secret_keys
 from starlight.config.settings import Settings
 from starlight.errors import TokenRefused
@@ -61,7 +61,9 @@ def authenticators() -> dict[str, tuple[TokenAuth, Callable[[int], str]]]:
     secret = TokenAuth(Verifier(secret_keys(SECRET, ["HS256"], "bench"), Rules(("HS256",))), sessions)
 
     def session(number: int) -> str:
-        return sessions.issue(Session(f"user{number}", ("trader", "news"), time.time() + 3600, 0.0, f"{number:032x}"))
+        return sessions.issue(
+            SessionClaims(f"user{number}", ("trader", "news"), time.time() + 3600, 0.0, f"{number:032x}")
+        )
 
     made = {"session": (secret, session), "HS256": (secret, lambda number: jwt.encode(claims(number), SECRET, "HS256"))}
     for name, private in privates.items():

@@ -30,12 +30,12 @@ async def serve(transport: str) -> None:
     from starlight._fanout import Core
     from starlight.channels.hub import Hub
     from starlight.config.settings import Settings
-    from starlight.net.connection import Acceptor
+    from starlight.net.connection import Endpoint
 
     loop = asyncio.get_running_loop()
     core = Core()
     core.bind(loop)
-    acceptor = Acceptor(core, Hub(core), Settings(max_connections=30_000, login_timeout_s=60))
+    acceptor = Endpoint(core, Hub(core), Settings(max_connections=30_000, login_timeout_s=60))
     if transport == "uvloop":
         server = await loop.create_server(acceptor.protocol, "127.0.0.1", 0, backlog=4096)
     else:

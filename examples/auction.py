@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from starlight import Starlight
-from starlight.channels.hub import Client
+from starlight.channels.client import Client
 from starlight.close_codes import ErrorCode
 from starlight.errors import RequestError
 

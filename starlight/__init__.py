@@ -18,11 +18,16 @@ from starlight._version import __version__
 if TYPE_CHECKING:
     from starlight import errors
     from starlight.app import Starlight
+    from starlight.channels.options import ChannelOptions
     from starlight.client.connect import connect
 
-__all__ = ["Starlight", "__version__", "connect", "errors"]
+__all__ = ["ChannelOptions", "Starlight", "__version__", "connect", "errors"]
 
-_HOMES = {"Starlight": "starlight.app", "connect": "starlight.client.connect"}
+_HOMES = {
+    "ChannelOptions": "starlight.channels.options",
+    "Starlight": "starlight.app",
+    "connect": "starlight.client.connect",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,19 +6,25 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 from starlight.core.clock cimport forgiving_clock_t
-from starlight.core.records cimport channel_t, core_t
+from starlight.core.records cimport channel_t, core_t, is_behind
 from starlight.core.outbox cimport subscriber_t
 
 
 cdef class Channel:
     cdef channel_t c
     cdef Core core
+    cdef readonly str name       # None: it isn't told to whom it is left
 
 
 cdef class Subscriber:
     cdef subscriber_t* s         # NULL once detached
     cdef readonly object owner   # whoever is told of events; None once detached
     cdef object transport        # what to write through when s.fd < 0
+    cdef list left               # names of channels that the core took it out of, until `leave_all`; None: none
+
+    cdef inline bint has_events(self) noexcept:
+        """Whether the core is about to act on it: evict it, or find it broken. To be asked before it is detached."""
+        return self.s.events != 0
 
 
 cdef class Core:
@@ -34,7 +40,7 @@ cdef class Core:
     cdef uint64_t compact_above_bytes    # held chunks, before a turn looks after the budget (again)
     cdef uint32_t n_early_slices         # flushed in this turn before its end, as it had appended so much
 
-    cpdef Channel channel(self)
+    cpdef Channel channel(self, str name=*)
     cpdef Subscriber subscriber(self, object owner, int fd, object transport, int form)
     cpdef uint32_t publish(self, Channel channel, bytes head, object data, bytes tail) except? 0xFFFFFFFF
     cpdef send(self, Subscriber subscriber, bytes head, object data=*, bytes tail=*, bint is_text=*)
@@ -50,11 +56,24 @@ cdef class Core:
     cpdef uint64_t now_ms(self) except? 0
     cpdef uint64_t stopped_ms(self) except? 0
     cdef int pong(self, Subscriber subscriber, const char* payload, Py_ssize_t size) except -1
+    cdef inline uint64_t turn(self) noexcept:
+        """The number of this turn: of those that ended, one more at each end."""
+        return self.c.totals.turns
+
+    cdef inline uint64_t delivery_bytes(self) noexcept:
+        """What publications came to so far, once for each member."""
+        return self.c.totals.delivery_bytes
+
+    cdef inline bint is_behind(self) noexcept:
+        """Whether a slice was not enough for what is to be written."""
+        return is_behind(&self.c)
+
     cdef int check_thread(self) except -1
     cdef int schedule(self) except -1
     cdef int after_append(self) except -1
     cdef int trim(self) except -1
-    cdef int leave_all(self, subscriber_t* sub) except -1
+    cpdef list leave_all(self, Subscriber subscriber)
+    cdef int take_out(self, subscriber_t* sub) except -1
     cdef int flush_early(self) except -1
     cdef bint flush_some(self) except -1
     cdef int write_transports(self) except -1

@@ -67,7 +67,7 @@ DEBUG_BUILD = bool(STARLIGHT_CHECKS)
 
 @cython.no_gc_clear
 cdef class Channel:
-    """A named stream's subscribers, as the core sees them: it knows no name. Made by `Core.channel()`."""
+    """A named stream's subscribers. Made by `Core.channel()`."""
 
     def __init__(self):
         raise TypeError("use Core.channel()")
@@ -79,6 +79,9 @@ cdef class Channel:
 
     def __len__(self):
         return self.c.n_members
+
+    def __contains__(self, Subscriber subscriber not None):
+        return subscriber.s != NULL and is_member(subscriber.s, &self.c)
 
     def join(self, Subscriber subscriber not None):
         """Add a subscriber: it gets what is published from now on. False if it already is a member or not open."""
@@ -137,12 +140,40 @@ cdef class Subscriber:
         return self.s.out_bytes if self.s != NULL else 0
 
     @property
+    def n_memberships(self):
+        """How many channels it is in, those without a name included."""
+        return self.s.n_memberships if self.s != NULL else 0
+
+    def channels(self):
+        """Names of the channels it is in, in the order of joining; those without a name are left out."""
+        cdef list names = None if self.s == NULL else names_of(self.s)
+        return [] if names is None else names
+
+    @property
     def oldest_ms(self):
         """When the oldest message in the outbox was appended, on the core's clock modulo 2**32; None if it is empty."""
         if self.s == NULL or self.s.n_spans == 0:
             return None
         cdef span_t* span = &self.s.spans[self.s.first_span]
         return span.chunk.frames[span.first].appended_ms
+
+
+cdef list names_of(subscriber_t* sub):
+    """Names of the channels it is in, in the order of joining; None for none."""
+    cdef list aged = None
+    cdef Channel channel
+    cdef uint32_t i, age
+    for i in range(sub.n_memberships):
+        channel = <Channel>(<channel_t*>sub.memberships[i].channel).handle
+        if channel.name is not None:
+            age = channel.core.c.n_joins - sub.memberships[i].number
+            if aged is None:
+                aged = []
+            aged.append((age, channel.name))
+    if aged is None:
+        return None
+    aged.sort(reverse=True)
+    return [name for _, name in aged]
 
 
 cdef inline bint fill(message_t* m, bytes head, object data, bytes tail, Py_buffer* view) except -1:
@@ -178,16 +209,19 @@ cdef class Core:
             isn't, when its sink has taken nothing for so long. 10 s.
         memory_budget_bytes: for all chunks together; when it is passed, the largest outboxes go first. 512 MiB. The
             limits of one outbox are passed by whoever reads a burst, so it is this one that bounds the process.
+        is_dry_run: the limits of outboxes are not enforced, their owners are told by `on_would_evict()` instead. The
+            memory budget and the write timeout are. False.
     """
 
     def __cinit__(self, *, uint32_t outbox_messages=256, uint64_t outbox_bytes=1 << 20, uint32_t evict_after_ms=500,
-                  uint32_t write_timeout_ms=10_000, uint64_t memory_budget_bytes=512 << 20):
+                  uint32_t write_timeout_ms=10_000, uint64_t memory_budget_bytes=512 << 20, bint is_dry_run=False):
         cdef limits_t* limits = &self.c.limits
         limits.outbox_messages = outbox_messages
         limits.outbox_bytes = outbox_bytes
         limits.evict_after_ms = evict_after_ms
         limits.write_timeout_ms = write_timeout_ms
         limits.memory_budget_bytes = memory_budget_bytes
+        limits.is_dry_run = is_dry_run
         self.c.run.id = 1
         self.c.flusher.stage = <char*>malloc(STAGE_BYTES)
         self.c.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
@@ -233,17 +267,14 @@ cdef class Core:
         self.now_ms()
         return self.clock.stopped_ms
 
-    @property
-    def is_dry_run(self):
-        """Whether the limits of outboxes are not enforced: their owners are told by `on_would_evict()` instead.
+    def reconfigure(self, settings):
+        """Whether the limits of outboxes are enforced: see `starlight.config.reconfigure`."""
+        is_dry_run = "evict" in settings.dry_run
 
-        The memory budget and the write timeout are.
-        """
-        return bool(self.c.limits.is_dry_run)
+        def commit():
+            self.c.limits.is_dry_run = is_dry_run
 
-    @is_dry_run.setter
-    def is_dry_run(self, bint value):
-        self.c.limits.is_dry_run = value
+        return commit
 
     def bind(self, loop, double coalesce_delay_s=0.0):
         """Run on this loop, from its own thread: it wakes full subscribers and ends each turn with a flush.
@@ -274,10 +305,14 @@ cdef class Core:
 
     # ---- subscribers and channels
 
-    cpdef Channel channel(self):
-        """A new channel without members. It lives as long as somebody holds it or is a member."""
+    cpdef Channel channel(self, str name=None):
+        """A new channel without members. It lives as long as somebody holds it or is a member.
+
+        name: by which `Subscriber.channels()` and `leave_all()` tell of it; None: they don't.
+        """
         cdef Channel channel = Channel.__new__(Channel)
         channel.core = self
+        channel.name = name
         channel.c.handle = <void*>channel
         self.c.n_channels += 1
         return channel
@@ -345,8 +380,27 @@ cdef class Core:
         arena_trim(&self.c.arena)
         return 0
 
-    cdef int leave_all(self, subscriber_t* sub) except -1:
+    cpdef list leave_all(self, Subscriber subscriber):
+        """Take a subscriber out of all its channels; return their names, in the order of joining.
+
+        So each membership that ends is told once: by a True of `Channel.leave`, or here, also if it was ended by an
+        eviction, a broken socket or `detach()` before.
+        """
+        self.check_thread()
+        if subscriber.s != NULL:
+            self.take_out(subscriber.s)
+        cdef list left = subscriber.left
+        subscriber.left = None
+        return [] if left is None else left
+
+    cdef int take_out(self, subscriber_t* sub) except -1:
+        """Out of every channel, which `leave_all` is still to tell."""
+        cdef Subscriber subscriber
         cdef Channel channel
+        cdef list left = names_of(sub)
+        if left is not None:
+            subscriber = <Subscriber>sub.handle
+            subscriber.left = left if subscriber.left is None else subscriber.left + left
         while sub.n_memberships:
             channel = <Channel>(<channel_t*>sub.memberships[sub.n_memberships - 1].channel).handle
             channel_remove(&self.c, sub, sub.n_memberships - 1)
@@ -489,7 +543,7 @@ cdef class Core:
         if sub.state == STATE_OPEN:
             queue_close(sub, code, PyBytes_AS_STRING(reason), PyBytes_GET_SIZE(reason))
         sub.state = STATE_EVICTED
-        self.leave_all(sub)
+        self.take_out(sub)
         count_transport(&self.c, sub, 0)
         drop_outbox(&self.c, sub, torn_bytes(sub))
         mark_first(&self.c, sub)
@@ -701,7 +755,7 @@ cdef class Core:
 
     cdef int drop(self, subscriber_t* sub) except -1:
         """Nothing can be written any more: out of every channel, the outbox and all control frames gone."""
-        self.leave_all(sub)
+        self.take_out(sub)
         if sub.state < STATE_EVICTED:
             note_end(&self.c, sub)
         full_remove(&self.c, sub)

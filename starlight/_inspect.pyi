@@ -1,4 +1,4 @@
-"""Stubs of what is read in the compiled core. What each call means stands in the docstrings of _gauges.pyx."""
+"""Stubs of what is read in the compiled core. What each call means stands in the docstrings of _inspect.pyx."""
 
 from typing import Any
 

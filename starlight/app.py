@@ -17,7 +17,8 @@ thread uses `publish_threadsafe`; whoever forgets gets `WrongThread`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -45,7 +46,8 @@ class Starlight:
         authenticator: who a login is; by default what the setting `auth` names.
         permissions: what a client may do; by default what its groups allow: see `docs/security.md`.
         groups: by name, as `Group` or a dict of its arguments; groups in the file `config_file` go before them.
-        announces: says for a channel's name whether it publishes `joined` and `left`; none does by default.
+        channels: options of channels by pattern, as `ChannelOptions` or a dict of its arguments; those in the file
+            `config_file` go before them.
         settings: any field of `Settings` by name, such as ``port=0`` or ``outbox_bytes="2MiB"``; they go before the
             environment and are checked when the application starts.
     """
@@ -56,14 +58,14 @@ class Starlight:
         authenticator: Authenticator | None = None,
         permissions: Permissions | None = None,
         groups: Mapping[str, Any] | None = None,
-        announces: Callable[[str], bool] | None = None,
+        channels: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         self.handlers = Handlers()
         self._authenticator = authenticator
         self._permissions = permissions
         self._groups = groups
-        self._announces = announces
+        self._channels = channels or {}
         self._settings = settings
         self._node: Node | None = None
 
@@ -159,6 +161,11 @@ class Starlight:
         """The settings that `Starlight` was given, as they were given."""
         return dict(self._settings)
 
+    @property
+    def channels(self) -> dict[str, Any]:
+        """The options of channels that `Starlight` was given, by pattern, as they were given."""
+        return dict(self._channels)
+
     def settings(self, **overrides: Any) -> Settings:
         """The settings it would serve with; `overrides` go before those given to `Starlight`. Raises `ConfigError`."""
         try:
@@ -190,7 +197,7 @@ class Starlight:
 
         Raises `ConfigError` and `ListenFailed` when it is awaited.
         """
-        return Serving(self, overrides)
+        return Serving(partial(self._start, overrides))
 
     async def _start(self, overrides: dict[str, Any]) -> Node:
         node = self._make_node(overrides)
@@ -207,7 +214,7 @@ class Starlight:
                 authenticator=self._authenticator,
                 permissions=self._permissions,
                 groups=self._groups,
-                announces=self._announces,
+                channels=self._channels,
                 reread=lambda: self.settings(**overrides),
             )
         except ConfigError as error:
@@ -221,6 +228,7 @@ class Starlight:
         found = all_mistakes(
             {**self._settings, **overrides},
             self._groups,
+            self._channels,
             has_authenticator=self._authenticator is not None,
             has_permissions=self._permissions is not None,
         )
@@ -230,16 +238,15 @@ class Starlight:
 class Serving:
     """What `Starlight.serve` returns: await it for the running `Node`, or use it in ``async with``."""
 
-    def __init__(self, app: Starlight, overrides: dict[str, Any]) -> None:
-        self._app = app
-        self._overrides = overrides
+    def __init__(self, start: Callable[[], Coroutine[Any, Any, Node]]) -> None:
+        self._start = start
         self._node: Node | None = None
 
     def __await__(self) -> Generator[Any, None, Node]:
-        return self._app._start(self._overrides).__await__()
+        return self._start().__await__()
 
     async def __aenter__(self) -> Node:
-        self._node = await self._app._start(self._overrides)
+        self._node = await self._start()
         return self._node
 
     async def __aexit__(

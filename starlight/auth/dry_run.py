@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from functools import partial
 from typing import Any, Final
 
+from starlight.config.reconfigure import Commit
+from starlight.config.settings import Settings
 from starlight.ends import address_text, log_word
 
 __all__ = ["KINDS", "DryRun"]
@@ -44,10 +47,13 @@ class DryRun:
 
     def __init__(self, setting: str = "") -> None:
         self.counts: Counter[str] = Counter()
-        self.change(setting)
+        self._leave_undone(setting)
 
-    def change(self, setting: str) -> None:
-        """Other limits from now on."""
+    def reconfigure(self, settings: Settings) -> Commit:
+        """Other limits that are not enforced: see `config.reconfigure`."""
+        return partial(self._leave_undone, settings.dry_run)
+
+    def _leave_undone(self, setting: str) -> None:
         words = setting.replace(",", " ").split()
         self.evict = "evict" in words
         self.rates = "rates" in words

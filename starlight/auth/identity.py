@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from starlight import close_codes
-from starlight.auth.session_tokens import PREFIX, Sessions, read_secret
+from starlight.auth.session_tokens import PREFIX, Sessions, make_sessions, read_secret
 from starlight.config.addresses import is_loopback
 from starlight.config.file import read_file
+from starlight.config.reconfigure import Commit
 from starlight.config.settings import Settings
 from starlight.ends import Named
 from starlight.errors import CloseConnection, ConfigError, KeysUnavailable, TokenRefused
@@ -23,8 +24,7 @@ from starlight.protocols.native.commands import Login, is_user
 
 if TYPE_CHECKING:
     from starlight.auth.jwks import FetchedKeys
-    from starlight.auth.tokens import Claims, StaticKeys, Verifier
-    from starlight.channels.hub import Client
+    from starlight.auth.tokens import Keys, StaticKeys, Verifier
 
 __all__ = [
     "TOKEN_SOURCES",
@@ -35,7 +35,6 @@ __all__ = [
     "Permissions",
     "TokenAuth",
     "make_authenticator",
-    "make_sessions",
     "make_verifier",
 ]
 
@@ -83,8 +82,8 @@ class Authenticator(Protocol):
 class Permissions(Protocol):
     """Decides what a client may do. Called for every command, so it must be quick and must not block."""
 
-    def allows(self, client: Client, action: Action, name: str) -> bool:
-        """Whether `client` may do `action` to `name`: a channel, a user for ``direct``, "" for ``broadcast``.
+    def allows(self, client: Any, action: Action, name: str) -> bool:
+        """Whether the hub's `client` may do `action` to `name`: a channel, a user for ``direct``, "" for ``broadcast``.
 
         Anything but True is a no, and so is an exception, which is logged.
         False is answered with 103 `permission_denied`, the same whether the channel or user exists or not.
@@ -118,61 +117,48 @@ class TokenAuth:
         """Begin to fetch keys where they have to be fetched; from the loop."""
         self._verifier.keys.start()
 
-    def remade(self, old: Settings, new: Settings) -> TokenAuth:
-        """What would take over from this one with other settings; keys of the same URL stay, they needn't be fetched.
+    def reconfigure(self, settings: Settings) -> Commit:
+        """Other keys and rules for logins to come: see `config.reconfigure`. Raises `ConfigError`.
 
-        Raises `ConfigError`.
+        Keys of the same URL stay, as they needn't be fetched again.
         """
-        verifier = make_verifier(new)
-        fetched, same = verifier.keys, ("jwt_jwks_url", "jwt_algorithms")
-        if new.jwt_jwks_url and all(getattr(old, name) == getattr(new, name) for name in same):
-            fetched = self._verifier.keys
-        verifier.keys = fetched
-        if not new.session_secret_file and not old.session_secret_file:
-            return TokenAuth(verifier, self.sessions.lasting(new.session_ttl_s))  # the random key stays
-        return TokenAuth(verifier, make_sessions(new))
+        verifier = make_verifier(settings)
+        if verifier.keys.url and _source(verifier.keys) == _source(self._verifier.keys):
+            verifier.keys = self._verifier.keys
+        adopt_session_keys = self.sessions.reconfigure(settings)
 
-    def take_over(self, new: TokenAuth) -> None:
-        """Be another one, for logins to come. From the loop."""
-        self._verifier = new._verifier
-        self.sessions.take_over(new.sessions)
-        self.start()
+        def commit() -> None:
+            self._verifier = verifier
+            adopt_session_keys()
+            self.start()
 
-    def authenticate(self, login: Login) -> Identity | Awaitable[Identity]:
+        return commit
+
+    async def authenticate(self, login: Login) -> Identity:
         """Who the token says. Raises `CloseConnection`: 4501 without a token, 4500 for a wrong one.
 
-        Out of the awaitable also 1013, while the key can't be fetched.
+        It waits only where a key has to be fetched; 1013 if that fails.
         """
         if login.token is None:
             raise CloseConnection(close_codes.BAD_REQUEST, detail="the login has no token")
         try:
-            identity = self.identify(login.token)
-        except TokenRefused as refusal:
-            raise _refusal(refusal) from None
-        return identity if isinstance(identity, Identity) else self._later(identity)
-
-    def identify(self, token: str) -> Identity | Awaitable[Identity]:
-        """Who a token says. Raises `TokenRefused`, and out of the awaitable `KeysUnavailable`, too."""
-        if token.startswith(PREFIX):
-            user, groups, expires, issued, token_id = self.sessions.verify(token)
-            return Identity(user, None, expires, groups, issued, token_id, True)
-        claims = self._verifier.verify(token)
-        return _to_identity(claims) if isinstance(claims, tuple) else self._identify_later(claims)
-
-    async def _identify_later(self, claims: Awaitable[Claims]) -> Identity:
-        return _to_identity(await claims)
-
-    async def _later(self, identity: Awaitable[Identity]) -> Identity:
-        try:
-            return await identity
+            return await self.identify(login.token)
         except TokenRefused as refusal:
             raise _refusal(refusal) from None
         except KeysUnavailable:
             raise CloseConnection(close_codes.OVERLOADED, detail="token: no key could be fetched so far") from None
 
+    async def identify(self, token: str) -> Identity:
+        """Who a token says. Raises `TokenRefused`, and `KeysUnavailable` if its key can't be fetched."""
+        if token.startswith(PREFIX):
+            user, groups, expires, issued, token_id = self.sessions.verify(token)
+            return Identity(user, None, expires, groups, issued, token_id, True)
+        claims = await self._verifier.verify(token)
+        return Identity(claims.user, None, claims.expires, claims.groups, claims.issued, claims.token_id)
 
-def _to_identity(claims: Claims) -> Identity:
-    return Identity(claims.user, None, claims.expires, claims.groups, claims.issued, claims.token_id)
+
+def _source(keys: Keys) -> tuple[str, tuple[str, ...]]:
+    return keys.url, keys.algorithms
 
 
 def _refusal(refusal: TokenRefused) -> CloseConnection:
@@ -219,19 +205,6 @@ def make_internal_key(settings: Settings) -> bytes | None:
         rule = "a loopback address while there is no --internal-key-file"
         raise ConfigError("internal_host", settings.internal_host, rule)
     return None
-
-
-def make_sessions(settings: Settings) -> Sessions:
-    """What makes and checks session tokens. Raises `ConfigError` for a secret file that is none."""
-    path, previous = settings.session_secret_file, settings.session_previous_secret_file
-    if path:
-        previous_key = read_secret(previous, "session_previous_secret_file") if previous else None
-        key = read_secret(path, "session_secret_file")
-        return Sessions(key, settings.session_ttl_s, previous_key=previous_key)
-    if previous:
-        raise ConfigError("session_previous_secret_file", previous, "nothing without session_secret_file")
-    log.warning("no session_secret_file: session tokens are signed with a random key, so a restart ends all sessions")
-    return Sessions(None, settings.session_ttl_s)
 
 
 def make_verifier(settings: Settings) -> Verifier:

@@ -13,9 +13,11 @@ import ipaddress
 import math
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple
 
 from starlight.auth.dry_run import DryRun
+from starlight.config.reconfigure import Commit
 from starlight.config.settings import Settings
 
 __all__ = [
@@ -271,14 +273,18 @@ class Addresses:
     """Addresses without connections are forgotten in sweeps, one each time so many have been added."""
 
     def __init__(self, connections: int, rate: int, clock: Callable[[], float], dry_run: DryRun | None = None) -> None:
-        self.change(connections, rate)
+        self._set_limits(connections, rate)
         self._dry_run = dry_run or DryRun()
         self._clock = clock
         self._by_key: dict[str, _Address] = {}
         self._sweep_at = self.SWEEP
 
-    def change(self, connections: int, rate: int) -> None:
-        """Other limits for the connections to come."""
+    def reconfigure(self, settings: Settings) -> Commit:
+        """Other limits for the connections to come: see `config.reconfigure`."""
+        limits = Limits.of(settings)
+        return partial(self._set_limits, limits.connections_per_address, limits.connection_rate)
+
+    def _set_limits(self, connections: int, rate: int) -> None:
         self._connections = connections
         self._interval_s = 1 / rate if rate else 0.0
 

@@ -7,9 +7,8 @@ In a pattern ``*`` stands for any characters, none included, and ``{user}`` for 
 anything but letters, digits and ``_ - . @`` has no such channels: ``user:{user}:*`` of a user `a` must not match what
 belongs to a user `a:b`.
 
-Patterns are cut at their stars when they are loaded and compared by `startswith`, `find` and `endswith`: no regular
-expressions, so nothing in a name can make a check slow. A verdict is kept per client and channel. The check comes
-before anything looks whether the channel exists, so a refusal is the same either way.
+A verdict is kept per client and channel. The check comes before anything looks whether the channel exists, so a refusal
+is the same either way.
 """
 
 from __future__ import annotations
@@ -19,15 +18,14 @@ import re
 from asyncio import CancelledError
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
+from starlight.auth.identity import Action
+from starlight.auth.login import LoginState
 from starlight.config.file import GROUPS, ConfigFile, nearest
+from starlight.config.patterns import Pattern, cut, matches
 from starlight.config.settings import Settings
 from starlight.errors import ConfigError
-
-if TYPE_CHECKING:
-    from starlight.auth.identity import Action
-    from starlight.channels.hub import Client
 
 __all__ = ["DEFAULT", "DEFAULT_GROUP", "EVERYTHING", "Group", "GroupPermissions", "make_permissions", "read_groups",
            "to_groups"]  # fmt: skip
@@ -48,7 +46,8 @@ _PLAIN_USER: Final = re.compile(r"[A-Za-z0-9_\-.@]+")
 _NAME: Final = re.compile(r"[A-Za-z0-9_\-.:/@]{1,128}")
 _PATTERN_RULE: Final = "a list of channel patterns such as news, auction:* or user:{user}"
 
-Authorize = Callable[["Client", "Action", str], "bool | None"]
+Authorize = Callable[[Any, Action, str], bool | None]
+"""The application's hook, of a `starlight.channels` client."""
 
 
 class Group:
@@ -93,36 +92,21 @@ class Group:
         return any(_matches(pattern, user, name) for pattern in patterns)
 
 
-_Pattern = tuple[str, ...]
-"""A pattern cut at its stars; one part means that it has none."""
-
-
-def _to_patterns(field: str, patterns: Sequence[str]) -> tuple[_Pattern, ...]:
+def _to_patterns(field: str, patterns: Sequence[str]) -> tuple[Pattern, ...]:
     if isinstance(patterns, str) or not isinstance(patterns, list | tuple) or len(patterns) > PATTERNS_LIMIT:
         raise ValueError(f"{field}: expected {_PATTERN_RULE}")
     for pattern in patterns:
         if not isinstance(pattern, str) or not _PATTERN.fullmatch(pattern):
             raise ValueError(f"{field}: expected {_PATTERN_RULE}")
-    return tuple(tuple(pattern.split("*")) for pattern in patterns)
+    return tuple(map(cut, patterns))
 
 
-def _matches(pattern: _Pattern, user: str, name: str) -> bool:
+def _matches(pattern: Pattern, user: str, name: str) -> bool:
     if any("{user}" in part for part in pattern):
         if not _PLAIN_USER.fullmatch(user):
             return False
         pattern = tuple(part.replace("{user}", user) for part in pattern)
-    first, last = pattern[0], pattern[-1]
-    if len(pattern) == 1:
-        return name == first
-    if len(name) < len(first) + len(last) or not (name.startswith(first) and name.endswith(last)):
-        return False
-    at, end = len(first), len(name) - len(last)
-    for part in pattern[1:-1]:
-        found = name.find(part, at, end)
-        if found < 0:
-            return False
-        at = found + len(part)
-    return True
+    return matches(pattern, name)
 
 
 _OWN: Final = ("user:{user}", "user:{user}:*")
@@ -136,6 +120,13 @@ EVERYTHING: Final = Group(publish=("*",), subscribe=("*",), direct=True, broadca
 
 _NUMBERS: Final = count()
 """Verdicts are kept under the number of who gave them, so that those of permissions that were replaced hold no more."""
+
+
+class Judged(Protocol):
+    """What is asked of a client."""
+
+    @property
+    def login(self) -> LoginState: ...
 
 
 class GroupPermissions:
@@ -155,25 +146,26 @@ class GroupPermissions:
         self._groups = dict(groups)
         self._authorize = authorize
 
-    def allows(self, client: Client, action: Action, name: str) -> bool:
+    def allows(self, client: Judged, action: Action, name: str) -> bool:
         """Whether a client may do something. A name of a group that doesn't exist allows nothing."""
         # a user's name is nothing to a group, and there are as many as somebody likes to make up
         place = (self._number, action, "" if action == "direct" else name)
-        verdict = client.verdicts.get(place)
+        login = client.login
+        verdict = login.verdicts.get(place)
         if verdict is None:
-            verdict = self._judge(client, action, name)
-            if len(client.verdicts) >= VERDICTS_LIMIT:
-                client.verdicts.clear()
-            client.verdicts[place] = verdict
+            verdict = self._judge(login, action, name)
+            if len(login.verdicts) >= VERDICTS_LIMIT:
+                login.verdicts.clear()
+            login.verdicts[place] = verdict
         if self._authorize is not None:
             return self._ask(self._authorize, client, action, name, verdict)
         return verdict
 
-    def _judge(self, client: Client, action: Action, name: str) -> bool:
-        groups = [self._default, *(self._groups[group] for group in client.groups if group in self._groups)]
-        return any(group.allows(client.user, action, name) for group in groups)
+    def _judge(self, login: LoginState, action: Action, name: str) -> bool:
+        groups = [self._default, *(self._groups[group] for group in login.groups if group in self._groups)]
+        return any(group.allows(login.user, action, name) for group in groups)
 
-    def _ask(self, authorize: Authorize, client: Client, action: Action, name: str, verdict: bool) -> bool:
+    def _ask(self, authorize: Authorize, client: Judged, action: Action, name: str, verdict: bool) -> bool:
         try:
             answer = authorize(client, action, name)
         except (Exception, CancelledError):

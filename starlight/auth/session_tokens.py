@@ -18,18 +18,20 @@ import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from orjson import dumps, loads
 
+from starlight.config.reconfigure import Commit
+from starlight.config.settings import Settings
 from starlight.errors import ConfigError, TokenRefused
 
-if TYPE_CHECKING:
-    from starlight.channels.hub import Client
-
-__all__ = ["EXPIRING_S", "REVOCATIONS_LIMIT", "Expiries", "Revocations", "Session", "Sessions", "read_secret"]
+__all__ = ["EXPIRING_S", "REVOCATIONS_LIMIT", "Expiries", "Revocations", "SessionClaims", "Sessions", "make_sessions",
+           "read_secret"]  # fmt: skip
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PREFIX: Final = "sl1."
 """What every session token begins with; no JWT does."""
@@ -55,8 +57,12 @@ _CONTEXT: Final = b"starlight session 1\x00"
 
 SECRET_LIMIT_BYTES: Final = 64 * 1024
 
+_RANDOM_KEY: Final = (
+    "no session_secret_file: session tokens are signed with a random key, so a restart ends all sessions"
+)
 
-class Session(NamedTuple):
+
+class SessionClaims(NamedTuple):
     """What a session token says: the fields of `tokens.Claims` without the leeway.
 
     Attributes:
@@ -94,24 +100,36 @@ class Sessions:
     ) -> None:
         self.ttl_s = ttl_s
         self.clock = clock
+        self._has_random_key = key is None
         self._key = secrets.token_bytes(KEY_BYTES) if key is None else key
         self._previous_key = previous_key
 
-    def lasting(self, ttl_s: float) -> Sessions:
-        """What would take over from these: the same key, another duration."""
-        return Sessions(self._key, ttl_s, self.clock)
+    def reconfigure(self, settings: Settings) -> Commit:
+        """Adopt other keys and another duration: see `config.reconfigure`. Raises `ConfigError`.
 
-    def take_over(self, new: Sessions) -> None:
-        """Be others: what neither of their keys has signed is good no more."""
-        self._key, self._previous_key, self.ttl_s = new._key, new._previous_key, new.ttl_s
+        Tokens that neither key has signed are rejected then. A random key stays until a file is named.
+        """
+        key, previous_key = _read_keys(settings)
 
-    def issue(self, session: Session) -> str | None:
+        def commit() -> None:
+            if key is not None:
+                self._key = key
+            elif not self._has_random_key:
+                log.warning("%s", _RANDOM_KEY)
+                self._key = secrets.token_bytes(KEY_BYTES)
+            self._has_random_key = key is None
+            self._previous_key = previous_key
+            self.ttl_s = settings.session_ttl_s
+
+        return commit
+
+    def issue(self, session: SessionClaims) -> str | None:
         """The token for a session; None if it would be too long, as with thousands of groups."""
         body = urlsafe_b64encode(dumps(tuple(session))).rstrip(b"=")
         token = f"{PREFIX}{body.decode()}.{_signature(body, self._key)}"
         return token if len(token) <= SESSION_LIMIT_BYTES else None
 
-    def verify(self, token: str) -> Session:
+    def verify(self, token: str) -> SessionClaims:
         """What a token says. Raises `TokenRefused` for one that we didn't make, or that has ended."""
         if len(token) > SESSION_LIMIT_BYTES:
             raise TokenRefused("too long")
@@ -123,7 +141,7 @@ class Sessions:
         user, groups, expires, issued, token_id = loads(urlsafe_b64decode(body + "=" * (-len(body) % 4)))
         if expires <= self.clock():
             raise TokenRefused("expired", is_expired=True, user=user)
-        return Session(user, tuple(groups), expires, issued, token_id)
+        return SessionClaims(user, tuple(groups), expires, issued, token_id)
 
     def _has_signed(self, body: bytes, signature: str) -> bool:
         keys = (self._key,) if self._previous_key is None else (self._key, self._previous_key)
@@ -132,6 +150,25 @@ class Sessions:
 
 def _signature(body: bytes, key: bytes) -> str:
     return urlsafe_b64encode(hmac.digest(key, _CONTEXT + body, "sha256")).rstrip(b"=").decode()
+
+
+def make_sessions(settings: Settings) -> Sessions:
+    """What makes and checks session tokens. Raises `ConfigError` for a secret file that is none."""
+    key, previous_key = _read_keys(settings)
+    if key is None:
+        log.warning("%s", _RANDOM_KEY)
+    return Sessions(key, settings.session_ttl_s, previous_key=previous_key)
+
+
+def _read_keys(settings: Settings) -> tuple[bytes | None, bytes | None]:
+    """The key that signs, None for a random one, and one whose signatures are good, too. Raises `ConfigError`."""
+    path, previous = settings.session_secret_file, settings.session_previous_secret_file
+    if path:
+        previous_key = read_secret(previous, "session_previous_secret_file") if previous else None
+        return read_secret(path, "session_secret_file"), previous_key
+    if previous:
+        raise ConfigError("session_previous_secret_file", previous, "nothing without session_secret_file")
+    return None, None
 
 
 def read_secret(path: str, key: str) -> bytes:
@@ -243,19 +280,19 @@ class Revocations:
             raise OverflowError(f"there are {self._limit} revocations already")
 
 
-class Expiries:
+class Expiries(Generic[T]):
     """Which clients' logins end when, by whole monotonic seconds: one dict entry a client, removed when it goes."""
 
     def __init__(self) -> None:
-        self._by_second: dict[int, dict[Client, None]] = {}
+        self._by_second: dict[int, dict[T, None]] = {}
 
-    def add(self, client: Client, at_s: float) -> int:
+    def add(self, client: T, at_s: float) -> int:
         """Have a client come up at a time; returns its place, to be given to `remove`."""
         second = int(at_s) + 1  # not before
         self._by_second.setdefault(second, {})[client] = None
         return second
 
-    def remove(self, client: Client, second: int) -> None:
+    def remove(self, client: T, second: int) -> None:
         """Forget it; nothing happens if it has come up already."""
         clients = self._by_second.get(second)
         if clients is not None:
@@ -263,7 +300,7 @@ class Expiries:
             if not clients:
                 del self._by_second[second]
 
-    def due(self, now_s: float) -> Iterable[Client]:
+    def due(self, now_s: float) -> Iterable[T]:
         """Take out all whose time has come."""
         seconds = [second for second in self._by_second if second <= now_s]
         return [client for second in seconds for client in self._by_second.pop(second)]

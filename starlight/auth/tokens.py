@@ -110,7 +110,15 @@ class _CheckedHMAC(HMACAlgorithm):
 
 
 class Keys(Protocol):
-    """Where keys come from."""
+    """Where keys come from.
+
+    Attributes:
+        url: from which they are fetched; "" for keys of the configuration.
+        algorithms: those that tokens may be signed with.
+    """
+
+    url: str
+    algorithms: tuple[str, ...]
 
     def find(self, algorithm: str, kid: str | None) -> PreparedKey | None:
         """The key for a token's header; None if there is none."""
@@ -129,6 +137,7 @@ class StaticKeys:
     """Keys from the configuration, which do not change: at most one for each algorithm. `kid` is not looked at."""
 
     def __init__(self, keys: Sequence[PreparedKey]) -> None:
+        self.url = ""
         self._by_algorithm = {key.algorithm_name: key for key in keys}
         self.algorithms = tuple(self._by_algorithm)
 
@@ -219,23 +228,16 @@ class Verifier:
         self.rules = rules
         self._jwt = jwt.PyJWT({"require": ["exp", "sub"], "enforce_minimum_key_length": True})
 
-    def verify(self, token: str) -> Claims | Awaitable[Claims]:
-        """The claims of a good token, or an awaitable of them where a key has to be fetched first.
+    async def verify(self, token: str) -> Claims:
+        """The claims of a good token. It waits only where a key has to be fetched first.
 
-        Raises `TokenRefused`, and out of the awaitable `KeysUnavailable`, too.
+        Raises `TokenRefused`, and `KeysUnavailable` if the key can't be fetched.
         """
         algorithm, kid = self._inspect(token)
         key = self.keys.find(algorithm, kid)
-        if key is not None:
-            return self._check(token, key)
-        fetching = self.keys.refresh()
-        if fetching is None:
-            raise TokenRefused("no such key")
-        return self._verify_later(token, algorithm, kid, fetching)
-
-    async def _verify_later(self, token: str, algorithm: str, kid: str | None, fetching: Awaitable[None]) -> Claims:
-        await fetching
-        key = self.keys.find(algorithm, kid)
+        if key is None and (fetching := self.keys.refresh()) is not None:
+            await fetching
+            key = self.keys.find(algorithm, kid)
         if key is None:
             raise TokenRefused("no such key")
         return self._check(token, key)

@@ -23,7 +23,7 @@ LOOKS: Final = round(OWED_S * 1.5 / LOOK_S)
 """A newcomer looks so often, for half as long again: a loop that is late must not turn it away."""
 
 
-class Connection(Protocol):
+class UserConnection(Protocol):
     """What is asked of a connection."""
 
     @property
@@ -32,11 +32,11 @@ class Connection(Protocol):
     def give_way(self) -> None: ...
 
 
-class Client(Protocol):
+class UserClient(Protocol):
     """What is asked of a client."""
 
     @property
-    def connection(self) -> Connection: ...
+    def connection(self) -> UserConnection: ...
 
 
 class UserRoom:
@@ -45,7 +45,7 @@ class UserRoom:
     def __init__(self) -> None:
         self._waiting: Counter[str] = Counter()  # by user, without zeros
 
-    def make(self, clients: Collection[Client], limit: int) -> bool:
+    def make(self, clients: Collection[UserClient], limit: int) -> bool:
         """Whether there is room for one more; ends connections that are silent, oldest first, as far as it takes.
 
         Args:
@@ -65,7 +65,7 @@ class UserRoom:
                     return True
         return False
 
-    async def wait(self, user: str, clients: Callable[[], Collection[Client]], limit: Callable[[], int]) -> bool:
+    async def wait(self, user: str, clients: Callable[[], Collection[UserClient]], limit: Callable[[], int]) -> bool:
         """Ping a user's connections and wait until one has gone or is silent: then True. False once all have answered.
 
         Takes `OWED_S` and a half at most. No more newcomers wait than the user may have clients.

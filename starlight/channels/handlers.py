@@ -18,22 +18,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from inspect import iscoroutinefunction
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 from starlight import close_codes
+from starlight.auth.login import read_login
 from starlight.channels.fair_threads import THREADS, FairThreads
 from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, LoginRefused, RequestError
 from starlight.protocols.native import commands, replies
+from starlight.stepping import Begun, begin, settled
 
 if TYPE_CHECKING:
-    from starlight.channels.hub import Client
+    from starlight.channels.client import Client
 
-__all__ = ["BUILT_IN_TYPES", "FAILURES", "SLOW_HANDLER_MS", "Handler", "Handlers", "Timer", "call_logged",
-           "is_awaitable"]  # fmt: skip
+__all__ = ["BUILT_IN_TYPES", "FAILURES", "SLOW_HANDLER_MS", "Handler", "Handlers", "Timer"]
 
 log = logging.getLogger(__name__)
 
@@ -107,16 +108,23 @@ class Handler:
             "handler %s held the loop for %.0f ms (limit %d): %s", self.name, elapsed_ns / 1e6, SLOW_HANDLER_MS, advice
         )
 
-    async def outcome(self, result: Awaitable[Any]) -> Any:
-        """What an awaitable from `call` comes to. Raises `RequestError` or `CloseConnection`, see `failure`."""
+    async def outcome(self, *args: object) -> Any:
+        """What a call comes to, awaited if it has to be. Raises `RequestError` or `CloseConnection`, see `failure`."""
         try:
-            return await result
-        except asyncio.CancelledError as error:
-            if cancelled_by_others():
+            return await settled(self.call(*args))
+        except FAILURES as error:
+            if is_our_end(error):
                 raise
             raise self.failure(error) from None
-        except Exception as error:
-            raise self.failure(error) from None
+
+    async def run_logged(self, *args: object) -> None:
+        """A call whose exceptions are logged and nothing else."""
+        try:
+            await settled(self.call(*args))
+        except FAILURES as error:
+            if is_our_end(error):
+                raise
+            self.log_failure(error)
 
     def failure(self, error: BaseException) -> RequestError | CloseConnection:
         """What an exception of this handler means for its caller: itself if it says so, else a logged `internal`."""
@@ -334,26 +342,44 @@ class Handlers:
         """The handler for messages of `type`, or None."""
         return self._by_type.get(type)
 
-    @property
-    def checks_logins(self) -> bool:
-        """Whether there is any `on_login` handler."""
-        return bool(self._login)
+    async def login(self, client: Client, message: bytes) -> None:
+        """Run the `on_login` handlers. Raises `CloseConnection` to refuse: whatever is no plain return does."""
+        if not self._login:
+            return
+        login = read_login(message)
+        for handler in self._login:
+            try:
+                accepted = await settled(handler.call(client, login))
+            except FAILURES as error:
+                if is_our_end(error):
+                    raise
+                raise _refusal(handler, error) from None
+            if accepted is False:
+                raise _refused_by(handler, CloseConnection(close_codes.INVALID_TOKEN))
 
-    def login(self, client: Client, login: object) -> Awaitable[None] | None:
-        """Run the `on_login` handlers; None if all is done, else an awaitable. Raises `CloseConnection` to refuse."""
-        return _in_order(iter(self._login), _check_login, (client, login))
-
-    def connect(self, client: Client) -> Awaitable[None] | None:
+    async def connect(self, client: Client) -> None:
         """Run the `on_connect` handlers; exceptions are logged. Raises `CloseConnection` of one that says so."""
-        return _in_order(iter(self._connect), _call_connect, (client,))
+        for handler in self._connect:
+            try:
+                await settled(handler.call(client))
+            except CloseConnection:
+                raise
+            except FAILURES as error:
+                if is_our_end(error):
+                    raise
+                handler.log_failure(error)
 
     def disconnect(self, client: Client) -> None:
         """Run the `on_disconnect` handlers; async ones go on in a task of their own, which `settle` waits for."""
-        pending = _in_order(iter(self._disconnect), call_logged, (client,))
-        if pending is not None:
-            task = asyncio.get_running_loop().create_task(self._in_time(pending, client))
+        begun = begin(self._run_disconnect(client))
+        if isinstance(begun, Begun):
+            task = asyncio.get_running_loop().create_task(self._in_time(begun, client))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def _run_disconnect(self, client: Client) -> None:
+        for handler in self._disconnect:
+            await handler.run_logged(client)
 
     async def _in_time(self, pending: Awaitable[None], client: Client) -> None:
         try:
@@ -374,83 +400,15 @@ class Handlers:
         return self._pool.close()
 
 
-def is_awaitable(result: object) -> bool:
-    """Whether a handler's result has to be awaited (a coroutine, a future, a task)."""
-    return hasattr(result, "__await__")
-
-
-def cancelled_by_others() -> bool:
-    """Whether the running task is being cancelled, as opposed to a CancelledError that came out of a handler."""
-    task = asyncio.current_task()
+def is_our_end(error: BaseException) -> bool:
+    """Whether it means that the running task is being cancelled, as opposed to a CancelledError out of a handler."""
+    if not isinstance(error, asyncio.CancelledError):
+        return False
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop, so that nothing can be cancelled
+        return False
     return task is not None and task.cancelling() > 0
-
-
-_Step = Callable[[Handler, Sequence[object]], Coroutine[Any, Any, None] | None]
-
-
-def _in_order(handlers: Iterator[Handler], step: _Step, args: Sequence[object]) -> Coroutine[Any, Any, None] | None:
-    """Run `step` for each handler; at the first that has to be awaited, return a coroutine that does the rest."""
-    for handler in handlers:
-        pending = step(handler, args)
-        if pending is not None:
-            return _rest_in_order(pending, handlers, step, args)
-    return None
-
-
-async def _rest_in_order(
-    pending: Coroutine[Any, Any, None], handlers: Iterator[Handler], step: _Step, args: Sequence[object]
-) -> None:
-    await pending
-    for handler in handlers:
-        following = step(handler, args)
-        if following is not None:
-            await following
-
-
-def call_logged(handler: Handler, args: Sequence[object]) -> Coroutine[Any, Any, None] | None:
-    """Call a handler whose exceptions are logged and nothing else; None if it is done, or a coroutine of the rest."""
-    try:
-        result = handler.call(*args)
-    except FAILURES as error:
-        handler.log_failure(error)
-        return None
-    return _await_logged(handler, result) if is_awaitable(result) else None
-
-
-async def _await_logged(handler: Handler, result: Awaitable[object]) -> None:
-    try:
-        await result
-    except asyncio.CancelledError as error:
-        if cancelled_by_others():
-            raise
-        handler.log_failure(error)
-    except Exception as error:
-        handler.log_failure(error)
-
-
-def _call_connect(handler: Handler, args: Sequence[object]) -> Coroutine[Any, Any, None] | None:
-    """As `call_logged`, but a `CloseConnection` is meant."""
-    try:
-        result = handler.call(*args)
-    except CloseConnection:
-        raise
-    except FAILURES as error:
-        handler.log_failure(error)
-        return None
-    return _await_connect(handler, result) if is_awaitable(result) else None
-
-
-async def _await_connect(handler: Handler, result: Awaitable[object]) -> None:
-    try:
-        await result
-    except CloseConnection:
-        raise
-    except asyncio.CancelledError as error:
-        if cancelled_by_others():
-            raise
-        handler.log_failure(error)
-    except Exception as error:
-        handler.log_failure(error)
 
 
 def _is_sendable(error: RequestError) -> bool:
@@ -460,35 +418,6 @@ def _is_sendable(error: RequestError) -> bool:
     except (TypeError, ValueError):
         return False
     return isinstance(error.message, str)
-
-
-def _check_login(handler: Handler, args: Sequence[object]) -> Coroutine[Any, Any, None] | None:
-    """Call an `on_login` handler; whatever is not a plain return refuses the login."""
-    try:
-        result = handler.call(*args)
-    except FAILURES as error:
-        raise _refusal(handler, error) from None
-    if is_awaitable(result):
-        return _await_login(handler, result)
-    _refuse_false(handler, result)
-    return None
-
-
-async def _await_login(handler: Handler, result: Awaitable[object]) -> None:
-    try:
-        accepted = await result
-    except asyncio.CancelledError as error:
-        if cancelled_by_others():
-            raise
-        raise _refusal(handler, error) from None
-    except Exception as error:
-        raise _refusal(handler, error) from None
-    _refuse_false(handler, accepted)
-
-
-def _refuse_false(handler: Handler, result: object) -> None:
-    if result is False:
-        raise _refused_by(handler, CloseConnection(close_codes.INVALID_TOKEN))
 
 
 def _refused_by(handler: Handler, close: CloseConnection) -> CloseConnection:

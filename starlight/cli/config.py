@@ -26,6 +26,7 @@ from starlight.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from starlight.channels.options import OptionsByPattern
     from starlight.config.fields import Entry
     from starlight.config.settings import Origin, Settings
 
@@ -35,6 +36,14 @@ COLUMNS: Final = 100
 
 HOST_PATTERN: Final = r"^\[?[\w.:%-]+\]?$"
 """What an editor can tell of an address or a host's name."""
+
+CHANNELS_EXAMPLE: Final = """\
+# --- Channels: what they are like, by patterns of names (docs/configuration.md); reload ---
+# The most specific pattern alone decides about a channel: a name before any pattern, then the longest text before the
+# first *, which stands for any characters, then the longest pattern. Here are the defaults.
+
+# [channels."ticker:*"]
+"""
 
 app = make_app("Make, check and explain the configuration.")
 
@@ -94,6 +103,19 @@ def _template() -> Iterator[str]:
         yield "; ".join([*notes, *(["reload"] if entry.reloads else [])]) + "."
         yield f"# {entry.name} = {entry.toml(entry.default)}\n"
     yield GROUPS_EXAMPLE
+    yield CHANNELS_EXAMPLE + "\n".join(_channel_template())
+
+
+def _channel_template() -> Iterator[str]:
+    from starlight.channels.options import option_entries
+
+    for entry in option_entries():
+        yield from (f"# {line}" for line in textwrap.wrap(f"{entry.description} {_sentence(entry.allowed)}", COLUMNS))
+        yield f"# {entry.name} = {entry.toml(entry.default)}\n"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _in_file() -> Iterator[Entry]:
@@ -115,7 +137,10 @@ def check(
     """Tell all that is wrong with a file, with the environment, and with the files that they name; 2 if anything is.
 
     Nothing is started, and nothing fetched from a network. Unknown variables are warnings: an environment is shared.
+    So are patterns of channels that never win.
     """
+    from starlight.channels.options import OptionsByPattern, read_channel_options
+    from starlight.config.file import CHANNELS, ConfigFile
     from starlight.config.settings import unknown_variables
     from starlight.errors import ConfigError
     from starlight.server.mistakes import all_mistakes
@@ -126,7 +151,12 @@ def check(
     errors = all_mistakes(arguments)
     if errors:
         return complain(*dict.fromkeys(describe(ConfigError.all_of(errors), {}, arguments)))
-    print(f"{file or os.environ.get('STARLIGHT_CONFIG_FILE') or 'the environment'}: ok")
+    path = file or os.environ.get("STARLIGHT_CONFIG_FILE") or ""
+    if path:
+        for pattern, winner in OptionsByPattern(read_channel_options(path)).never_winning():
+            place = ConfigFile.read(path).place(CHANNELS, pattern)
+            print(f"starlight: warning: {place} never wins: {winner} goes before it wherever it fits", file=sys.stderr)
+    print(f"{path or 'the environment'}: ok")
     return 0
 
 
@@ -142,24 +172,28 @@ def show(
 ) -> int:
     """Show the values that `starlight serve` would have with the same words, file and environment.
 
-    The output is TOML that a node can read, with the groups of the file; secrets are hidden.
+    The output is TOML that a node can read, with the file's groups and the options of channels. Secrets are hidden.
     """
     from starlight.auth.permissions import read_groups
+    from starlight.channels.options import make_channel_options
     from starlight.cli.load_app import load
     from starlight.config.settings import Settings, entries, origins
     from starlight.errors import ConfigError
 
     words = words_of(flags)
-    given = load(application).given if application else {}
+    loaded = load(application) if application else None
+    given = loaded.given if loaded is not None else {}
     try:
         settings = Settings(**{**given, **words})
         found = origins({**given, **words})
         if settings.config_file:
             read_groups(settings.config_file)
+        channels = make_channel_options(settings, loaded.channels if loaded is not None else {})
     except ConfigError as error:
         fail(*describe(error, words, given))
     lines = [(_assignment(entry, settings), _origin_of(entry, found[entry.name], words)) for entry in entries()]
     lines += _groups(settings.config_file)
+    lines += _channels(settings.config_file, channels)
     width = min(max(len(line) for line, _ in lines), COLUMNS // 2)
     for line, place in lines:
         print(f"{line:{width}}  # {place}" if origin and place else line)
@@ -178,6 +212,21 @@ def _groups(path: str) -> Iterator[tuple[str, str]]:
         yield f'[{GROUPS}."{name}"]', file.place(GROUPS, name).removesuffix(f": {GROUPS}.{name}")
         for field, value in fields.items():  # texts without anything to escape, and truths: JSON is TOML here
             yield f"{field} = {json.dumps(value)}", ""
+
+
+def _channels(path: str, channels: OptionsByPattern) -> Iterator[tuple[str, str]]:
+    """The options of channels, all of each pattern, as TOML, and where each pattern stands."""
+    from starlight.channels.options import option_entries
+    from starlight.config.file import CHANNELS, ConfigFile
+
+    file = ConfigFile.read(path) if path else None
+    for pattern, options in channels.items():
+        is_in_file = file is not None and pattern in file.document.get(CHANNELS, {})
+        place = file.place(CHANNELS, pattern).removesuffix(f": {CHANNELS}.{pattern}") if file and is_in_file else "code"
+        yield "", ""
+        yield f'[{CHANNELS}."{pattern}"]', place
+        for entry in option_entries():
+            yield f"{entry.name} = {entry.toml(getattr(options, entry.name))}", ""
 
 
 def _assignment(entry: Entry, settings: Settings) -> str:
@@ -218,6 +267,8 @@ def schema() -> int:
 
 
 def _schema() -> dict[str, Any]:
+    from starlight.channels.options import PATTERN, option_entries
+
     patterns = {"type": "array", "items": {"type": "string"}, "maxItems": 256}
     truth = {"type": "boolean"}
     group = dict.fromkeys(("publish", "subscribe", "presence"), patterns) | {"direct": truth, "broadcast": truth}
@@ -226,11 +277,22 @@ def _schema() -> dict[str, Any]:
         "type": "object",
         "additionalProperties": {"type": "object", "properties": group, "additionalProperties": False},
     }
+    options = {entry.name: _property(entry) for entry in option_entries()}
+    channels = {
+        "description": "What channels are like, by patterns of their names.",
+        "type": "object",
+        "propertyNames": {"pattern": f"^{PATTERN.pattern}$"},
+        "additionalProperties": {"type": "object", "properties": options, "additionalProperties": False},
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "The configuration of a Starlight node",
         "type": "object",
-        "properties": {**{entry.name: _property(entry) for entry in _in_file()}, "groups": groups},
+        "properties": {
+            **{entry.name: _property(entry) for entry in _in_file()},
+            "groups": groups,
+            "channels": channels,
+        },
         "additionalProperties": False,
     }
 

@@ -35,7 +35,7 @@ from starlight.cli.options import (
 from starlight.config.printable import printable
 
 if TYPE_CHECKING:
-    from starlight.client.connect import Client, Message, Publication
+    from starlight.client.connect import Message, Publication, StarlightClient
 
 __all__ = ["app", "main"]
 
@@ -173,7 +173,7 @@ def sub(
     """
     limit = whole_number("--count", count, COUNT_MOST) if count is not None else None
 
-    async def follow(client: Client) -> None:
+    async def follow(client: StarlightClient) -> None:
         async with client.join(channel) as joined:
             place = f"joined {printable(channel)} on {printable(url)} as {printable(client.user)}"
             print(place, file=sys.stderr, flush=True)
@@ -193,7 +193,7 @@ def pub(
     """Publish one message in a channel, and say how many subscribers it went to."""
     payload = _payload(data)
 
-    async def publish(client: Client) -> None:
+    async def publish(client: StarlightClient) -> None:
         receipt = await client.publish(channel, payload)
         if receipt is not None:
             print(f"published in {printable(channel)} to {counted(receipt.subscribers, 'subscriber')}")
@@ -212,7 +212,7 @@ def send(
     """Send one message to a user, and say how many of the user's clients it went to."""
     payload = _payload(data)
 
-    async def direct(client: Client) -> None:
+    async def direct(client: StarlightClient) -> None:
         clients = await client.direct(to, payload)
         print(f"sent to {counted(clients or 0, 'client')} of {printable(to)}")
 
@@ -237,7 +237,7 @@ def _payload(data: str) -> bytes:
 
 
 def _as_client(
-    act: Callable[[Client], Awaitable[None]], url: str, user: str | None, token: str | None, *, reconnect: bool
+    act: Callable[[StarlightClient], Awaitable[None]], url: str, user: str | None, token: str | None, *, reconnect: bool
 ) -> int:
     """Connect, act, close; and describe what went wrong in one line."""
     import asyncio
@@ -280,7 +280,7 @@ def _report_state(state: str, code: int | None) -> None:
         print(f"connection lost ({code}), reconnecting", file=sys.stderr, flush=True)
 
 
-async def _print_messages(client: Client, joined: Any, limit: int | None, as_json: bool) -> None:
+async def _print_messages(client: StarlightClient, joined: Any, limit: int | None, as_json: bool) -> None:
     """Print publications and messages to the user, in the order of arrival of each, until `limit` of them."""
     import asyncio
 

@@ -22,7 +22,7 @@ from starlight.close_codes import CLOSE_CODES, error_name, reconnect_policy
 from starlight.config.units import parse_duration
 from starlight.ends import CAUSES
 from starlight.errors import ConfigError, NodeRefused, NodeUnreachable
-from starlight.ops.client import CONNECTIONS_LIMIT, DEFAULT_NODE, Connection, End, NodeClient, clients
+from starlight.ops.client import CONNECTIONS_LIMIT, DEFAULT_NODE, ConnectionRow, EndRow, NodeClient, clients
 
 __all__ = ["app"]
 
@@ -31,7 +31,7 @@ WAIT_STEP_S: Final = 0.2
 
 app = make_app("Ask nodes, and change them, over their internal ports.")
 
-SORTS: Final[dict[str, Callable[[Connection], float]]] = {
+SORTS: Final[dict[str, Callable[[ConnectionRow], float]]] = {
     "outbox": lambda row: -row.outbox_bytes,
     "oldest": lambda row: -(row.oldest_ms if row.oldest_ms is not None else -1.0),
     "messages_in": lambda row: -row.messages_in,
@@ -57,7 +57,7 @@ def conns(
     if sort not in SORTS:
         return complain(f"--sort {sort}: expected {', '.join(SORTS)}")
     most = whole_number("--limit", limit, CONNECTIONS_LIMIT)
-    found: list[tuple[str, Connection]] = []
+    found: list[tuple[str, ConnectionRow]] = []
     totals: list[int] = []
 
     def ask(client: NodeClient) -> None:
@@ -77,7 +77,7 @@ def conns(
     return code
 
 
-def _print_json(found: Sequence[tuple[str, Connection]]) -> None:
+def _print_json(found: Sequence[tuple[str, ConnectionRow]]) -> None:
     """One line each, in ASCII, so that no control character of a stranger reaches the terminal."""
     import json
 
@@ -87,7 +87,7 @@ def _print_json(found: Sequence[tuple[str, Connection]]) -> None:
         print(json.dumps({"node": name, **msgspec.to_builtins(row)}))
 
 
-def _print_table(found: Sequence[tuple[str, Connection]], with_node: bool) -> None:
+def _print_table(found: Sequence[tuple[str, ConnectionRow]], with_node: bool) -> None:
     titles = ("ID", "USER", "ADDRESS", "CONNECTED", "CHANNELS", "IN", "OUTBOX", "MSGS", "OLDEST", "STATE", "PROTOCOL")
     columns = [Column(title, 0, is_left=title in ("USER", "ADDRESS", "STATE", "PROTOCOL")) for title in titles]
     table = [
@@ -113,7 +113,7 @@ def _print_table(found: Sequence[tuple[str, Connection]], with_node: bool) -> No
     print("\n".join(rows(columns, table)))
 
 
-def _state(row: Connection) -> str:
+def _state(row: ConnectionRow) -> str:
     """Whether its socket is full, and whether it is read from."""
     return ",".join(word for word, holds in (("full", row.is_full), ("paused", row.is_reading_paused)) if holds) or "-"
 
@@ -147,7 +147,7 @@ def why(
         since_s = time.time() - parse_duration(since, "--since") if since is not None else 0.0
     except ConfigError as error:
         return complain(str(error))
-    found: list[tuple[str, End]] = []
+    found: list[tuple[str, EndRow]] = []
     totals: list[int] = []
 
     def ask(client: NodeClient) -> None:
@@ -169,7 +169,7 @@ def why(
     return worst or (0 if shown else EXIT_REFUSED)
 
 
-def _print_ends_json(found: Sequence[tuple[str, End]]) -> None:
+def _print_ends_json(found: Sequence[tuple[str, EndRow]]) -> None:
     """As `_print_json`."""
     import json
 
@@ -179,7 +179,7 @@ def _print_ends_json(found: Sequence[tuple[str, End]]) -> None:
         print(json.dumps({"node": name, **msgspec.to_builtins(end)}))
 
 
-def _print_ends(found: Sequence[tuple[str, End]]) -> None:
+def _print_ends(found: Sequence[tuple[str, EndRow]]) -> None:
     """Some lines for each: when and who, why, what was unsent, what to do."""
     for name, end in found:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(end.at))
@@ -200,7 +200,7 @@ def _print_ends(found: Sequence[tuple[str, End]]) -> None:
             print(f"    to do: {text.advice}")
 
 
-def _code_words(end: End) -> str:
+def _code_words(end: EndRow) -> str:
     """The code, what it means, and what went with it if that says more."""
     row = CLOSE_CODES.get(end.code)
     name = row.name.lower().replace("_", " ") if row is not None else "unknown code"

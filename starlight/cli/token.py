@@ -121,7 +121,6 @@ def check(
     import asyncio
 
     from starlight.auth.identity import make_verifier
-    from starlight.auth.tokens import Claims
     from starlight.config.settings import Settings
     from starlight.errors import ConfigError, KeysUnavailable, TokenRefused
 
@@ -139,13 +138,9 @@ def check(
     if not token:
         return complain("expected a token on standard input")
 
-    async def verify() -> Claims:
-        result = make_verifier(settings).verify(token)
-        return result if isinstance(result, Claims) else await result
-
     try:
         settings = Settings(auth="jwt", **{name: word for name, word in words.items() if word})
-        claims = asyncio.run(verify())
+        claims = asyncio.run(make_verifier(settings).verify(token))
     except ConfigError as error:
         return complain(str(error))
     except TokenRefused as refusal:

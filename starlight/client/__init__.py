@@ -2,6 +2,6 @@
 
 - `connect`: the client as an application sees it. `channel`: a channel that it joined.
 - `link`: one connection. `backoff`: when to try again. `credentials`: what it logs in with.
-- `watch`: drops a line that has fallen silent. `rejoin`: joins channels again, many in one message.
+- `keepalive`: drops a line that has fallen silent. `rejoin`: joins channels again, many in one message.
 - `inbox`: what came and waits. `requests`: what is waited for.
 """

@@ -1,4 +1,4 @@
-"""A channel as one client joined it: made by `Client.join`, iterated over for its publications."""
+"""A channel as one client joined it: made by `StarlightClient.join`, iterated over for its publications."""
 
 import asyncio
 import contextlib
@@ -13,18 +13,20 @@ from starlight.protocols.native.client import Publication
 __all__ = ["JoinedChannel"]
 
 
-class Client(Protocol):
+class JoiningClient(Protocol):
     """What a channel asks of its client."""
 
-    _channels: dict[str, "JoinedChannel"]
-
     async def leave(self, channel: str) -> None: ...
-    async def _ask(self, type: str, *, on_ok: Callable[[], None] | None = None, **fields: Any) -> object: ...
-    def _undo_join(self, channel: str) -> None: ...
+
+
+class Ask(Protocol):
+    """Sends a request and waits for its reply; `on_ok` is called with that, before the next message is read."""
+
+    async def __call__(self, type: str, *, on_ok: Callable[[], None] | None = None, **fields: Any) -> object: ...
 
 
 class JoinedChannel:
-    """A channel as this client joined it; made by `Client.join`. Iterate over it for its publications.
+    """A channel as this client joined it; made by `StarlightClient.join`. Iterate over it for its publications.
 
     After a reconnect it is joined again and the iteration goes on; what was published in between is not seen (a channel
     without history). One that is refused then for a rate is asked for again until it is joined; one that is refused
@@ -35,10 +37,22 @@ class JoinedChannel:
         channel: its name.
     """
 
-    def __init__(self, client: Client, channel: str, inbox: Inbox[Publication]) -> None:
+    def __init__(
+        self,
+        client: JoiningClient,
+        channel: str,
+        inbox: Inbox[Publication],
+        *,
+        joined: dict[str, "JoinedChannel"],
+        ask: Ask,
+        undo_join: Callable[[str], None],
+    ) -> None:
         self.channel = channel
         self.inbox = inbox
         self._client = client
+        self._joined = joined  # the client's, by name
+        self._ask = ask
+        self._undo_join = undo_join
         self._has_joined = False
 
     @property
@@ -49,7 +63,7 @@ class JoinedChannel:
     async def leave(self) -> None:
         """Leave the channel; the iteration ends after what had come."""
         self.inbox.end()
-        if self._client._channels.get(self.channel) is self:
+        if self._joined.get(self.channel) is self:
             await self._client.leave(self.channel)
 
     def __await__(self) -> Generator[Any, None, Self]:
@@ -74,13 +88,13 @@ class JoinedChannel:
 
     async def _join(self) -> Self:
         try:
-            await self._client._ask("join", channel=self.channel, on_ok=self._enter)
+            await self._ask("join", channel=self.channel, on_ok=self._enter)
         except (TimeoutError, asyncio.CancelledError):
-            self._client._undo_join(self.channel)
+            self._undo_join(self.channel)
             raise
         return self
 
     def _enter(self) -> None:
         """With the reply, before the next message is read: no publication is missed, none comes too early."""
         self._has_joined = True
-        self._client._channels[self.channel] = self
+        self._joined[self.channel] = self

@@ -17,8 +17,8 @@ Tokens: give a function instead of a string, and the connection outlives them::
     starlight.connect("wss://example.org/ws", token=ask_my_backend_for_a_token)
 
 It is called for the first login, before the socket is opened, and when the server says that the login ends soon; the
-new token is then sent on the open connection (`Client.refresh`). After a loss the client comes back with the session
-that the server gave it, and with a fresh token where the session is not accepted any more.
+new token is then sent on the open connection (`StarlightClient.refresh`). After a loss the client comes back with the
+session that the server gave it, and with a fresh token where the session is not accepted any more.
 
 Law: no request is ever sent twice. What was under way when a link ended raises `ConnectionClosed`, and its fate is
 unknown; what is asked while there is no connection waits for the next one, within its own timeout. All is bounded.
@@ -68,7 +68,7 @@ from starlight.protocols.native.lines import SUBPROTOCOLS, V1
 
 __all__ = [
     "Broadcast",
-    "Client",
+    "ChannelPresence",
     "Direct",
     "Expiring",
     "Gap",
@@ -76,10 +76,10 @@ __all__ = [
     "JoinedChannel",
     "Left",
     "Message",
-    "Presence",
     "Publication",
     "Receipt",
     "Server",
+    "StarlightClient",
     "State",
     "Token",
     "connect",
@@ -108,7 +108,7 @@ class Receipt(NamedTuple):
     """Its place in the channel; None in a channel without history."""
 
 
-class Presence(NamedTuple):
+class ChannelPresence(NamedTuple):
     """Who is in a channel."""
 
     users: list[str]
@@ -218,12 +218,12 @@ class connect:  # in lower case, as it is used like a function
             on_message=on_message,
             on_state=on_state,
         )
-        self._client: Client | None = None
+        self._client: StarlightClient | None = None
 
-    def __await__(self) -> Generator[Any, None, "Client"]:
+    def __await__(self) -> Generator[Any, None, "StarlightClient"]:
         return self._open().__await__()
 
-    async def __aenter__(self) -> "Client":
+    async def __aenter__(self) -> "StarlightClient":
         self._client = await self._open()
         return self._client
 
@@ -231,13 +231,13 @@ class connect:  # in lower case, as it is used like a function
         if self._client is not None:
             await self._client.close()
 
-    async def _open(self) -> "Client":
-        client = Client(self._url, self._options)
-        await client._start()
+    async def _open(self) -> "StarlightClient":
+        client = StarlightClient(self._url, self._options)
+        await client._start()  # noqa: SLF001  # theirs alone, in one module
         return client
 
 
-class Client:
+class StarlightClient:
     """A logged-in client; made by `connect`. Iterate over it for what is sent to this user, outside of channels.
 
     The iteration ends when the client is closed, and raises `ConnectionClosed` if the server ended it for good.
@@ -342,13 +342,13 @@ class Client:
         """
         return (await self._ask(type, data=data, timeout_s=timeout_s)).data
 
-    async def presence(self, channel: str, *, limit: int | None = None) -> Presence:
+    async def presence(self, channel: str, *, limit: int | None = None) -> ChannelPresence:
         """Who is in a channel: at most `limit` users (100 if None, at most 1,000), and the number of all clients.
 
         Raises: as `publish`.
         """
         reply = await self._ask("presence", channel=channel, limit=limit)
-        return Presence(reply.users, reply.clients)
+        return ChannelPresence(reply.users, reply.clients)
 
     async def refresh(self, token: str) -> int | None:
         """Renew the login with a new token, on the open connection; returns when it ends now, in Unix seconds.
@@ -381,7 +381,8 @@ class Client:
 
         Raises (when awaited): as `publish`; RequestFailed 105 ``already_joined``.
         """
-        return JoinedChannel(self, channel, self._new_inbox(inbox_messages))
+        inbox = self._new_inbox(inbox_messages)
+        return JoinedChannel(self, channel, inbox, joined=self._channels, ask=self._ask, undo_join=self._undo_join)
 
     async def leave(self, channel: str) -> None:
         """Leave a channel; its iteration ends after what had come. Leaving one that was not joined is no error.

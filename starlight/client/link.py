@@ -28,7 +28,7 @@ from picows import (
 from picows.url import WSInvalidURL
 
 from starlight import close_codes
-from starlight.client.watch import PONG_TIMEOUT_S, Watch
+from starlight.client.keepalive import PONG_TIMEOUT_S, Keepalive
 from starlight.errors import ConnectFailed
 from starlight.protocols.native import lines
 from starlight.protocols.native._lines import Lines
@@ -80,7 +80,7 @@ class Link(WSListener):
         self._parting: asyncio.Task[None] | None = None  # held, so that it isn't collected before its end
         self._is_writable = True
         self._heard_s = 0.0
-        self._watch: Watch | None = None
+        self._watch: Keepalive | None = None
         self._next_look: asyncio.TimerHandle | None = None
 
     async def open(self, url: str, subprotocol: str, tls: ssl.SSLContext | None) -> None:
@@ -115,9 +115,9 @@ class Link(WSListener):
         self.is_lines = agreed == lines.LINES
 
     def watch(self, ping_s: float, pong_s: float, keepalive_s: float) -> None:
-        """From now on, end with 1006 when nothing comes for too long; see `Watch`."""
+        """From now on, end with 1006 when nothing comes for too long; see `Keepalive`."""
         self._heard_s = asyncio.get_running_loop().time()
-        self._watch = Watch(ping_s, pong_s, keepalive_s, self._heard_s)
+        self._watch = Keepalive(ping_s, pong_s, keepalive_s, self._heard_s)
         self._look_later(self._watch)
 
     def send(self, message: bytes) -> None:
@@ -172,11 +172,11 @@ class Link(WSListener):
 
     # The rest is private.
 
-    def _look_later(self, watch: Watch) -> None:
+    def _look_later(self, watch: Keepalive) -> None:
         loop = asyncio.get_running_loop()
         self._next_look = loop.call_later(max(0.0, watch.next_s - loop.time()), self._look, watch)
 
-    def _look(self, watch: Watch) -> None:
+    def _look(self, watch: Keepalive) -> None:
         if self._transport is None or self.closed.done():
             return None
         now_s = asyncio.get_running_loop().time()
@@ -263,6 +263,8 @@ def _why(error: Exception) -> str:
         return "nothing listens there (connection refused)"
     if isinstance(error, WSInvalidStatusError) and error.response is not None:
         return _refusal(error.response.status, error.raw_body or b"")
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return "no TLS is spoken there: ws:// rather than wss://?"
     if isinstance(error, OSError):
         return error.strerror or str(error) or "closed by the server during the handshake"
     return str(error)

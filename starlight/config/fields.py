@@ -219,8 +219,8 @@ class Entry:
         return self._marker(Reloads) is not None
 
     @property
-    def choices(self) -> tuple[str, ...]:
-        """The words it may be; none if it is no choice."""
+    def choices(self) -> tuple[Any, ...]:
+        """The values it may be, mostly words; none if it is no choice."""
         return get_args(self.type) if get_origin(self.type) is Literal else ()
 
     @cached_property
@@ -254,7 +254,7 @@ class Entry:
     def metavar(self) -> str:
         """What stands for the value in the help: ``SIZE``, ``none|jwt``."""
         if self.choices:
-            return "|".join(self.choices)
+            return "|".join(map(self.text, self.choices))
         return self._words.metavar
 
     @property
@@ -274,7 +274,7 @@ class Entry:
     def allowed(self) -> str:
         """What it may be, for error messages and the documentation: kind and bounds."""
         if self.choices:
-            return "one of " + ", ".join(self.choices)
+            return "one of " + ", ".join(map(self.text, self.choices))
         low, high = self.bounds
         if low is not None and high is not None:
             joint = "from " if self.type is int and not self.is_size else ""
@@ -307,7 +307,7 @@ class Entry:
         """A value as it would be written in the file."""
         if value is None:
             return '""'
-        if self.type in (int, bool, float) and not (self.is_size or self.is_duration):
+        if isinstance(value, bool) or (self.type in (int, float) and not (self.is_size or self.is_duration)):
             return self.text(value)
         return _quote(self.text(value))
 

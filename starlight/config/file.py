@@ -1,4 +1,5 @@
-"""The configuration file: TOML with the settings as top-level keys, and the groups of users as ``[groups.<name>]``.
+"""The configuration file: TOML with the settings as top-level keys, the groups of users as ``[groups.<name>]``, and the
+options of channels as ``[channels."<pattern>"]``.
 
 `tomllib` doesn't say where a key stands, and an error that names a line is worth a search: the lines that look like the
 key are found, and if there are several, the first before which the file is complete is the one. Only errors and
@@ -12,10 +13,12 @@ from typing import Any, Final
 
 from starlight.errors import ConfigError
 
-__all__ = ["GROUPS", "ConfigFile", "nearest", "read_file"]
+__all__ = ["CHANNELS", "GROUPS", "TABLES", "ConfigFile", "nearest", "read_file"]
 
 GROUPS: Final = "groups"
-"""The one key that is no setting."""
+CHANNELS: Final = "channels"
+TABLES: Final = {GROUPS: "[groups.<name>]", CHANNELS: '[channels."<pattern>"]'}
+"""The keys that are no settings, and how they are written."""
 
 LIMIT_BYTES: Final = 1 << 20
 
@@ -76,8 +79,8 @@ class ConfigFile:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What it says of settings: everything but the groups."""
-        return {key: value for key, value in self.document.items() if key != GROUPS}
+        """What it says of settings: everything but groups and channels."""
+        return {key: value for key, value in self.document.items() if key not in TABLES}
 
     def place(self, *keys: str) -> str:
         """Where a key stands, ``starlight.toml:7: groups.staff.direct``; without the line if it can't be told."""

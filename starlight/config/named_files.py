@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final, NamedTuple
 
-from starlight.config.file import GROUPS, ConfigFile
+from starlight.config.file import TABLES, ConfigFile
 from starlight.config.settings import Settings, entries
 from starlight.errors import ConfigError
 
@@ -23,24 +23,25 @@ class Contents(NamedTuple):
 
     Attributes:
         files: name and hash by setting; no hash for a file that can't be read.
-        groups: of the configuration file, by name.
+        tables: groups and channels of the configuration file, each by name.
     """
 
     files: dict[str, tuple[str, bytes | None]]
-    groups: dict[str, object]
+    tables: dict[str, dict[str, object]]
 
 
 def contents(settings: Settings) -> Contents:
     """Read all files that are read again at a reload, of those that the settings name. Never raises."""
     names = {entry.name: getattr(settings, entry.name) for entry in entries() if entry.is_file and entry.reloads}
     files = {name: (path, _hash(path)) for name, path in names.items() if path}
-    groups: object = {}
+    document: dict[str, object] = {}
     try:
         if settings.config_file:
-            groups = ConfigFile.read(settings.config_file).document.get(GROUPS, {})
+            document = ConfigFile.read(settings.config_file).document
     except ConfigError:
         pass  # told by whoever reads it in earnest
-    return Contents(files, dict(groups) if isinstance(groups, dict) else {})
+    tables = {key: document.get(key) for key in TABLES}
+    return Contents(files, {key: table if isinstance(table, dict) else {} for key, table in tables.items()})
 
 
 def changes(old: Contents, new: Contents) -> tuple[list[str], list[str]]:
@@ -52,13 +53,15 @@ def changes(old: Contents, new: Contents) -> tuple[list[str], list[str]]:
             changed.append(f"the content of {name} ({path})")
         else:
             same.append(f"{name} ({path})")
-    for verb, groups in (
-        ("new", new.groups.keys() - old.groups.keys()),
-        ("gone", old.groups.keys() - new.groups.keys()),
-        ("changed", {name for name in new.groups.keys() & old.groups.keys() if new.groups[name] != old.groups[name]}),
-    ):
-        if groups:
-            changed.append(f"groups {verb}: {', '.join(sorted(groups))}")
+    for key in TABLES:
+        was, becomes = old.tables[key], new.tables[key]
+        for verb, names in (
+            ("new", becomes.keys() - was.keys()),
+            ("gone", was.keys() - becomes.keys()),
+            ("changed", {name for name in becomes.keys() & was.keys() if becomes[name] != was[name]}),
+        ):
+            if names:
+                changed.append(f"{key} {verb}: {', '.join(sorted(names))}")
     return changed, same
 
 

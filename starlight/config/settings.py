@@ -37,7 +37,7 @@ from starlight.config.fields import (
     UrlPath,
     is_optional,
 )
-from starlight.config.file import GROUPS, ConfigFile, nearest
+from starlight.config.file import TABLES, ConfigFile, nearest
 from starlight.errors import ConfigError
 
 __all__ = [
@@ -100,9 +100,10 @@ class Settings(BaseSettings):
     config_file: Annotated[FileName, Flag("--config"), RELOADS] = Field(
         "",
         max_length=4096,
-        description="TOML file with settings and the groups of users. Its keys are the names of the settings, and "
-        "[groups.<name>] tables say what users may do. From the working directory, as are file names in it. None: no "
-        "groups, and no settings but flags and variables.",
+        description="TOML file with settings, groups of users and options of channels. Its keys are the names of the "
+        "settings; [groups.<name>] tables say what users may do, [channels.<pattern>] tables what channels are like. "
+        "From the working directory, as are file names in it. None: no groups, no options, and no settings but flags "
+        "and variables.",
     )
     tls_cert: Annotated[FileName, Panel("TLS"), RELOADS] = Field(
         "",
@@ -251,13 +252,6 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="Channels one client may have joined. 106 beyond. A membership takes about 120 bytes, 470 to 710 "
         "if nobody else is in the channel; people use tens of channels, programs rarely hundreds.",
-    )
-    clients_per_channel: Annotated[int, RELOADS] = Field(
-        0,
-        ge=0,
-        le=1_000_000,
-        description="Clients one channel may have; 0 for any number. 106 beyond. No limit but max_connections, as "
-        "large channels are what a node is for.",
     )
     name_limit_bytes: Annotated[int, RELOADS] = Field(
         255,
@@ -564,8 +558,9 @@ def _config_error(detail: Any, sources: Sources) -> ConfigError:
     field = str(detail["loc"][0])
     origin = sources.origin(field)
     if field not in Settings.model_fields:
-        rule = "the name of a setting" + (" or [groups.<name>]" if origin.kind == "file" else "")
-        return ConfigError(origin.key, origin.value, rule + nearest(field, [*Settings.model_fields, GROUPS]), field)
+        tables = TABLES if origin.kind == "file" else {}
+        rule = "the name of a setting" + (f", {' or '.join(tables.values())}" if tables else "")
+        return ConfigError(origin.key, origin.value, rule + nearest(field, [*Settings.model_fields, *tables]), field)
     value = HIDDEN if field in _secrets() else origin.value
     rule = allowed(field)
     choices = next(entry.choices for entry in entries() if entry.name == field)

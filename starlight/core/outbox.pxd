@@ -79,6 +79,7 @@ ctypedef struct merged_t:        # starlight.v1.lines: the frame under way
 ctypedef struct membership_t:
     void* channel                # channel_t*, borrowed: the channel object is kept alive by one reference per membership
     uint32_t index               # place in the channel's members
+    uint32_t number              # of the join, among those of the core modulo 2**32: tells their order
 
 ctypedef struct subscriber_t:    # aligned to cache lines; a turn touches the first two of them and no more
     # The first: all that a fan-out touches.

@@ -129,6 +129,7 @@ ctypedef struct core_t:
     uint32_t round_start         # where in `flushing` the round began
     uint32_t n_channels
     uint32_t n_memberships
+    uint32_t n_joins             # ever, modulo 2**32
     int epoll_fd
     flusher_t flusher
     histogram_t flush_us         # of each flush that handed anything over: how long it took,
@@ -347,6 +348,8 @@ cdef inline void channel_add(core_t* c, channel_t* channel, subscriber_t* sub) n
     membership = &sub.memberships[sub.n_memberships]
     membership.channel = channel
     membership.index = channel.n_members
+    membership.number = c.n_joins
+    c.n_joins += 1
     channel.n_members += 1
     channel.n_form[sub.form] += 1
     sub.n_memberships += 1

@@ -1,8 +1,15 @@
 """The load harness behind `starlight bench`: it measures a WebSocket server and proves what arrived.
 
-Reading order: `scenario.py` (what is to be done) -> `plan.py` (who is connected, who sends what to whom) ->
-`dialects.py` (the bytes) -> `_engine.pyx` and its `.pxd` files (the doing) -> `runner.py` (phases and figures) ->
-`result.py`.
+In the order in which a run goes through them:
+
+- `cli`: the command. `target`, `scenario`: where a run goes, and what it does. `plan`: who sends what to whom.
+- `dialects`: the bytes of each kind of server.
+- `workers`: processes and threads, each with an engine. `_engine`, with its parts: `_arena`, what all share; `_loop`,
+  what is sent when; `_net`, connections; `_receive`, what comes in; `_protocol`, what must not; `_stamp`, what each
+  message carries; `_check`, whether all arrived. `checker`: the same rules as a plain model, for logs.
+- `runner`: the phases. `procstat`: CPU and memory of the server and of ourselves. `live`: the table meanwhile.
+- `result`: what a run gave. `summary`, `html`: how it is shown. `compare`: two of them.
+- `assertions`: service levels. `findmax`: the highest rate that holds them. `errors`: what is raised on purpose.
 """
 
 from starlight.loadtest.errors import BadTarget, LoadTestError

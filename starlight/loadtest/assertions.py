@@ -140,7 +140,7 @@ def parse(text: str) -> Assertion:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AssertionVerdict:
     """What became of an assertion: `held`, `failed` or `refused`, with a line that says why."""
 
     assertion: Assertion
@@ -148,7 +148,7 @@ class Verdict:
     line: str
 
 
-def judge(assertions: Iterable[Assertion], result: Result) -> list[Verdict]:
+def judge(assertions: Iterable[Assertion], result: Result) -> list[AssertionVerdict]:
     """Judge every assertion."""
     verdicts = []
     for assertion in assertions:
@@ -157,11 +157,11 @@ def judge(assertions: Iterable[Assertion], result: Result) -> list[Verdict]:
         if assertion.is_spoiled_by(result):
             share = result.generator.useful_share
             line = f"refused: {assertion.text}: the generator was saturated (useful share {share:.2f}), {shown}"
-            verdicts.append(Verdict(assertion, "refused", line))
+            verdicts.append(AssertionVerdict(assertion, "refused", line))
         elif assertion.holds(result):
-            verdicts.append(Verdict(assertion, "held", f"held: {assertion.text} ({shown})"))
+            verdicts.append(AssertionVerdict(assertion, "held", f"held: {assertion.text} ({shown})"))
         else:
-            verdicts.append(Verdict(assertion, "failed", f"FAILED: {assertion.text} ({shown})"))
+            verdicts.append(AssertionVerdict(assertion, "failed", f"FAILED: {assertion.text} ({shown})"))
     return verdicts
 
 
@@ -177,7 +177,7 @@ def is_void(result: Result) -> bool:
     return sends and not result.check.deliveries and not result.interrupted
 
 
-def exit_code(verdicts: Iterable[Verdict], result: Result) -> int:
+def exit_code(verdicts: Iterable[AssertionVerdict], result: Result) -> int:
     """0; 1 if an assertion failed, the checker found faults, the server broke the protocol or nothing arrived; 3 if a
     verdict was refused and nothing failed."""
     outcomes = {verdict.outcome for verdict in verdicts}

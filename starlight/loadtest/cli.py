@@ -204,7 +204,7 @@ def _run(base: scenario.Scenario, options: dict[str, Any]) -> None:
     _check_files(options)
     runs: list[Result] = []
     code = 0
-    verdicts: list[levels.Verdict] = []
+    verdicts: list[levels.AssertionVerdict] = []
     for _ in range(max(1, options["repeat"])):
         result = _one(base, target, options, console)
         runs.append(result)
@@ -234,7 +234,7 @@ def _check_files(options: dict[str, Any]) -> None:
             raise BadScenario(f"--{kind} {path}: expected a file in a directory that exists")
 
 
-def _write(options: dict[str, Any], runs: list[Result], verdicts: list[levels.Verdict]) -> None:
+def _write(options: dict[str, Any], runs: list[Result], verdicts: list[levels.AssertionVerdict]) -> None:
     if options["json_file"]:
         write_json(options["json_file"], runs)
     if options["csv_file"]:
@@ -244,7 +244,7 @@ def _write(options: dict[str, Any], runs: list[Result], verdicts: list[levels.Ve
         options["html_file"].write_text(html.page(runs[-1], lines), "utf-8")
 
 
-def print_result(console: Console, result: Result, verdicts: list[levels.Verdict]) -> None:
+def print_result(console: Console, result: Result, verdicts: list[levels.AssertionVerdict]) -> None:
     """The summary of a run."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)

@@ -23,7 +23,7 @@ Template = tuple[bytes, bytes, int, int]
 
 
 @dataclass(frozen=True)
-class Group:
+class StreamTarget:
     """Who a stream goes to: kind `everyone`, `channel` or `user`, and its name."""
 
     kind: str
@@ -57,7 +57,7 @@ class Dialect(ABC):
         return b""
 
     @abstractmethod
-    def publish(self, group: Group, acks: bool) -> Template:
+    def publish(self, group: StreamTarget, acks: bool) -> Template:
         """What stands around the data of a message to a group."""
 
 
@@ -80,7 +80,7 @@ class Native(Dialect):
     def leave(self, group: int, channel: str) -> bytes:
         return b'{"type":"leave","id":%d,"channel":"%s"}' % (LEAVE_ID + group, channel.encode())
 
-    def publish(self, group: Group, acks: bool) -> Template:
+    def publish(self, group: StreamTarget, acks: bool) -> Template:
         kind, field = {
             "everyone": (b"broadcast", b""),
             "channel": (b"publish", b'"channel":"%s",' % group.name.encode()),
@@ -101,7 +101,7 @@ class Raw(Dialect):
     def __init__(self, form: int = FORM_MESSAGE) -> None:
         self.form = form
 
-    def publish(self, group: Group, acks: bool) -> Template:
+    def publish(self, group: StreamTarget, acks: bool) -> Template:
         return b"", b"", -1, -1
 
 
@@ -114,7 +114,7 @@ class SocketIO(Raw):
     def login(self, user: str, channels: list[str]) -> bytes:
         return b"40"
 
-    def publish(self, group: Group, acks: bool) -> Template:
+    def publish(self, group: StreamTarget, acks: bool) -> Template:
         return b'42["message",', b"]", -1, -1
 
 
@@ -131,7 +131,7 @@ class Nats(Dialect):
         subscriptions = "".join(f"SUB {subject} {number}\r\n" for number, subject in enumerate(subjects, 1))
         return b'CONNECT {"verbose":false,"pedantic":false}\r\n' + subscriptions.encode() + b"PING\r\n"
 
-    def publish(self, group: Group, acks: bool) -> Template:
+    def publish(self, group: StreamTarget, acks: bool) -> Template:
         before = b"PUB %s " % ("everyone" if group.kind == "everyone" else group.name).encode()
         return before + SIZE_DIGITS + b"\r\n", b"\r\n", -1, len(before)
 

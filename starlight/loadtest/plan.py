@@ -18,7 +18,7 @@ MOST_STEPS = 4096
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrafficPlan:
     """Attributes:
     streams: (sender, group) of each stream; the index is the stream's number in the stamp.
     orders: for each sender the streams it sends on, in turn.
@@ -44,7 +44,7 @@ class Plan:
         return range(process * count // processes, (process + 1) * count // processes)
 
 
-def make_plan(scenario: Scenario) -> Plan:
+def make_plan(scenario: Scenario) -> TrafficPlan:
     """Lay out a scenario.
 
     Raises:
@@ -65,7 +65,7 @@ def make_plan(scenario: Scenario) -> Plan:
                 raise BadScenario(f"the scenario has more than {MAX_STREAMS} streams (sender to group)")
     kept = [sender for sender in range(len(senders)) if by_kind[sender]]
     renumber = {sender: index for index, sender in enumerate(kept)}
-    return Plan(
+    return TrafficPlan(
         groups=groups,
         streams=[(renumber[sender], group) for sender, group in streams],
         orders=[_interleave(by_kind[sender], scenario.traffic) for sender in kept],

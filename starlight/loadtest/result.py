@@ -89,7 +89,7 @@ def _curve_percentiles(total: int) -> list[float]:
     return [*points, 100.0]
 
 
-class Check(msgspec.Struct, kw_only=True, frozen=True):
+class DeliveryCheck(msgspec.Struct, kw_only=True, frozen=True):
     """The delivery checker's verdict. `checked` deliveries were looked at one by one, the others of `deliveries`
     counted. `disordered` messages came in different orders to different receivers (looked for with `order` only)."""
 
@@ -121,7 +121,7 @@ class Check(msgspec.Struct, kw_only=True, frozen=True):
         return f"nothing lost, doubled, reordered, damaged or misdelivered ({self.deliveries:,} deliveries, {how})"
 
 
-class Server(msgspec.Struct, kw_only=True, frozen=True):
+class ServerUse(msgspec.Struct, kw_only=True, frozen=True):
     """The server's side, from /proc. CPU is of the measured time, `connect_us` of the ramp."""
 
     cpu_s: float = 0.0
@@ -149,7 +149,7 @@ class Generator(msgspec.Struct, kw_only=True, frozen=True):
         return self.useful_share > SATURATED_SHARE
 
 
-class Machine(msgspec.Struct, kw_only=True, frozen=True):
+class MachineUse(msgspec.Struct, kw_only=True, frozen=True):
     """Where it ran, and what else ran. Shares are of one core."""
 
     cpu: str = ""
@@ -210,10 +210,10 @@ class Result(msgspec.Struct, kw_only=True, frozen=True):
     churned: int = 0
     rejoins: int = 0
     slow_deliveries: int = 0
-    check: Check = Check()
-    server: Server | None = None
+    check: DeliveryCheck = DeliveryCheck()
+    server: ServerUse | None = None
     generator: Generator = Generator()
-    machine: Machine = Machine()
+    machine: MachineUse = MachineUse()
     series: list[Point] = []
     counters: dict[str, int] = {}
     notices: list[str] = []

@@ -26,10 +26,10 @@ import msgspec
 from starlight.config.printable import printable
 from starlight.loadtest import _engine, checker, procstat
 from starlight.loadtest._engine import Arena, Engine
-from starlight.loadtest.dialects import DIALECTS, Dialect, Group, Template
+from starlight.loadtest.dialects import DIALECTS, Dialect, StreamTarget, Template
 from starlight.loadtest.errors import BadScenario, BadTarget
-from starlight.loadtest.plan import Plan, make_plan
-from starlight.loadtest.result import FAULTS, Check, Generator, Latency, Machine, Point, Result, Server
+from starlight.loadtest.plan import TrafficPlan, make_plan
+from starlight.loadtest.result import FAULTS, DeliveryCheck, Generator, Latency, MachineUse, Point, Result, ServerUse
 from starlight.loadtest.scenario import MOST_LOGGED, Scenario, payload_sizes
 from starlight.loadtest.summary import protocol_errors_text
 from starlight.loadtest.target import Target, websocket_keys
@@ -117,7 +117,7 @@ def _make_engine(
     scenario: Scenario,
     target: Target,
     dialect: Dialect,
-    plan: Plan,
+    plan: TrafficPlan,
     arena: Arena,
     process: int,
     address: bytes,
@@ -151,13 +151,15 @@ def _make_engine(
     return engine
 
 
-def _set_dialect(engine: Engine, scenario: Scenario, target: Target, dialect: Dialect, plan: Plan, mine: range) -> None:
-    def group(number: int) -> Group:
+def _set_dialect(
+    engine: Engine, scenario: Scenario, target: Target, dialect: Dialect, plan: TrafficPlan, mine: range
+) -> None:
+    def group(number: int) -> StreamTarget:
         if number == 0:
-            return Group("everyone", "")
+            return StreamTarget("everyone", "")
         if number <= scenario.channels:
-            return Group("channel", f"c{number}")
-        return Group("user", f"u{number - 1 - scenario.channels}")
+            return StreamTarget("channel", f"c{number}")
+        return StreamTarget("user", f"u{number - 1 - scenario.channels}")
 
     templates: list[Template | None] = [None] * plan.groups
     for sender, number in plan.streams:
@@ -177,7 +179,7 @@ def _set_dialect(engine: Engine, scenario: Scenario, target: Target, dialect: Di
     )
 
 
-def _set_load(engine: Engine, scenario: Scenario, plan: Plan, mine: range) -> None:
+def _set_load(engine: Engine, scenario: Scenario, plan: TrafficPlan, mine: range) -> None:
     sizes = payload_sizes(scenario.size, scenario.seed)
     draw = random.Random(scenario.seed)
     alphabet = string.ascii_letters + string.digits
@@ -228,7 +230,7 @@ class _Run:
         scenario: Scenario,
         target: Target,
         dialect: Dialect,
-        plan: Plan,
+        plan: TrafficPlan,
         workers: Fleet,
         server_pids: list[int],
         on_progress: Progress,
@@ -452,7 +454,7 @@ class _Run:
             churned=total["churned"],
             rejoins=total["rejoins"],
             slow_deliveries=total["slow_deliveries"],
-            check=Check(
+            check=DeliveryCheck(
                 deliveries=total["deliveries"],
                 disordered=self.disordered,
                 **{name: total[name] for name in ("checked", *FAULTS) if name in total},
@@ -487,13 +489,13 @@ class _Run:
         text = next((text for text in self.workers.call(method) if text), "")
         return printable(" ".join(text.split()))
 
-    def server_figures(self, before: _Moment, ramped: _Moment, begin: _Moment, end: _Moment) -> Server:
+    def server_figures(self, before: _Moment, ramped: _Moment, begin: _Moment, end: _Moment) -> ServerUse:
         cpu_s = end.server.cpu_s_since(begin.server)
         deliveries = _delta(end, begin, "deliveries")
         opened = ramped.counters["connects"]
         churned = _delta(end, begin, "connects")
         connect_s = cpu_s if churned and not deliveries else ramped.server.cpu_s_since(before.server)
-        return Server(
+        return ServerUse(
             cpu_s=cpu_s,
             cpu_share=cpu_s / max(end.time_s - begin.time_s, 1e-9),
             cpu_us_per_delivery=cpu_s * 1e6 / deliveries if deliveries else None,
@@ -503,11 +505,11 @@ class _Run:
             connection_bytes=(ramped.server.pss_bytes - before.server.pss_bytes) / opened,
         )
 
-    def machine(self, begin: _Moment, end: _Moment) -> Machine:
+    def machine(self, begin: _Moment, end: _Moment) -> MachineUse:
         duration = max(end.time_s - begin.time_s, 1e-9)
         known = end.own.cpu_s_since(begin.own) + end.server.cpu_s_since(begin.server)
         foreign = (end.system.busy_s - begin.system.busy_s - known) / duration
-        return Machine(
+        return MachineUse(
             cpu=procstat.cpu_model(),
             cores=os.cpu_count() or 0,
             kernel=platform.release(),
@@ -521,7 +523,7 @@ def _delta(after: _Moment, before: _Moment, name: str) -> int:
     return after.counters[name] - before.counters[name]
 
 
-def _notices(scenario: Scenario, generator: Generator, machine: Machine, total: dict[str, int]) -> list[str]:
+def _notices(scenario: Scenario, generator: Generator, machine: MachineUse, total: dict[str, int]) -> list[str]:
     """What the reader of the figures has to know."""
     notices = []
     if generator.is_saturated:

@@ -1,9 +1,11 @@
-"""The network: from a listening socket to whole messages, and every way a connection can end.
+"""The network: from a listening socket to whole messages. What they mean, and when a connection ends, `session` says.
 
-- `listener`, `activation`: the node's sockets, its own or those of a service manager.
+- `accept`: listening sockets, and what is done when descriptors run out. `activation`: those of a service manager.
+- `transports`: from an accepted socket to a connection. `tls`: certificate and handshake of wss.
 - `gate`, `upgrade`, `origins`: who may connect, and the answer to the handshake. `refusals`: why one was refused.
-- `connection`: picows' frames become messages; deadlines; the ways to end.
+- `connection`: the transport of a session. picows' frames become messages; and `Endpoint`, what connections share.
+- `fragments`: a message that comes in several frames is put together here, and nowhere else.
 - `departures`: notices that a peer has gone while its connection is not read.
 - `picows_adapter`: what stands between picows and the transport, so that the core is the only writer.
-- `tls`: accepts for wss. `pinned`: the versions whose layout is compiled in.
+- `pinned`: the versions whose layout is compiled in.
 """

@@ -30,19 +30,19 @@ ACKED_OFFSET: Final = 120
 """Where struct tcp_info of the kernel has `tcpi_bytes_acked` and `tcpi_bytes_received` (since Linux 4.1)."""
 
 
-class Connection(Protocol):
+class WatchedConnection(Protocol):
     """What is told of a departure."""
 
     def on_departed(self) -> None: ...
 
 
 class Departures:
-    """Sockets that nobody reads at the moment, watched for their end. Belongs to the loop's thread."""
+    """Sockets that are not read at the moment, watched for their end. Belongs to the loop's thread."""
 
     def __init__(self) -> None:
         self._epoll: select.epoll | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._watched: dict[int, Connection] = {}
+        self._watched: dict[int, WatchedConnection] = {}
 
     def __len__(self) -> int:
         return len(self._watched)
@@ -61,7 +61,7 @@ class Departures:
         self._epoll = None
         self._watched.clear()
 
-    def watch(self, fd: int, connection: Connection) -> None:
+    def watch(self, fd: int, connection: WatchedConnection) -> None:
         """Tell a connection once when its peer goes, also if it has gone already. The fd is borrowed until `forget`."""
         if self._epoll is not None:
             self._epoll.register(fd, EVENTS | select.EPOLLONESHOT)

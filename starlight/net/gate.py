@@ -17,6 +17,7 @@ from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithLis
 from starlight.auth.dry_run import DryRun
 from starlight.auth.limits import Limits, address_key
 from starlight.config.addresses import is_loopback
+from starlight.config.reconfigure import Commit
 from starlight.config.settings import Settings
 from starlight.net.origins import Origins, Proxies
 from starlight.net.refusals import TELL_AGAIN_S, Refusals
@@ -36,7 +37,7 @@ RETRY_S: Final = "2"
 Peer = tuple[Any, ...] | str | None
 
 
-class Connection(Protocol):
+class GatedConnection(Protocol):
     """What the gate asks of a connection, and tells it."""
 
     @property
@@ -75,16 +76,33 @@ class Gate:
         self.refusals = Refusals(settings, clock)
         self.is_ready: Callable[[], bool] = lambda: True
 
-    def change(self, settings: Settings, origins: Origins, proxies: Proxies) -> None:
-        """Other rules for who comes; who is in stays, and counts if it has counted so far."""
-        limits = Limits.of(settings)
-        self.refusals.change(settings)
-        self._origins = origins
-        self._proxies = proxies
-        if self._addresses is None:
-            self._addresses = limits.addresses(self._clock, self._dry_run)
-        else:
-            self._addresses.change(limits.connections_per_address, limits.connection_rate)
+    def reconfigure(self, settings: Settings) -> Commit:
+        """Other rules for connections to come: see `config.reconfigure`.
+
+        Those that are open stay, and count for their address if they have counted so far.
+        """
+        origins, proxies = Origins(settings.allowed_origins), Proxies(settings.trusted_proxies)
+        limit_addresses = self._reconfigure_addresses(settings)
+        advise = self.refusals.reconfigure(settings)
+
+        def commit() -> None:
+            self._origins = origins
+            self._proxies = proxies
+            limit_addresses()
+            advise()
+
+        return commit
+
+    def _reconfigure_addresses(self, settings: Settings) -> Commit:
+        """Addresses that are counted go on being counted, also where no limit is left."""
+        if self._addresses is not None:
+            return self._addresses.reconfigure(settings)
+        addresses = Limits.of(settings).addresses(self._clock, self._dry_run)
+
+        def commit() -> None:
+            self._addresses = addresses
+
+        return commit
 
     def enter(self, peer: Peer) -> str | None:
         """Count a new socket by its address: what `leave` is to be told, or None to refuse it.
@@ -108,7 +126,7 @@ class Gate:
             self._addresses.release(address)
 
     def answer(
-        self, request: WSUpgradeRequest, connection: Connection, *, is_head: bool = False
+        self, request: WSUpgradeRequest, connection: GatedConnection, *, is_head: bool = False
     ) -> WSUpgradeResponseWithListener:
         """The response to a request that picows could parse. Never raises.
 
@@ -133,7 +151,7 @@ class Gate:
             self._note(answer, request, connection)
         return answer.response
 
-    def _note(self, refused: Refused, request: WSUpgradeRequest, connection: Connection) -> None:
+    def _note(self, refused: Refused, request: WSUpgradeRequest, connection: GatedConnection) -> None:
         headers, peer = request.headers, connection.peername
         self.refusals.note(
             refused.cause,
@@ -143,7 +161,7 @@ class Gate:
         )
 
     def _answer(
-        self, request: WSUpgradeRequest, connection: Connection, is_head: bool
+        self, request: WSUpgradeRequest, connection: GatedConnection, is_head: bool
     ) -> WSUpgradeResponseWithListener | Refused:
         refused = check_upgrade(request, self._path)
         if refused is not None:
@@ -170,7 +188,7 @@ class Gate:
             WSUpgradeResponse.create_101_response({"Sec-WebSocket-Protocol": chosen} if offers else None), connection
         )
 
-    def _check_page(self, request: WSUpgradeRequest, connection: Connection) -> Refused | None:
+    def _check_page(self, request: WSUpgradeRequest, connection: GatedConnection) -> Refused | None:
         """None if the page that asks may connect."""
         origins = request.headers.getall("origin", ())
         if not origins:

@@ -40,8 +40,8 @@ RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """struct linger: close(2) drops what the kernel holds, and resets."""
 
 
-class Connection(Protocol):
-    """What the connection is asked here."""
+class AdaptedConnection(Protocol):
+    """What a connection is told of here."""
 
     def on_refused(self) -> None: ...
     def on_bad_request(self, is_too_large: bool) -> None: ...
@@ -56,7 +56,7 @@ class Answering:
 
     __slots__ = ("connection", "is_answered", "is_head", "is_ours", "transport")
 
-    def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
+    def __init__(self, connection: AdaptedConnection, transport: asyncio.Transport) -> None:
         self.connection = connection
         self.transport = transport
         self.is_answered = False
@@ -104,7 +104,7 @@ class ParserLog:
 
     __slots__ = ("connection",)
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: AdaptedConnection) -> None:
         self.connection = connection
 
     def isEnabledFor(self, level: int) -> bool:
@@ -132,7 +132,7 @@ class Discard(asyncio.BufferedProtocol):
     __slots__ = ("connection", "discarded_bytes", "protocol")
     buffer = bytearray(DISCARD_BYTES)  # shared by all: nobody looks at what is in it
 
-    def __init__(self, connection: Connection, protocol: asyncio.BaseProtocol) -> None:
+    def __init__(self, connection: AdaptedConnection, protocol: asyncio.BaseProtocol) -> None:
         self.connection = connection
         self.protocol = protocol
         self.discarded_bytes = 0

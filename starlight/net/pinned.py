@@ -1,4 +1,4 @@
-"""The versions of the libraries whose C layouts are compiled into `_connection`, checked when it is imported.
+"""The versions of the libraries whose C layouts are compiled into `connection`, checked when it is imported.
 
 Cython compares the sizes of their classes by itself; another version with the same sizes and reordered methods would
 call the wrong ones, silently.

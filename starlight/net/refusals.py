@@ -15,8 +15,10 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Literal, get_args
 
+from starlight.config.reconfigure import Commit
 from starlight.config.settings import Settings
 
 __all__ = ["CAUSES", "TELL_AGAIN_S", "Cause", "Refusals"]
@@ -109,8 +111,11 @@ class Refusals:
         self._last_address = ""
         self._told_s = -SUMMARY_S
 
-    def change(self, settings: Settings) -> None:
-        """Other settings are in force, and named from now on."""
+    def reconfigure(self, settings: Settings) -> Commit:
+        """Other settings are in force, and named in the advice: see `config.reconfigure`."""
+        return partial(self._advise_by, settings)
+
+    def _advise_by(self, settings: Settings) -> None:
         self._settings = settings
 
     def note(self, cause: Cause, address: object = None, *, origin: str = "", host: str = "") -> None:

@@ -31,7 +31,7 @@ from starlight.errors import RequestError
 from starlight.ops.stats import Source, Stats
 from starlight.protocols.native.commands import PRESENCE_DEFAULT, PRESENCE_LIMIT, check_depth, is_channel, is_user
 
-__all__ = ["BATCH_LIMIT", "IDEMPOTENCY_S", "Api", "ApiError", "Caller", "IdempotencyKeys", "Receipt"]
+__all__ = ["BATCH_LIMIT", "IDEMPOTENCY_S", "Api", "ApiError", "Caller", "IdempotencyKeys", "WriteReceipt"]
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class ApiError(Exception):
         self.message = message
 
 
-class Receipt(NamedTuple):
+class WriteReceipt(NamedTuple):
     """What became of a message by the end of the turn that wrote it.
 
     Attributes:
@@ -173,7 +173,7 @@ class Caller(NamedTuple):
         return f"{by} the API{address}" + (f" with the key {self.key}" if self.key else "")
 
 
-class Node(Source, Protocol):
+class ServedNode(Source, Protocol):
     """What is asked of the node beside its stats."""
 
     async def drain(self, timeout_s: float | None = None, *, by: str = "") -> None: ...
@@ -202,9 +202,9 @@ class IdempotencyKeys:
         self._clock = clock
         self._limit = limit
         self._ttl_s = ttl_s
-        self._kept: OrderedDict[str, tuple[bytes, float, asyncio.Future[Receipt]]] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[bytes, float, asyncio.Future[WriteReceipt]]] = OrderedDict()
 
-    def find(self, key: str, content: bytes) -> asyncio.Future[Receipt] | None:
+    def find(self, key: str, content: bytes) -> asyncio.Future[WriteReceipt] | None:
         """The receipt of this key, perhaps to come; None if it is new. `ApiError` 409 if it was for other content.
 
         Args:
@@ -218,13 +218,13 @@ class IdempotencyKeys:
             raise ApiError(409, "idempotency_key: was used for another message")
         return kept[2]
 
-    def keep(self, key: str, content: bytes) -> asyncio.Future[Receipt]:
+    def keep(self, key: str, content: bytes) -> asyncio.Future[WriteReceipt]:
         """Remember a key: the future of its receipt, to be set."""
         now_s = self._clock()
         self._kept.pop(key, None)
         while self._kept and (len(self._kept) >= self._limit or next(iter(self._kept.values()))[1] <= now_s):
             self._kept.popitem(last=False)
-        future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[WriteReceipt] = asyncio.get_running_loop().create_future()
         self._kept[key] = (sha256(content).digest(), now_s + self._ttl_s, future)
         return future
 
@@ -237,7 +237,9 @@ class _Sent:
 
     __slots__ = ("future", "group", "subscribers")
 
-    def __init__(self, future: asyncio.Future[Receipt] | None, group: str | None = None, subscribers: int = 0) -> None:
+    def __init__(
+        self, future: asyncio.Future[WriteReceipt] | None, group: str | None = None, subscribers: int = 0
+    ) -> None:
         self.future = future  # of the first request with its key; None without a key
         self.group = group  # its receivers, as a key of the request's groups; None: it came again
         self.subscribers = subscribers
@@ -252,7 +254,7 @@ class Api:
         keys: for idempotency.
     """
 
-    def __init__(self, node: Node, stats: Stats, keys: IdempotencyKeys | None = None) -> None:
+    def __init__(self, node: ServedNode, stats: Stats, keys: IdempotencyKeys | None = None) -> None:
         self._node = node
         self._stats = stats
         self._keys = keys or IdempotencyKeys()
@@ -313,8 +315,8 @@ class Api:
         if before is not None:
             return _Sent(before)
         if name not in groups:  # nobody joins or leaves between the messages of a batch
-            record = self._node.hub._channels.get(name)
-            groups[name] = [] if record is None else members(record.channel)
+            record = self._node.hub.channels.get(name)
+            groups[name] = [] if record is None else members(record.members)
         subscribers = self._node.hub.push_to_channel(name, bytes(message.data))
         return _Sent(self._keep(message.idempotency_key, content), name, subscribers)
 
@@ -323,7 +325,7 @@ class Api:
         self._require_serving()
         message = _decode(body, _Direct)
         _check_user("to", message.to)
-        clients = self._node.hub._users.get(message.to, {})
+        clients = self._node.hub.users.get(message.to, {})
         receivers = [client.subscriber for client in clients]
         return await self._send(
             message.data,
@@ -361,7 +363,7 @@ class Api:
 
     # --- receipts ------------------------------------------------------------------------------------------------
 
-    async def _receipts(self, sent: list[_Sent], groups: dict[str, list[Subscriber]]) -> list[Receipt]:
+    async def _receipts(self, sent: list[_Sent], groups: dict[str, list[Subscriber]]) -> list[WriteReceipt]:
         """The receipts of messages, those that came again included, in order."""
         became: dict[str, tuple[int, int, int]] = {}
         wanted = {one.group for one in sent if one.group is not None}
@@ -371,9 +373,9 @@ class Api:
             receipts = {one: self._conclude(one, became) for one in sent if one.group is not None}
         return [receipts[one] if one in receipts else await asyncio.shield(_future(one)) for one in sent]
 
-    def _conclude(self, one: _Sent, became: dict[str, tuple[int, int, int]]) -> Receipt:
+    def _conclude(self, one: _Sent, became: dict[str, tuple[int, int, int]]) -> WriteReceipt:
         """The receipt of a message sent now; without knowing better, all of it is queued."""
-        receipt = Receipt(one.subscribers, *became.get(one.group or "", (0, one.subscribers, 0)))
+        receipt = WriteReceipt(one.subscribers, *became.get(one.group or "", (0, one.subscribers, 0)))
         if one.future is not None:
             one.future.set_result(receipt)
         return receipt
@@ -403,10 +405,10 @@ class Api:
             counts[name] = (written, queued + len(late), evicted)
         return counts
 
-    def _known(self, key: str | None, content: bytes) -> asyncio.Future[Receipt] | None:
+    def _known(self, key: str | None, content: bytes) -> asyncio.Future[WriteReceipt] | None:
         return None if key is None else self._keys.find(key, content)
 
-    def _keep(self, key: str | None, content: bytes) -> asyncio.Future[Receipt] | None:
+    def _keep(self, key: str | None, content: bytes) -> asyncio.Future[WriteReceipt] | None:
         return None if key is None else self._keys.keep(key, content)
 
     def _check_data(self, data: Raw) -> None:
@@ -427,7 +429,7 @@ class Api:
             raise ApiError(400, "expected user or id, one of them")
         if isinstance(wanted.user, str):
             _check_user("user", wanted.user)
-            connections = [client.connection for client in self._node.hub._users.get(wanted.user, ())]
+            connections = [client.connection for client in self._node.hub.users.get(wanted.user, ())]
         else:
             assert isinstance(wanted.id, int)
             connection = await self._stats.find_connection(wanted.id)
@@ -461,7 +463,10 @@ class Api:
         """Who is in a channel."""
         wanted = _decode(body, _Presence)
         _check_channel(wanted.channel)
-        return 200, self._stats.presence(wanted.channel, wanted.limit)
+        presence = self._stats.presence(wanted.channel, wanted.limit)
+        if presence is None:
+            raise ApiError(409, "channel: has no presence, by its options")
+        return 200, presence
 
     async def channels(self, body: bytes, caller: Caller = NOT_KNOWN) -> tuple[int, dict[str, Any]]:
         """Which channels there are."""
@@ -506,7 +511,7 @@ def _decode(body: bytes, shape: type[Body]) -> Body:
     return decoded
 
 
-def _future(one: _Sent) -> asyncio.Future[Receipt]:
+def _future(one: _Sent) -> asyncio.Future[WriteReceipt]:
     assert one.future is not None
     return one.future
 

@@ -31,11 +31,11 @@ from starlight.errors import ConfigError, NodeRefused, NodeUnreachable
 __all__ = [
     "CONNECTIONS_LIMIT",
     "DEFAULT_NODE",
-    "Channel",
-    "Channels",
-    "Connection",
-    "Connections",
-    "End",
+    "ChannelRow",
+    "ChannelsPage",
+    "ConnectionRow",
+    "ConnectionsPage",
+    "EndRow",
     "EndsPage",
     "NodeClient",
     "Totals",
@@ -140,7 +140,7 @@ class Varz(msgspec.Struct):
     loop: Loop = msgspec.field(default_factory=Loop)
 
 
-class Connection(msgspec.Struct):
+class ConnectionRow(msgspec.Struct):
     """One row of ``/connz``; `user` is None before the login, `oldest_ms` with an empty outbox."""
 
     id: int
@@ -157,15 +157,15 @@ class Connection(msgspec.Struct):
     is_reading_paused: bool = False
 
 
-class Connections(msgspec.Struct):
+class ConnectionsPage(msgspec.Struct):
     """The answer of ``/connz``: `total` fit the question, `connections` are those asked for."""
 
     now: float
     total: int
-    connections: list[Connection]
+    connections: list[ConnectionRow]
 
 
-class Channel(msgspec.Struct):
+class ChannelRow(msgspec.Struct):
     """One row of ``/channelz``; publications and deliveries since the channel was made."""
 
     channel: str
@@ -174,15 +174,15 @@ class Channel(msgspec.Struct):
     deliveries: int = 0
 
 
-class Channels(msgspec.Struct):
+class ChannelsPage(msgspec.Struct):
     """The answer of ``/channelz``."""
 
     now: float
     total: int
-    channels: list[Channel]
+    channels: list[ChannelRow]
 
 
-class End(msgspec.Struct):
+class EndRow(msgspec.Struct):
     """One row of ``/endz``; `at` in Unix seconds of the node's clock. See `starlight.ends.End`."""
 
     at: float
@@ -208,7 +208,7 @@ class EndsPage(msgspec.Struct):
     node: str
     now: float
     total: int
-    ends: list[End]
+    ends: list[EndRow]
 
 
 class _Disconnected(msgspec.Struct):
@@ -254,7 +254,7 @@ class NodeClient:
 
     def connections(
         self, sort: str = "outbox", user: str | None = None, limit: int = 100, offset: int = 0
-    ) -> Connections:
+    ) -> ConnectionsPage:
         """Connections, the first by `sort` first; of one user if one is named.
 
         Args:
@@ -264,16 +264,16 @@ class NodeClient:
             offset: leave out so many.
         """
         asked = {"sort": sort, "limit": limit, "offset": offset, **({"user": user} if user is not None else {})}
-        return self._get(f"/connz?{urlencode(asked, quote_via=quote)}", Connections)
+        return self._get(f"/connz?{urlencode(asked, quote_via=quote)}", ConnectionsPage)
 
-    def channels(self, sort: str = "deliveries", limit: int = 100) -> Channels:
+    def channels(self, sort: str = "deliveries", limit: int = 100) -> ChannelsPage:
         """Channels, the first by `sort` first.
 
         Args:
             sort: subscribers, publications or deliveries.
             limit: at most so many, up to `CONNECTIONS_LIMIT`.
         """
-        return self._get(f"/channelz?{urlencode({'sort': sort, 'limit': limit})}", Channels)
+        return self._get(f"/channelz?{urlencode({'sort': sort, 'limit': limit})}", ChannelsPage)
 
     def ends(
         self, user: str | None = None, code: int | None = None, since_s: float = 0.0, limit: int = 100
@@ -404,7 +404,7 @@ class _Deadline:
         return left_s
 
 
-class _Reader(io.RawIOBase):
+class _AnswerReader(io.RawIOBase):
     """What an answer is read from: a socket, with what is left of the time for each read."""
 
     def __init__(self, sock: socket.socket, deadline: _Deadline) -> None:
@@ -446,7 +446,7 @@ class _TimedSocket:
 
     def makefile(self, *args: Any, **kwargs: Any) -> io.BufferedReader:
         """What the answer is read from."""
-        return io.BufferedReader(_Reader(self._sock, self._deadline))
+        return io.BufferedReader(_AnswerReader(self._sock, self._deadline))
 
     def close(self) -> None:
         """Close the socket, unless an answer is still read from it."""

@@ -1,8 +1,8 @@
 """The internal port: an HTTP server on the node's own loop, for those who run it and for their backends.
 
-Strategy: what is told stands in `stats` and `metrics`, what is done in `internal_api`; here are routes, who may use
+Strategy: what is told stands in `stats` and `metrics`, what is done in `api`; here are routes, who may use
 them, and what HTTP wants. aiohttp takes a fifth of a second to import, so the node imports this module in a thread,
-when it accepts clients already (see `internal`), and only where a port is wanted.
+when it accepts clients already (see `internal_port`), and only where a port is wanted.
 
 Who may do what:
 
@@ -14,7 +14,7 @@ Who may do what:
   a loopback address so is, with the key and without, a `Host` that is a name which somebody else could have bound to
   it (DNS rebinding).
 
-How many connections there may be, and how long each request may take, is up to `_internal_door`.
+How many connections there may be, and how long each request may take, is up to `http_connections`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import os
 import re
 import resource
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
 from typing import Any, Final
 
@@ -38,11 +38,11 @@ from starlight.ends import ENDS_LIMIT, address_text
 from starlight.net.origins import is_fixed_host
 from starlight.ops import console, metrics
 from starlight.ops.answers import answer, finished, refusal
-from starlight.ops.api import Api, ApiError, Caller, Node
-from starlight.ops.door import Door, Exchange, Phase
+from starlight.ops.api import Api, ApiError, Caller, ServedNode
+from starlight.ops.http_connections import HttpConnection, HttpConnections, HttpPhase
 from starlight.ops.stats import CHANNEL_ORDERS, CONNECTION_ORDERS, Stats
 
-__all__ = ["REQUESTS_LIMIT", "InternalPort"]
+__all__ = ["REQUESTS_LIMIT", "InternalHttp"]
 
 log = logging.getLogger(__name__)
 
@@ -72,19 +72,19 @@ _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,10}")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class InternalPort:
-    """The internal port of one node.
+class InternalHttp:
+    """The HTTP server of one node's internal port.
 
     Args:
         node: the node, started.
-        listening: a socket that listens already; ours from now on.
-        key: what whoever changes something has to know; None: nobody may.
+        sockets: that listen already.
+        key: says which key allows to change something; None: no request may.
     """
 
-    def __init__(self, node: Node, listening: socket.socket, key: bytes | None) -> None:
+    def __init__(self, node: ServedNode, sockets: Sequence[socket.socket], key: Callable[[], bytes | None]) -> None:
         self.stats = Stats(node)
         self._node = node
-        self._listening = listening
+        self._sockets = sockets
         self._key = key
         self._is_loopback = is_loopback(node.settings.internal_host)
         self._api = Api(node, self.stats)
@@ -92,8 +92,8 @@ class InternalPort:
         self._under_way = 0
         self._reading = asyncio.Lock()
         self._runner: web.AppRunner | None = None
-        self._door: Door | None = None
-        self.port: int = listening.getsockname()[1]
+        self._connections: HttpConnections | None = None
+        self.port: int = sockets[0].getsockname()[1]
 
     @property
     def url(self) -> str:
@@ -101,33 +101,28 @@ class InternalPort:
         host = self._node.settings.internal_host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
-    def change_key(self, key: bytes | None) -> None:
-        """Another key for requests to come."""
-        self._key = key
-
     async def start(self) -> None:
         """Serve, on the running loop."""
         self._runner = web.AppRunner(self.make_app(), handle_signals=False, shutdown_timeout=STOP_S)
         await self._runner.setup()
         assert self._runner.server is not None
         open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._door = Door(self._listening, self._runner.server, internal_connections(open_files))
-        self._door.open()
+        self._connections = HttpConnections(self._sockets, self._runner.server, internal_connections(open_files))
+        self._connections.start()
         self.stats.lag.start()
-        log.info("the internal port is %s%s", self.url, "" if self._key else ", for reading only: it has no key")
+        log.info("the internal port is %s%s", self.url, "" if self._key() else ", for reading only: it has no key")
 
     async def stop(self) -> None:
         """Serve no more."""
         self.stats.lag.stop()
-        if self._door is not None:
-            self._door.close()
+        if self._connections is not None:
+            self._connections.stop()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
-        if self._door is not None:
-            self._door.abort()
-            self._door = None
-        self._listening.close()
+        if self._connections is not None:
+            self._connections.abort()
+            self._connections = None
 
     def make_app(self) -> web.Application:
         """The routes."""
@@ -193,7 +188,7 @@ class InternalPort:
         if request.match_info.http_exception is not None:
             return  # there is no such route, which nobody needs a key to be told
         needs_key = request.method == _CHANGING or request.path in _KEYED_PATHS
-        if needs_key and self._key is None:
+        if needs_key and self._key() is None:
             raise ApiError(403, "this can't be asked without an --internal-key-file")
         if not has_key and (needs_key or not (self._is_loopback or request.path in _OPEN_PATHS)):
             if "Authorization" in request.headers:
@@ -204,9 +199,10 @@ class InternalPort:
 
     def _has_key(self, request: web.Request) -> bool:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if self._key is None or scheme.lower() != "bearer":
+        key = self._key()
+        if key is None or scheme.lower() != "bearer":
             return False
-        return hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._key)
+        return hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), key)
 
     def _check_host(self, request: web.Request) -> None:
         """Refuse what a browser sends for a page of somebody else."""
@@ -297,9 +293,9 @@ class InternalPort:
 
 
 def _begin(request: web.Request) -> None:
-    """The head of a request is complete: tell the door, which knows how long the rest may take."""
-    if isinstance(request.protocol, Exchange):
-        request.protocol.enter(Phase.REQUEST)
+    """The head of a request is complete: tell its connection, which knows how long the rest may take."""
+    if isinstance(request.protocol, HttpConnection):
+        request.protocol.enter(HttpPhase.REQUEST)
 
 
 async def _read(request: web.Request) -> bytes:

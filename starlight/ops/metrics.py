@@ -24,7 +24,8 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from starlight.close_codes import error_name
-from starlight.ops.stats import EVICTION_REASONS, OTHER, Stats
+from starlight.counts import OTHER
+from starlight.ops.stats import EVICTION_REASONS, Stats
 
 __all__ = ["CONTENT_TYPE", "SERIES_LIMIT", "StatsCollector", "exposition", "make_registry"]
 
@@ -128,8 +129,8 @@ class StatsCollector(Collector):
         refused = CounterMetricFamily(
             "starlight_connections_refused", "Connections refused at accept.", labels=["reason"]
         )
-        refused.add_metric(["full"], counts["refused_full"])
-        refused.add_metric(["address"], counts["refused_address"])
+        refused.add_metric(["full"], counts.refused_full)
+        refused.add_metric(["address"], counts.refused_address)
         yield refused
         causes = CounterMetricFamily(
             "starlight_handshakes_refused",
@@ -142,7 +143,7 @@ class StatsCollector(Collector):
         logins = CounterMetricFamily(
             "starlight_logins", "Logins, by result: ok, or the close code of a refusal.", labels=["result"]
         )
-        logins.add_metric(["ok"], counts["logins"])
+        logins.add_metric(["ok"], counts.logins)
         for code, count in sorted(self._stats.refused_logins().items()):
             logins.add_metric([code], count)
         yield logins

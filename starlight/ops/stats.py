@@ -18,26 +18,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from starlight import ends
+from starlight import close_codes, ends
 from starlight._inspect import channel_counts, flush_histograms, over_budget, owners, subscribers
 from starlight._version import __version__
 from starlight.auth.dry_run import KINDS, DryRun
-from starlight.close_codes import CLOSE_CODES, ErrorCode
 from starlight.ends import Ends, address_text
 from starlight.net.refusals import CAUSES
 
 if TYPE_CHECKING:
     from starlight._fanout import Core
+    from starlight.channels.channel import ChannelRecord
     from starlight.channels.hub import Hub
-    from starlight.channels.records import ChannelRecord
     from starlight.config.settings import Settings
-    from starlight.net.connection import Acceptor, Connection
+    from starlight.net.connection import Endpoint
+    from starlight.session.session import Session
 
 __all__ = [
     "CHANNEL_ORDERS",
     "CONNECTION_ORDERS",
     "EVICTION_REASONS",
-    "OTHER",
     "LoopLag",
     "Source",
     "Stats",
@@ -62,11 +61,6 @@ CHANNEL_ORDERS: Final = ("subscribers", "publications", "deliveries")
 EVICTION_REASONS: Final = ("slow", "timeout", "budget")
 """Why the core evicts: over a limit of the outbox; took nothing for the write timeout; largest when memory ran out."""
 
-OTHER: Final = "other"
-"""What stands for every code that is not in the tables, so that nobody can make up codes to be counted."""
-
-_ERROR_CODES: Final = frozenset(str(code.value) for code in ErrorCode)
-_CLOSE_CODES: Final = frozenset(map(str, CLOSE_CODES))
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _CLOCK_MASK: Final = 2**32 - 1  # the core dates messages modulo this
 
@@ -85,7 +79,7 @@ class Source(Protocol):
     @property
     def hub(self) -> Hub: ...
     @property
-    def acceptor(self) -> Acceptor: ...
+    def acceptor(self) -> Endpoint: ...
     @property
     def ends(self) -> Ends: ...
     @property
@@ -179,8 +173,8 @@ class Stats:
             "url": node.url if node.is_listening else "",
             "connections": node.acceptor.connections,
             "clients": clients,
-            "users": len(node.hub._users),
-            "channels": len(node.hub._channels),
+            "users": len(node.hub.users),
+            "channels": len(node.hub.channels),
             "memberships": core["memberships"] - clients,
             "full_clients": core["full"],
             "dry_run": node.settings.dry_run.replace(",", " ").split(),
@@ -205,16 +199,16 @@ class Stats:
         closes = Counter(self.closes("node"))
         closes.update(self.closes("client"))
         return {
-            "connections": counts["accepted"],
-            "refused_connections": counts["refused_full"] + counts["refused_address"],
-            "handshake_failures": counts["handshakes_failed"],
+            "connections": counts.accepted,
+            "refused_connections": counts.refused_full + counts.refused_address,
+            "handshake_failures": counts.handshakes_failed,
             "refusals": self.refusals(),
-            "logins": counts["logins"],
+            "logins": counts.logins,
             "logins_refused": sum(self.refused_logins().values()),
             "messages_in": acceptor.messages_in,
             "bytes_in": acceptor.bytes_in,
-            "publications": core["publications_total"] - broadcasts + hub.counts["unheard"],
-            "directs": hub.counts["directs"],
+            "publications": core["publications_total"] - broadcasts + hub.counts.unheard,
+            "directs": hub.counts.directs,
             "broadcasts": broadcasts,
             "deliveries": core["deliveries_total"],
             "sends": core["sends_total"],
@@ -225,16 +219,16 @@ class Stats:
             "ends": self.ends(),
             "would_have": self.would_have(),
             "errors": self.errors(),
-            "revocations": hub._logins.revocations.total,
+            "revocations": hub.logins.revocations.total,
         }
 
     def closes(self, by: str) -> dict[str, int]:
         """Closes by code. By the "node", those before the login included, or by the "client": 1006 if it just went."""
         counts = self.node.acceptor.counts
         if by == "client":
-            return _by_code(counts, "peer_", _CLOSE_CODES)
-        ended = Counter(_by_code(counts, "closed_", _CLOSE_CODES))
-        ended.update(_by_code(counts, "refused_", _CLOSE_CODES, {"full", "address"}))
+            return counts.left.shown()
+        ended = Counter(counts.closed.shown())
+        ended.update(counts.refused.shown())
         return dict(ended)
 
     def ends(self) -> dict[str, int]:
@@ -248,16 +242,16 @@ class Stats:
         return {kind: counts[kind] for kind in KINDS}
 
     def refusals(self) -> dict[str, int]:
-        """Connections refused, or ended before their handshake was done, by cause: `_refusals.CAUSES`, all of them."""
+        """Connections refused, or ended before their handshake was done, by cause: `refusals.CAUSES`, all of them."""
         return {cause: self.node.acceptor.gate.refusals.counts[cause] for cause in CAUSES}
 
     def refused_logins(self) -> dict[str, int]:
         """Connections that the node closed before they had logged in, by code; a drain is no refusal."""
-        return _by_code(self.node.acceptor.counts, "refused_", _CLOSE_CODES, {"full", "address", "1001"})
+        return self.node.acceptor.counts.refused.shown(without=(close_codes.GOING_AWAY,))
 
     def errors(self) -> dict[str, int]:
         """Error replies by code; those with codes of the application's own together."""
-        return _by_code(self.node.hub.counts, "error_", _ERROR_CODES)
+        return self.node.hub.counts.errors.shown()
 
     def evictions(self, core: dict[str, int]) -> dict[str, int]:
         """Evictions by close code, out of the core's counters."""
@@ -267,7 +261,7 @@ class Stats:
         }
 
     def flush_histograms(self) -> tuple[tuple[list[int], int], tuple[list[int], int]]:
-        """Durations (µs) and sizes (bytes) of flushes: see `_gauges.flush_histograms`."""
+        """Durations (µs) and sizes (bytes) of flushes: see `_inspect.flush_histograms`."""
         return flush_histograms(self.node.core)
 
     # --- connections ---------------------------------------------------------------------------------------------
@@ -285,7 +279,7 @@ class Stats:
         """
         weigh = _WEIGHTS[order]
 
-        def weight(connection: Connection) -> int | None:
+        def weight(connection: Session) -> int | None:
             if user is not None and (connection.client is None or connection.client.user != user):
                 return None
             return weigh(connection, now_ms)
@@ -299,7 +293,7 @@ class Stats:
             await asyncio.sleep(0)
         return {"now": round(time.time(), 3), "total": total, "offset": offset, "connections": rows}
 
-    def _connections(self) -> Iterator[list[Connection]]:
+    def _connections(self) -> Iterator[list[Session]]:
         """All connections in slices, each once; to be taken one by one, with turns of the loop between."""
         core = self.node.core
         seen: set[int] = set()
@@ -311,7 +305,7 @@ class Stats:
             yield some
             end = min(end - SLICE, subscribers(core))
 
-    async def find_connection(self, number: int) -> Connection | None:
+    async def find_connection(self, number: int) -> Session | None:
         """The connection with this id in `connz`; None if it is gone."""
         for some in self._connections():
             for connection in some:
@@ -340,7 +334,7 @@ class Stats:
     # --- channels ------------------------------------------------------------------------------------------------
 
     async def channelz(self, order: str = "subscribers", limit: int = 100) -> dict[str, Any]:
-        """The largest channels: all of them have subscribers now, and their totals begin with the first of those.
+        """The largest channels, with their options. Totals begin when a channel comes to be, mostly by its first join.
 
         Args:
             order: one of `CHANNEL_ORDERS`.
@@ -348,15 +342,19 @@ class Stats:
         """
         place = CHANNEL_ORDERS.index(order)
         records = self._channels()
-        total, page = await _largest(records, lambda record: channel_counts(record.channel)[place], 0, limit)
+        total, page = await _largest(records, lambda record: channel_counts(record.members)[place], 0, limit)
         rows = [
-            {"channel": record.name, **dict(zip(CHANNEL_ORDERS, channel_counts(record.channel), strict=True))}
+            {
+                "channel": record.name,
+                **dict(zip(CHANNEL_ORDERS, channel_counts(record.members), strict=True)),
+                "options": record.options.model_dump(),
+            }
             for record in page
         ]
         return {"now": round(time.time(), 3), "total": total, "channels": rows}
 
     async def channels(self, prefix: str = "", limit: int = 100) -> dict[str, Any]:
-        """Names of the channels that have subscribers now, the oldest first, with how many clients and users.
+        """Names of the channels that there are, the oldest first, with how many clients and users; None: not kept.
 
         Args:
             prefix: only those that begin so.
@@ -366,8 +364,8 @@ class Stats:
         for some in self._channels():
             for record in some:
                 if record.name.startswith(prefix) and len(found) < limit:
-                    presence = record.presence
-                    found.append({"channel": record.name, "subscribers": presence.clients, "users": len(presence)})
+                    users = None if record.listed is None else len(record.listed)
+                    found.append({"channel": record.name, "subscribers": len(record.members), "users": users})
             if len(found) >= limit:
                 break
             await asyncio.sleep(0)
@@ -379,19 +377,21 @@ class Stats:
         Only the copy of the registry is one step, as a dict can't be walked while it changes: 20 ms for a million
         channels, 2 ms for 100,000. A row beside the dict would spare that, and cost every new channel.
         """
-        records = list(reversed(self.node.hub._channels.values()))
+        records = list(reversed(self.node.hub.channels.values()))
         while records:  # taken off its end, so that giving the copy back is no such step again
             some = records[: -SLICE - 1 : -1]
             del records[-SLICE:]
             yield some
 
-    def presence(self, channel: str, limit: int) -> dict[str, Any]:
-        """The first `limit` users of a channel, and how many clients and users it has."""
-        record = self.node.hub._channels.get(channel)
+    def presence(self, channel: str, limit: int) -> dict[str, Any] | None:
+        """The first `limit` users of a channel, and how many clients and users it has; None where that isn't kept."""
+        record = self.node.hub.channels.get(channel)
         if record is None:
-            return {"users": [], "clients": 0, "total": 0}
-        presence = record.presence
-        return {"users": presence.users(limit), "clients": presence.clients, "total": len(presence)}
+            return {"users": [], "clients": 0, "total": 0} if self.node.hub.options.of(channel).presence else None
+        presence = record.listed
+        if presence is None:
+            return None
+        return {"users": presence.users(limit), "clients": len(record.members), "total": len(presence)}
 
 
 # --- helpers -----------------------------------------------------------------------------------------------------
@@ -428,18 +428,18 @@ async def _largest(
     return total, page
 
 
-def _age_ms(connection: Connection, now_ms: int) -> int | None:
+def _age_ms(connection: Session, now_ms: int) -> int | None:
     """How long the oldest message in its outbox has waited."""
     oldest_ms = connection.subscriber.oldest_ms
     return None if oldest_ms is None else (now_ms - oldest_ms) & _CLOCK_MASK
 
 
-def _age_or_nothing(connection: Connection, now_ms: int) -> int:
+def _age_or_nothing(connection: Session, now_ms: int) -> int:
     age_ms = _age_ms(connection, now_ms)
     return -1 if age_ms is None else age_ms
 
 
-_WEIGHTS: Final[dict[str, Callable[[Connection, int], int]]] = {
+_WEIGHTS: Final[dict[str, Callable[[Session, int], int]]] = {
     "outbox": lambda connection, _: connection.subscriber.outbox_bytes,
     "oldest": _age_or_nothing,
     "messages_in": lambda connection, _: connection.messages_in,
@@ -447,7 +447,7 @@ _WEIGHTS: Final[dict[str, Callable[[Connection, int], int]]] = {
 }
 
 
-def _connection_row(connection: Connection, now_ms: int) -> dict[str, Any]:
+def _connection_row(connection: Session, now_ms: int) -> dict[str, Any]:
     client, subscriber = connection.client, connection.subscriber
     return {
         "id": connection.number,
@@ -455,7 +455,7 @@ def _connection_row(connection: Connection, now_ms: int) -> dict[str, Any]:
         "address": address_text(connection.peername),
         "subprotocol": connection.subprotocol,
         "connected_s": round((now_ms - connection.connected_ms) / 1e3, 3),
-        "channels": 0 if client is None else len(client._channels),
+        "channels": 0 if client is None else client.n_channels,
         "messages_in": connection.messages_in,
         "outbox_messages": subscriber.outbox_messages,
         "outbox_bytes": subscriber.outbox_bytes,
@@ -463,18 +463,6 @@ def _connection_row(connection: Connection, now_ms: int) -> dict[str, Any]:
         "is_full": bool(subscriber.is_full),
         "is_reading_paused": connection.is_paused,
     }
-
-
-def _by_code(
-    counts: Counter[str], prefix: str, known: frozenset[str], without: frozenset[str] | set[str] = frozenset()
-) -> dict[str, int]:
-    """The counts whose names begin so, by the rest of the name; those that are not known are counted as `OTHER`."""
-    found: Counter[str] = Counter()
-    for name, count in counts.items():
-        code = name.removeprefix(prefix)
-        if name.startswith(prefix) and code not in without:
-            found[code if code in known else OTHER] += count
-    return dict(found)
 
 
 def dropped(core: dict[str, int]) -> dict[str, dict[str, int]]:

@@ -7,7 +7,7 @@ raised to what the Autobahn suite sends: messages of 16 MiB (cases 9.*), in as m
 from typing import Final
 
 from starlight.config.settings import Settings
-from starlight.net.connection import Acceptor
+from starlight.net.connection import Endpoint
 from starlight.server.node import Node
 
 __all__ = ["EchoNode", "conformance_settings"]
@@ -36,6 +36,6 @@ def conformance_settings(**values: object) -> Settings:
 class EchoNode(Node):
     """A node whose every connection is an echo: text comes back as text, binary as binary."""
 
-    def make_acceptor(self) -> Acceptor:
+    def make_acceptor(self) -> Endpoint:
         """An acceptor that echoes."""
-        return Acceptor(self.core, None, self.settings, echoes=True, fragments_limit=FRAGMENTS_LIMIT)
+        return Endpoint(self.core, None, self.settings, echoes=True, fragments_limit=FRAGMENTS_LIMIT)

@@ -16,12 +16,16 @@ import logging
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from starlight import close_codes
 from starlight.ends import Cause
 
-__all__ = ["Acceptor", "Drain", "retry_ms"]
+if TYPE_CHECKING:
+    from starlight.net.connection import Endpoint
+    from starlight.session.session import Session
+
+__all__ = ["Drain", "retry_ms"]
 
 log = logging.getLogger(__name__)
 
@@ -53,32 +57,6 @@ def retry_ms() -> int:
     return random.randint(RETRY_MIN_MS, RETRY_MAX_MS)
 
 
-class Connection(Protocol):
-    """What is asked of a connection."""
-
-    @property
-    def is_open(self) -> bool: ...
-    def close(
-        self, code: int, reason: str | None = None, retry_ms: int | None = None, cause: Cause | None = None
-    ) -> None: ...
-    def abort(self) -> None: ...
-
-
-class Core(Protocol):
-    """What is asked of the core."""
-
-    def owners(self) -> Sequence[object]: ...
-
-
-class Acceptor(Protocol):
-    """What is asked of the acceptor."""
-
-    @property
-    def core(self) -> Core: ...
-    @property
-    def connections(self) -> int: ...
-
-
 class Drain:
     """One drain, of the connections that an acceptor has when its node accepts no more.
 
@@ -92,7 +70,7 @@ class Drain:
 
     def __init__(
         self,
-        acceptor: Acceptor,
+        acceptor: Endpoint,
         rate: int,
         deadline_s: float,
         end_handshakes: Callable[[], None],
@@ -107,7 +85,7 @@ class Drain:
         self._asked_rate = rate
         self._rate = self._rate_in_time(rate)
         self._credit = max(1.0, self._rate * TICK_S)
-        self._waiting: list[Connection] = []
+        self._waiting: list[Session] = []
 
     def hurry(self, deadline_s: float) -> None:
         """An earlier deadline; a later one changes nothing, as the first was promised to whoever waits."""
@@ -154,7 +132,7 @@ class Drain:
     def _send_away(self) -> None:
         """Close as many connections as the rate allows by now; each client comes back at a time of its own."""
         if not self._waiting:  # from the second time on, those whose handshake has ended since
-            owners = cast("Sequence[Connection]", self._acceptor.core.owners())
+            owners = cast("Sequence[Session]", self._acceptor.core.owners())
             self._waiting = [connection for connection in owners if connection.is_open]
             random.shuffle(self._waiting)
         while self._waiting and self._credit >= 1:
@@ -166,6 +144,6 @@ class Drain:
 
     async def _cut_off(self) -> None:
         """Close the sockets that are left, and let the loop notice."""
-        for connection in cast("Sequence[Connection]", self._acceptor.core.owners()):
+        for connection in cast("Sequence[Session]", self._acceptor.core.owners()):
             connection.abort()
         await asyncio.sleep(0)

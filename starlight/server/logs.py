@@ -11,7 +11,7 @@ Only `Node.run` comes here. The handler does four things, each in one place for 
 - It never waits. A thread of its own writes; a reader that is too slow for `WAITING_LIMIT_BYTES`, such as a terminal
   that somebody has stopped, loses lines and is told how many, and no client waits for it.
 
-A log that is a file, by `log_file` or as the stderr that the shell has redirected, can be rotated: `Handler.reopen`
+A log that is a file, by `log_file` or as the stderr that the shell has redirected, can be rotated: `LogHandler.reopen`
 opens its name again, and a `log_file` is opened again by itself when another file, or none, has its name.
 
 The fan-out logs nothing, so none of this is ever on a message's way. structlog is imported at `set_up`, for 15 ms.
@@ -29,21 +29,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, MutableMapping
+from functools import partial
 from queue import SimpleQueue
 from types import ModuleType, TracebackType
 from typing import Any, Final, TextIO
 
 from starlight.config.printable import UNSAFE, escape
+from starlight.config.reconfigure import Commit
+from starlight.config.settings import Settings
 from starlight.errors import ConfigError
 
 __all__ = [
     "LINES_PER_S",
     "WAITING_LIMIT_BYTES",
-    "Handler",
+    "LogHandler",
     "RateLimit",
     "Writer",
     "check_file",
-    "set_level",
+    "reconfigure",
     "set_up",
 ]
 
@@ -311,7 +314,7 @@ def _write_all(fd: int, data: bytes) -> None:
             writable.poll()
 
 
-class Handler(logging.Handler):
+class LogHandler(logging.Handler):
     """Writes lines to a stream by a `Writer`, within a `RateLimit`; `path` and `is_watched` are the writer's."""
 
     def __init__(self, stream: TextIO, limit: RateLimit, path: str | None = None, *, is_watched: bool = False) -> None:
@@ -395,17 +398,21 @@ def _own_line(what: str, *args: object) -> logging.LogRecord:
     return logging.LogRecord(__name__, logging.WARNING, __file__, 0, what, args, None)
 
 
-def set_level(level: str) -> None:
-    """The least severe line that is written from now on: debug, info, warning, error or critical.
+def reconfigure(settings: Settings) -> Commit:
+    """Another `log_level`: see `config.reconfigure`.
 
     Nothing happens if logging was set up by somebody else: then the level is theirs, too.
     """
+    return partial(_set_level, settings.log_level)
+
+
+def _set_level(level: str) -> None:
     root = logging.getLogger()
-    if any(isinstance(handler, Handler) for handler in root.handlers):
+    if any(isinstance(handler, LogHandler) for handler in root.handlers):
         root.setLevel(level.upper())
 
 
-def set_up(level: str, format: str, stream: TextIO | None = None, *, file: str = "") -> Handler | None:
+def set_up(level: str, format: str, stream: TextIO | None = None, *, file: str = "") -> LogHandler | None:
     """Send all lines of the process to a stream or a file, unless logging has been set up: then it stays as it is.
 
     Args:
@@ -418,19 +425,19 @@ def set_up(level: str, format: str, stream: TextIO | None = None, *, file: str =
     """
     root = logging.getLogger()
     if root.handlers:
-        handler = next((handler for handler in root.handlers if isinstance(handler, Handler)), None)
+        handler = next((handler for handler in root.handlers if isinstance(handler, LogHandler)), None)
         if handler is None and file:
             log.warning("log_file=%s is left alone: the program has set up logging", file)
         return handler
     stream = _open_file(file) if file else stream or sys.stderr or _nowhere()
     path = os.path.abspath(file) if file else _name_of(stream)
     is_terminal = stream.isatty()
-    handler = Handler(stream, RateLimit(), path, is_watched=bool(file))
+    handler = LogHandler(stream, RateLimit(), path, is_watched=bool(file))
     handler.setFormatter(
         _formatter(is_json=format == "json" or (format == "auto" and not is_terminal), colors=is_terminal)
     )
     root.addHandler(handler)
-    set_level(level)
+    _set_level(level)
     return handler
 
 

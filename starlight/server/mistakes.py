@@ -7,10 +7,12 @@ looked at as if the rest had its default, and what would only be wrong for that 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from starlight.auth.permissions import read_groups, to_groups
+from starlight.channels.options import read_channel_options, to_channel_options
+from starlight.config.file import CHANNELS, GROUPS
 from starlight.config.settings import Settings, hidden_errors, written
 from starlight.errors import ConfigError
 from starlight.server.reload import problems
@@ -32,6 +34,7 @@ _DEPENDS_ON: Final = {
 def all_mistakes(
     arguments: Mapping[str, Any],
     groups: Mapping[str, Any] | None = None,
+    channels: Mapping[str, Any] | None = None,
     *,
     has_authenticator: bool = False,
     has_permissions: bool = False,
@@ -41,6 +44,7 @@ def all_mistakes(
     Args:
         arguments: those of `Settings`.
         groups: an application's own.
+        channels: its options of channels.
         has_authenticator: whether it has one of its own, so that nothing is asked of the settings of logins.
         has_permissions: the same of permissions.
     """
@@ -54,7 +58,7 @@ def all_mistakes(
         wrong = {one.field for one in errors}
         if "config_file" not in wrong:
             errors += hidden_errors(arguments)
-    errors += _of_groups(arguments, groups, is_readable="config_file" not in wrong)
+    errors += _of_tables(arguments, groups or {}, channels or {}, is_readable="config_file" not in wrong)
     try:
         rest = written(arguments, without=wrong)
     except ConfigError:  # a value in the file that a variable or an argument hides
@@ -66,20 +70,22 @@ def all_mistakes(
     return _once(errors)
 
 
-def _of_groups(
-    arguments: Mapping[str, Any], groups: Mapping[str, Any] | None, *, is_readable: bool
+def _of_tables(
+    arguments: Mapping[str, Any], groups: Mapping[str, Any], channels: Mapping[str, Any], *, is_readable: bool
 ) -> list[ConfigError]:
     errors: list[ConfigError] = []
     path = arguments.get("config_file", os.environ.get("STARLIGHT_CONFIG_FILE", ""))
-    try:
-        to_groups(groups or {}, "groups")
-    except ConfigError as error:
-        errors += [error, *error.others]
-    try:
-        if path and is_readable:
-            read_groups(path)
-    except ConfigError as error:
-        errors += [error, *error.others]
+    makers: list[Callable[[], object]] = [
+        lambda: to_groups(groups, GROUPS),
+        lambda: to_channel_options(channels, CHANNELS),
+    ]
+    if path and is_readable:
+        makers += [lambda: read_groups(path), lambda: read_channel_options(path)]
+    for make in makers:
+        try:
+            make()
+        except ConfigError as error:
+            errors += [error, *error.others]
     return errors
 
 

@@ -26,17 +26,20 @@ from starlight.auth.dry_run import DryRun
 from starlight.auth.identity import Authenticator, NoAuth, Permissions, TokenAuth, make_authenticator, refuse_strangers
 from starlight.auth.limits import Limits, internal_connections
 from starlight.auth.permissions import make_permissions
-from starlight.channels.handlers import Handlers, Timer, call_logged
+from starlight.channels.handlers import Handlers, Timer
 from starlight.channels.hub import Hub
+from starlight.channels.options import OptionsByPattern, make_channel_options
+from starlight.config.reconfigure import Commit, Reconfigure
 from starlight.config.settings import Settings
 from starlight.config.units import format_duration, format_size
 from starlight.ends import Cause, Ends
 from starlight.errors import ListenFailed, NotServing
-from starlight.net.connection import Acceptor
+from starlight.net.accept import Listener, bind_all
+from starlight.net.connection import Endpoint
 from starlight.net.gate import Gate
-from starlight.net.listener import Listener
-from starlight.net.tls import Certificate, TlsListener
-from starlight.ops.port import Internal
+from starlight.net.tls import Certificate, TlsHandshakes
+from starlight.net.transports import Transports
+from starlight.ops.internal_port import InternalPort
 from starlight.ops.stats import not_ready
 from starlight.server import process as _process
 from starlight.server.drain import Drain
@@ -63,7 +66,7 @@ class Node:
         authenticator: by default what `settings.auth` names.
         permissions: what a client may do; by default what its groups allow.
         groups: by name; those in `settings.config_file` go before them.
-        announces: which channels publish `joined` and `left`; none by default.
+        channels: options of channels by pattern; those in `settings.config_file` go before them.
         reread: makes the settings anew for `reload`; by default they stay, and only the files they name are read again.
 
     Raises `ConfigError` for settings that don't fit together: `make_authenticator` says which.
@@ -77,13 +80,14 @@ class Node:
         authenticator: Authenticator | None = None,
         permissions: Permissions | None = None,
         groups: Mapping[str, Any] | None = None,
-        announces: Callable[[str], bool] | None = None,
+        channels: Mapping[str, Any] | None = None,
         reread: Callable[[], Settings] | None = None,
     ) -> None:
         settings = settings or Settings()
         self.handlers = handlers or Handlers()
         self.settings = settings
         self._groups = groups or {}
+        self._channels = channels or {}
         self.name = settings.node_name or socket.gethostname()
         """What it is called by who runs it; by default host and port, once it listens."""
         self.ends = Ends()
@@ -93,28 +97,22 @@ class Node:
         self._gate = Gate(settings, dry_run=self.dry_run)
         self._certificate = Certificate.of(settings)
         self._authenticator = authenticator or make_authenticator(settings)
-        self._internal = Internal(settings)
+        self._internal = InternalPort(settings)
         self.core = _make_core(settings)
-        self.core.is_dry_run = self.dry_run.evict
-        self.hub = self._make_hub(settings, permissions or self._permit(settings), announces)
-        self._reloader = Reloader(
-            settings,
-            reread or (lambda: settings),
-            hub=self.hub,
-            gate=self._gate,
-            dry_run=self.dry_run,
-            core=self.core,
-            authenticator=self._tokens if authenticator is None else None,
-            permit=self._permit if permissions is None else None,
-            certificate=self._certificate,
-            rekey=self._internal.change_key,
-        )
+        self.hub = self._make_hub(settings, permissions)
+        parts = [part.reconfigure for part in (self._internal, self.dry_run, self.core, self._gate, self.hub)]
+        if authenticator is None and self._tokens is not None:
+            parts.append(self._tokens.reconfigure)
+        if self._certificate is not None:
+            parts.append(self._certificate.reconfigure)
+        self._reloader = Reloader(settings, reread or (lambda: settings), parts, self.hub.review)
         self.is_serving = False
         """True from the start until the last connection is gone."""
         self.is_draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._acceptor: Acceptor | None = None
-        self._server: Listener | TlsListener | None = None
+        self._acceptor: Endpoint | None = None
+        self._listener: Listener | None = None
+        self._transports: Transports | None = None
         self._timers: list[asyncio.Task[None]] = []
         self._draining: asyncio.Task[None] | None = None
         self._drain: Drain | None = None
@@ -130,22 +128,21 @@ class Node:
         """The authenticator, where it is the one of tokens."""
         return self._authenticator if isinstance(self._authenticator, TokenAuth) else None
 
-    def _make_hub(
-        self, settings: Settings, permissions: Permissions | None, announces: Callable[[str], bool] | None
-    ) -> Hub:
+    def _make_hub(self, settings: Settings, permissions: Permissions | None) -> Hub:
         return Hub(
             self.core,
             handlers=self.handlers,
             authenticator=self._authenticator,
-            permissions=permissions,
+            permissions=permissions or self._permit(settings),
+            permit=self._permit if permissions is None else None,
             sessions=self._tokens.sessions if self._tokens is not None else None,
             limits=Limits.of(settings),
             login_timeout_s=settings.login_timeout_s,
             channels_limit=settings.channels_per_client,
-            clients_limit=settings.clients_per_channel,
             name_limit_bytes=settings.name_limit_bytes,
             message_limit_bytes=settings.read_limit_bytes,
-            announces=announces,
+            options=self._channel_options(settings),
+            make_options=self._channel_options,
             ends=self.ends,
             dry_run=self.dry_run,
             node=secrets.token_hex(4),  # no two runs share one, and no client learns the name of the host
@@ -185,10 +182,10 @@ class Node:
             raise
 
     async def _start(
-        self, loop: asyncio.AbstractEventLoop, acceptor: Acceptor, listening: Sequence[socket.socket]
+        self, loop: asyncio.AbstractEventLoop, acceptor: Endpoint, listening: Sequence[socket.socket]
     ) -> None:
         """The steps of the start that may fail, or be cancelled."""
-        self._internal.listen()
+        await self._internal.listen()
         await self._listen(acceptor, listening)
         self.name = self.settings.node_name or f"{socket.gethostname()}:{self.port}"
         self._timers = [loop.create_task(_run_timer(timer)) for timer in self.handlers.timers]
@@ -203,12 +200,12 @@ class Node:
     async def _undo_start(self) -> None:
         """Give everything back; who has connected meanwhile is cut off."""
         try:
-            if self._server is not None:
-                await self._server.close()
-                self._server.drop_handshakes()
+            if self._listener is not None and self._transports is not None:
+                self._listener.stop()
+                self._transports.drop_handshakes()
         finally:
             await self._end_serving()
-            self._server = None
+            self._listener = None
             log.info("the start was given up")
 
     async def _end_serving(self) -> None:
@@ -224,21 +221,26 @@ class Node:
             self.core.unbind()
             self.is_serving = False
 
-    def make_acceptor(self) -> Acceptor:
+    def make_acceptor(self) -> Endpoint:
         """What its connections share; `starlight.server.conformance` has another one."""
-        return Acceptor(self.core, self.hub, self.settings, gate=self._gate, ends=self.ends, dry_run=self.dry_run)
+        return Endpoint(self.core, self.hub, self.settings, gate=self._gate, ends=self.ends, dry_run=self.dry_run)
 
-    async def _listen(self, acceptor: Acceptor, listening: Sequence[socket.socket]) -> None:
+    async def _listen(self, acceptor: Endpoint, listening: Sequence[socket.socket]) -> None:
         host, port = self.settings.host, self.settings.port
+        tls = None
         if self._certificate is not None:
-            self._server = TlsListener(acceptor, self._certificate, self.settings.handshake_timeout_s)
-        else:
-            self._server = Listener(acceptor.protocol)
+            tls = TlsHandshakes(self._certificate, self.settings.handshake_timeout_s)
+        self._transports = Transports(acceptor.protocol, tls)
         try:
-            if listening:
-                await self._server.adopt(listening)
-            else:
-                await self._server.open(host, port, reuse_port=self.settings.reuse_port)
+            sockets = listening or await bind_all(host, port, reuse_port=self.settings.reuse_port)
+            self._listener = Listener(
+                sockets,
+                self._transports.take,
+                name="the node's port",
+                make_protocol=acceptor.protocol if tls is None else None,
+                is_shared=bool(listening),
+            )
+            self._listener.start()
         except socket.gaierror as error:
             raise ListenFailed(error.errno, f"can't listen on {host}: {error.strerror}") from None
         except OSError as error:
@@ -247,17 +249,17 @@ class Node:
     @property
     def port(self) -> int:
         """The TCP port it listens on, also if the kernel chose it. Raises RuntimeError unless it listens."""
-        if self._server is None or not self._server.sockets:
+        if self._listener is None or not self._listener.sockets:
             raise RuntimeError("the node does not listen")
-        port: int = self._server.sockets[0].getsockname()[1]
+        port: int = self._listener.sockets[0].getsockname()[1]
         return port
 
     @property
     def url(self) -> str:
         """Where clients connect, such as ``ws://127.0.0.1:8765/ws``; ``wss`` with a certificate."""
         host, scheme = self.settings.host, "ws" if self._certificate is None else "wss"
-        if self._server is not None and self._server.is_shared and self._server.sockets:
-            host = self._server.sockets[0].getsockname()[0]
+        if self._listener is not None and self._listener.is_shared and self._listener.sockets:
+            host = self._listener.sockets[0].getsockname()[0]
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}{self.settings.path}"
 
     @property
@@ -268,11 +270,11 @@ class Node:
     @property
     def is_listening(self) -> bool:
         """Whether it accepts connections: it listens, and has descriptors left for them."""
-        server = self._server
-        return server is not None and bool(server.sockets) and not server.is_resting
+        listener = self._listener
+        return listener is not None and bool(listener.sockets) and not listener.is_resting
 
     @property
-    def acceptor(self) -> Acceptor:
+    def acceptor(self) -> Endpoint:
         """What its connections share. Raises RuntimeError before the start."""
         if self._acceptor is None:
             raise RuntimeError("the node has not been started")
@@ -286,17 +288,26 @@ class Node:
     def _permit(self, settings: Settings) -> Permissions | None:
         return make_permissions(settings, self._groups, self.handlers.authorizer)
 
-    async def reload(self) -> bool:
+    def _channel_options(self, settings: Settings) -> OptionsByPattern:
+        return make_channel_options(settings, self._channels)
+
+    async def reload(self, *others: Reconfigure) -> bool:
         """Read the configuration and the files it names again, and apply what may change while it serves.
 
         All or nothing: a wrong one is logged, False is returned, and everything stays. See `starlight.server.reload`.
+
+        Args:
+            others: parts that aren't the node's, such as its process's log.
         """
-        parts = await self._reloader.run()
-        if parts is None:
-            return False
-        # max_connections may have been lowered at the start
-        self.settings = self.settings.reloaded(parts.settings)
-        return True
+        return await self._reloader.run([*others, self.reconfigure])
+
+    def reconfigure(self, settings: Settings) -> Commit:
+        """The node's own settings: see `config.reconfigure`."""
+
+        def commit() -> None:
+            self.settings = self.settings.reloaded(settings)  # max_connections may have been lowered at the start
+
+        return commit
 
     def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
         """Call a function of the hub from any thread, in the loop's next turn; nothing happens if the node ends first.
@@ -357,7 +368,7 @@ class Node:
                 a shorter time hurries it and a longer one changes nothing.
             by: who asked for it, for the records of ends; "" for a signal or the program itself.
         """
-        if self._loop is None or self._server is None:
+        if self._loop is None or self._listener is None:
             return
         timeout_s = self.settings.drain_timeout_s if timeout_s is None else max(0.0, timeout_s)
         end_s = self._loop.time() + timeout_s
@@ -367,8 +378,8 @@ class Node:
             self.is_draining = True
             self._drain_begun.set()
             if not self.settings.drain_notice_s:
-                self._server.stop()  # without a turn of the loop between this and the accepting of the queue
-            self._draining = self._loop.create_task(self._run_drain(self._server))
+                self._listener.stop()
+            self._draining = self._loop.create_task(self._run_drain(self._listener))
         elif end_s < self._drain_end_s and not self._draining.done():
             self._drain_end_s = end_s
             self._drain_hurried.set()
@@ -380,13 +391,13 @@ class Node:
         """Return when a drain has begun, whoever asked for it."""
         await self._drain_begun.wait()
 
-    async def _run_drain(self, server: Listener | TlsListener) -> None:
+    async def _run_drain(self, listener: Listener) -> None:
         try:
             await self._give_notice()
-            await server.close()
+            listener.stop()
             await self._send_clients_away()
         finally:
-            await server.close()  # nothing is left of it unless the program cancels all its tasks
+            listener.stop()  # nothing is left of it unless the program cancels all its tasks
             await self._end_serving()
         log.info("drained")
 
@@ -413,8 +424,8 @@ class Node:
 
     def _end_handshakes(self) -> None:
         """Cut off whoever is still in the handshake, of TLS or of HTTP."""
-        assert self._acceptor is not None and self._server is not None
-        self._server.drop_handshakes()
+        assert self._acceptor is not None and self._transports is not None
+        self._transports.drop_handshakes()
         self._acceptor.abort_handshakes()
 
     async def __aenter__(self) -> Node:
@@ -463,6 +474,7 @@ def _make_core(settings: Settings) -> Core:
         evict_after_ms=round(settings.evict_after_s * 1000),
         write_timeout_ms=round(settings.write_timeout_s * 1000),
         memory_budget_bytes=settings.memory_budget_bytes,
+        is_dry_run="evict" in settings.dry_run,
     )
 
 
@@ -502,7 +514,5 @@ async def _run_timer(timer: Timer) -> None:
     due_s = loop.time() + timer.seconds
     while True:
         await asyncio.sleep(due_s - loop.time())
-        pending = call_logged(timer.handler, ())
-        if pending is not None:
-            await pending
+        await timer.handler.run_logged()
         due_s += timer.seconds * max(1, math.ceil((loop.time() - due_s) / timer.seconds))

@@ -24,16 +24,21 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from types import FrameType
-from typing import Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import starlight.server.exit_guard as guard  # this way its absence is a ModuleNotFoundError, which has a hint
+from starlight.config.reconfigure import Commit
 from starlight.config.settings import Settings, unknown_variables
 from starlight.net import activation
 from starlight.server import logs
-from starlight.server.stall import Watch
+from starlight.server.stall import StallWatch
 
-__all__ = ["Node", "run", "take_early_signals"]
+if TYPE_CHECKING:
+    from starlight.server.node import Node
+
+__all__ = ["run", "take_early_signals"]
 
 log = logging.getLogger(__name__)
 
@@ -64,19 +69,6 @@ _SECOND: Final = "a second signal: leaving at once"
 _LEFT: Final = "drained, but the program did not end in time: leaving without what is still running"
 
 
-class Node(Protocol):
-    """What is asked of a node."""
-
-    @property
-    def settings(self) -> Settings: ...
-    @property
-    def has_stuck_threads(self) -> bool: ...
-    async def start(self, listening: Sequence[socket.socket] = ()) -> None: ...
-    async def drain_begun(self) -> None: ...
-    async def drain(self) -> None: ...
-    async def reload(self) -> bool: ...
-
-
 def run(node: Node) -> None:
     """Serve until a signal or a drain, then return; blocking, on a uvloop of its own.
 
@@ -104,13 +96,13 @@ def run(node: Node) -> None:
         _leave(0)
 
 
-async def _serve(node: Node, listening: Sequence[socket.socket], handler: logs.Handler | None) -> None:
+async def _serve(node: Node, listening: Sequence[socket.socket], handler: logs.LogHandler | None) -> None:
     signalled = asyncio.Event()
     if _is_main_thread():
         _take_signals(node, signalled, handler)
     if not await _started(node, listening, signalled):
         return
-    watch = Watch()
+    watch = StallWatch()
     watch.start()
     beating = asyncio.create_task(_beat(handler, watch))
     try:
@@ -206,7 +198,7 @@ def _ignore_others() -> None:
             signal.signal(number, _do_nothing)
 
 
-def _take_signals(node: Node, signalled: asyncio.Event, handler: logs.Handler | None) -> None:
+def _take_signals(node: Node, signalled: asyncio.Event, handler: logs.LogHandler | None) -> None:
     loop = asyncio.get_running_loop()
     for number in ENDING:
         loop.add_signal_handler(number, _on_signal, number, signalled)
@@ -222,7 +214,7 @@ def _take_signals(node: Node, signalled: asyncio.Event, handler: logs.Handler | 
     )
 
 
-def _give_signals_back(handler: logs.Handler | None) -> None:
+def _give_signals_back(handler: logs.LogHandler | None) -> None:
     """After the loop: the guard stays if a signal has come, as the process has to end; else the program goes on."""
     if guard.is_signalled():
         names = [thread.name for thread in threading.enumerate() if not thread.daemon and not _is_main(thread)]
@@ -234,7 +226,7 @@ def _give_signals_back(handler: logs.Handler | None) -> None:
         guard.disarm()
 
 
-def _last_line(handler: logs.Handler | None, text: str) -> bytes:
+def _last_line(handler: logs.LogHandler | None, text: str) -> bytes:
     """What the guard writes: a line of the log, or, where logging is the program's, a plain one on stderr."""
     return handler.last_line(text) if handler is not None else f"starlight: {text}\n".encode()
 
@@ -256,7 +248,7 @@ async def _first_of(signalled: asyncio.Event, node: Node) -> None:
             task.cancel()
 
 
-async def _beat(handler: logs.Handler | None, watch: Watch) -> None:
+async def _beat(handler: logs.LogHandler | None, watch: StallWatch) -> None:
     """Tell the watchdog that the loop turns, and the log's reader what was left out, until it is cancelled."""
     watchdog_s = activation.watchdog_interval_s()
     while True:
@@ -277,7 +269,7 @@ def _on_signal(number: signal.Signals, signalled: asyncio.Event) -> None:
     signalled.set()
 
 
-def _on_reopen(handler: logs.Handler | None) -> None:
+def _on_reopen(handler: logs.LogHandler | None) -> None:
     """SIGUSR1."""
     if handler is not None and handler.reopen():
         log.info("SIGUSR1: the log file was opened again")
@@ -285,7 +277,7 @@ def _on_reopen(handler: logs.Handler | None) -> None:
         log.info("SIGUSR1: nothing to do, as this log is no file")
 
 
-def _on_reload(node: Node, handler: logs.Handler | None) -> None:
+def _on_reload(node: Node, handler: logs.LogHandler | None) -> None:
     """SIGHUP."""
     if handler is not None:
         handler.reopen()
@@ -301,13 +293,16 @@ _reloads: Final[set[asyncio.Task[None]]] = set()
 async def _reload(node: Node) -> None:
     activation.reloading()
     try:
-        if await node.reload():
-            logs.set_level(node.settings.log_level)
-            guard.change_leave_after(node.settings.drain_timeout_s + GRACE_S)
+        await node.reload(logs.reconfigure, _reconfigure)
     except Exception:
         log.exception("reading the configuration again failed")
     finally:
         activation.notify("READY=1")
+
+
+def _reconfigure(settings: Settings) -> Commit:
+    """How long the process lives after a signal: see `config.reconfigure`."""
+    return partial(guard.change_leave_after, settings.drain_timeout_s + GRACE_S)
 
 
 def _is_main_thread() -> bool:

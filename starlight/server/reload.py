@@ -1,7 +1,7 @@
 """What SIGHUP does: read the configuration again, and change a node that serves.
 
-The law is all or nothing. Whatever can be wrong is found in `prepare`, which reads files and makes new parts beside the
-old ones, off the loop's thread, so that nobody waits for a disk; `commit` only puts them in place, in one turn of the
+The law is all or nothing. All parts are reconfigured (see `config.reconfigure`) off the loop's thread, so that no
+client waits for a disk. If one of them fails, nothing has changed; else all put what is new in place in one turn of the
 loop. Settings without `RELOADS` stay as they were at the start, and are named in the log.
 
 What it does to those who are connected: the next thing they ask is judged by the new limits and permissions, and
@@ -15,34 +15,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple
 
-from starlight.auth.dry_run import DryRun
-from starlight.auth.identity import (
-    Permissions,
-    TokenAuth,
-    make_authenticator,
-    make_internal_key,
-    make_sessions,
-    make_verifier,
-)
+from starlight.auth.identity import make_authenticator, make_internal_key, make_verifier
 from starlight.auth.limits import Limits
 from starlight.auth.permissions import make_permissions
+from starlight.auth.session_tokens import make_sessions
+from starlight.channels.options import make_channel_options
 from starlight.config.named_files import Contents, changes, contents
+from starlight.config.reconfigure import Commit, Reconfigure
 from starlight.config.settings import Settings, entries
 from starlight.errors import ConfigError
-from starlight.net.gate import Gate
 from starlight.net.origins import Origins, Proxies
 from starlight.net.tls import Certificate
 from starlight.server.drain import retry_ms
 from starlight.server.logs import check_file
 
-if TYPE_CHECKING:
-    from starlight._fanout import Core
-    from starlight.channels.hub import Hub
-
-__all__ = ["Parts", "Reloader", "problems"]
+__all__ = ["Reloader", "problems"]
 
 log = logging.getLogger(__name__)
 
@@ -50,32 +40,22 @@ SLICE_S: Final = 0.002
 """How long clients are looked at before the loop turns to other things: less than anybody notices."""
 
 
-class Parts(NamedTuple):
+class Prepared(NamedTuple):
     """What was made of a configuration, and not put in place yet.
 
     Attributes:
         settings: those that are to be in force.
         changed: names of settings that are different.
         restart: names of settings that are different in the configuration, but need a restart.
-        permissions: None where everybody may do everything, or where the application brought its own.
-        authenticator: None unless the node made a `TokenAuth` itself.
-        origins: pages that may connect.
-        proxies: whose X-Forwarded-For is believed.
-        certificate: None without TLS.
-        internal_key: None for none.
         contents: what was in the files.
+        commits: of the parts.
     """
 
     settings: Settings
     changed: list[str]
     restart: list[str]
-    permissions: Permissions | None
-    authenticator: TokenAuth | None
-    origins: Origins
-    proxies: Proxies
-    certificate: Certificate | None
-    internal_key: bytes | None
     contents: Contents
+    commits: list[Commit]
 
 
 class Reloader:
@@ -84,121 +64,80 @@ class Reloader:
     Args:
         settings: those at the start.
         reread: makes settings anew of the same flags and code, and of the file as it is then.
-        hub: gets limits and permissions.
-        gate: gets limits of addresses, origins and proxies.
-        dry_run: is told which limits are not enforced.
-        core: is told whether it evicts.
-        authenticator: gets keys; None if it is not the node's own.
-        permit: makes permissions of settings; None if they are the application's own.
-        certificate: None without TLS.
-        rekey: takes the key of the internal port.
+        parts: the `reconfigure` of each part of the node.
+        review: brings who is connected in line with what has changed: `Hub.review`.
     """
 
     def __init__(
         self,
         settings: Settings,
         reread: Callable[[], Settings],
-        *,
-        hub: Hub,
-        gate: Gate,
-        dry_run: DryRun,
-        core: Core,
-        authenticator: TokenAuth | None,
-        permit: Callable[[Settings], Permissions | None] | None,
-        certificate: Certificate | None,
-        rekey: Callable[[bytes | None], None],
+        parts: Sequence[Reconfigure],
+        review: Callable[..., Iterator[bool]],
     ) -> None:
         self.settings = settings
         self._contents = contents(settings)
         self._reread = reread
-        self._hub = hub
-        self._gate = gate
-        self._dry_run = dry_run
-        self._core = core
-        self._authenticator = authenticator
-        self._permit = permit
-        self._certificate = certificate
-        self._rekey = rekey
+        self._parts = list(parts)
+        self._look_at_clients = review
         self._lock = asyncio.Lock()
 
-    async def run(self) -> Parts | None:
-        """Reload; what is in force now, or None if the configuration is wrong: that is logged, and nothing changes.
+    async def run(self, others: Sequence[Reconfigure] = ()) -> bool:
+        """Reload; False if the configuration is wrong: that is logged, and nothing changes.
 
         One after the other, if it is called again meanwhile. It returns when all clients have been looked at.
+
+        Args:
+            others: more parts, which change with those of the node or not at all.
         """
         async with self._lock:
             try:
-                parts = await asyncio.to_thread(self.prepare)
+                prepared = await asyncio.to_thread(self._prepare, others)
             except ConfigError as error:
                 for one in (error, *error.others):
                     log.error("the configuration stays as it was: %s", one.line)
-                return None
+                return False
             except Exception:
                 log.exception("the configuration stays as it was")
-                return None
+                return False
             rates = Limits.of(self.settings).rates
-            told = self._describe(parts)
-            self.commit(parts)
+            told = self._describe(prepared)
+            self._commit(prepared)
             log.info("the configuration was read again; %s", told)
-            if parts.restart:
-                log.warning("not changed before a restart: %s", ", ".join(parts.restart))
+            if prepared.restart:
+                log.warning("not changed before a restart: %s", ", ".join(prepared.restart))
             await self._review(rates=Limits.of(self.settings).rates != rates)
-            return parts
+            return True
 
-    def prepare(self) -> Parts:
-        """Read everything again and make new parts. From any thread. Raises `ConfigError`."""
+    def _prepare(self, others: Sequence[Reconfigure]) -> Prepared:
+        """Read everything again and have each part make what is new. From any thread. Raises `ConfigError`."""
         new = self._reread()
         restart = [
             entry.name
             for entry in entries()
             if not entry.reloads and getattr(new, entry.name) != getattr(self.settings, entry.name)
         ]
-        if bool(new.tls_cert or new.tls_key) != (self._certificate is not None):
+        if bool(new.tls_cert or new.tls_key) != bool(self.settings.tls_cert or self.settings.tls_key):
             restart += ["tls_cert", "tls_key"]  # a listening socket is one for TLS, or it is not
             new = new.model_copy(update={name: getattr(self.settings, name) for name in ("tls_cert", "tls_key")})
         settings = self.settings.reloaded(new)
         changed = [name for name in Settings.model_fields if getattr(settings, name) != getattr(self.settings, name)]
-        return Parts(
-            settings,
-            changed,
-            restart,
-            self._permit(settings) if self._permit is not None else None,
-            self._authenticator.remade(self.settings, settings) if self._authenticator is not None else None,
-            Origins(settings.allowed_origins),
-            Proxies(settings.trusted_proxies),
-            Certificate.of(settings),
-            make_internal_key(settings),
-            contents(settings),
-        )
+        commits = [reconfigure(settings) for reconfigure in (*self._parts, *others)]
+        return Prepared(settings, changed, restart, contents(settings), commits)
 
-    def commit(self, parts: Parts) -> None:
-        """Put new parts in place. On the loop's thread; it can't fail."""
-        self.settings = settings = parts.settings
-        self._contents = parts.contents
-        limits = Limits.of(settings)
-        if self._authenticator is not None and parts.authenticator is not None:
-            self._authenticator.take_over(parts.authenticator)
-        if self._certificate is not None and parts.certificate is not None:
-            self._certificate.take_over(parts.certificate)
-        self._rekey(parts.internal_key)
-        self._dry_run.change(settings.dry_run)
-        self._core.is_dry_run = self._dry_run.evict
-        self._gate.change(settings, parts.origins, parts.proxies)
-        self._hub.change(
-            limits,
-            channels_limit=settings.channels_per_client,
-            clients_limit=settings.clients_per_channel,
-            name_limit_bytes=settings.name_limit_bytes,
-        )
-        if self._permit is not None:
-            self._hub.permit(parts.permissions)
+    def _commit(self, prepared: Prepared) -> None:
+        """Put what was prepared in place. On the loop's thread; it can't fail."""
+        self.settings = prepared.settings
+        self._contents = prepared.contents
+        for commit in prepared.commits:
+            commit()
 
     async def _review(self, *, rates: bool) -> None:
-        """Look at all clients, with pauses for everybody else."""
+        """Look at all channels and clients, with pauses for everybody else."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + SLICE_S
         sent_away = 0
-        for lost in self._hub.review(retry_ms, rates=rates):
+        for lost in self._look_at_clients(retry_ms, rates=rates):
             sent_away += lost
             if loop.time() >= until_s:
                 await asyncio.sleep(0)
@@ -206,11 +145,11 @@ class Reloader:
         if sent_away:
             log.info("%d clients lost a channel that they had joined, and come back", sent_away)
 
-    def _describe(self, parts: Parts) -> str:
+    def _describe(self, prepared: Prepared) -> str:
         """What has changed and which files have not, for the log."""
-        shown = [entry for entry in entries() if entry.name in parts.changed]
-        settings = [f"{entry.name}={entry.text(getattr(parts.settings, entry.name))}" for entry in shown]
-        changed, same = changes(self._contents, parts.contents)
+        shown = [entry for entry in entries() if entry.name in prepared.changed]
+        settings = [f"{entry.name}={entry.text(getattr(prepared.settings, entry.name))}" for entry in shown]
+        changed, same = changes(self._contents, prepared.contents)
         text = f"changed: {', '.join([*settings, *changed]) or 'no setting and no file'}"
         return f"{text}; read again and as before: {', '.join(same)}" if same else text
 
@@ -232,6 +171,7 @@ def problems(
         Certificate.of,
         lambda settings: Origins(settings.allowed_origins),
         lambda settings: Proxies(settings.trusted_proxies),
+        lambda settings: make_channel_options(settings, {}),
         lambda settings: check_file(settings.log_file) if settings.log_file else None,
     ]
     if not has_permissions:

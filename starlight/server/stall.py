@@ -14,7 +14,7 @@ import time
 import traceback
 from typing import Final
 
-__all__ = ["Watch"]
+__all__ = ["StallWatch"]
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ FRAMES: Final = 4
 """Innermost functions that are named: the one that loops, and some of its callers, the handler among them."""
 
 
-class Watch:
+class StallWatch:
     """Watches the loop of the thread that makes it, from `start` to `stop`. `beat` is called by the loop."""
 
     def __init__(self) -> None:

@@ -153,7 +153,7 @@ async def test_connections_of_a_user_and_of_an_address(tmp_path: Path, caplog: p
         await eventually(lambda: on.node.hub.counters()["clients"] == 2)
         await on.login("ada")  # another episode
         assert (await counts(on))["connections_per_user"] == 2
-        assert on.node.acceptor.counts["refused_address"] == 0
+        assert on.node.acceptor.counts.refused_address == 0
 
 
 async def test_the_rate_of_connections_of_an_address(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -175,7 +175,7 @@ async def test_max_connections_and_logins_hold_in_a_dry_run(tmp_path: Path):
         await on.login("bob")
         with pytest.raises((OSError, EOFError, WebSocketException)):
             await WireClient.login(on.node.url, "eve")
-        assert on.node.acceptor.counts["refused_full"] == 1
+        assert on.node.acceptor.counts.refused_full == 1
 
 
 def test_an_episode_of_a_rate_ends_after_a_minute_without():
@@ -197,7 +197,7 @@ def test_an_address_is_counted_in_a_dry_run_as_ever(caplog: pytest.LogCaptureFix
     now_s[0] += BURST_S + 1
     assert addresses.admit("a") and addresses.admit("a")
     assert dry.counts == {"connections_per_address": 1, "connection_rate": 1}
-    dry.change("")
+    dry.reconfigure(Settings())()
     assert not addresses.admit("a")
 
 

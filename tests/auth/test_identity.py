@@ -8,6 +8,7 @@ import orjson
 import pytest
 
 from starlight.auth.identity import Identity, NoAuth, TokenAuth, make_authenticator
+from starlight.auth.jwks import FetchedKeys
 from starlight.config.settings import Settings
 from starlight.errors import CloseConnection, ConfigError
 from starlight.protocols.native.commands import Login
@@ -44,7 +45,9 @@ async def test_an_authenticator_that_never_answers_is_1013():
     for _ in range(3):
         connection = stage.connection()
         with pytest.raises(CloseConnection) as end:
-            await stage.hub.login(connection, b'{"type":"login","token":"x"}')
+            pending = stage.hub.login(connection, b'{"type":"login","token":"x"}')
+            assert pending is not None
+            await pending
         assert end.value.code == 1013
         assert end.value.detail == "its check took more than 0.05 s: login_timeout"  # in the line of its end
         connection.destroy()
@@ -70,28 +73,37 @@ class Tickets:
 async def test_an_authenticator_of_ones_own_may_be_async(token: str):
     stage = Stage(authenticator=Tickets())
     connection = stage.connection()
-    login = stage.hub.login(connection, orjson.dumps({"type": "login", "token": token}))
-    if token == "known":
+    pending = stage.hub.login(connection, orjson.dumps({"type": "login", "token": token}))
+    assert (pending is None) == (token == "known")
+    if pending is None:
         assert connection.messages()[0]["session"] == "session-1"
-        assert (login.user, login.expires) == ("ann", 1_900_000_000)
+        assert connection.client is not None
+        assert (connection.client.user, connection.client.expires) == ("ann", 1_900_000_000)
     elif token == "asked":
-        assert (await login).user == "bob"
+        await pending
+        assert connection.client is not None and connection.client.user == "bob"
     else:
         with pytest.raises(CloseConnection) as end:
-            await login
+            await pending
         assert end.value.code == 4500
         assert stage.hub.counters()["clients"] == 0
     connection.destroy()
 
 
-def test_what_takes_over_at_a_reload_keeps_keys_that_were_fetched():
+def test_reconfigured_it_keeps_keys_that_were_fetched(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(FetchedKeys, "start", lambda self: None)  # it would fetch them
     old = Settings(auth="jwt", jwt_jwks_url="https://issuer.test/keys")
     auth = make_authenticator(old)
     assert isinstance(auth, TokenAuth)
-    same = auth.remade(old, old.model_copy(update={"jwt_issuer": "https://issuer.test", "jwt_leeway_s": 1.0}))
-    assert same._verifier.keys is auth._verifier.keys
-    assert (same._verifier.rules.issuer, same._verifier.rules.leeway_s) == ("https://issuer.test", 1.0)
+    keys = auth._verifier.keys
+    commit = auth.reconfigure(old.model_copy(update={"jwt_issuer": "https://issuer.test", "jwt_leeway_s": 1.0}))
+    assert auth._verifier.rules.issuer == "", "nothing has changed before the commit"
+    commit()
+    assert auth._verifier.keys is keys
+    assert (auth._verifier.rules.issuer, auth._verifier.rules.leeway_s) == ("https://issuer.test", 1.0)
     for change in ({"jwt_jwks_url": "https://issuer.test/others"}, {"jwt_algorithms": "RS256"}):
-        assert auth.remade(old, old.model_copy(update=change))._verifier.keys is not auth._verifier.keys
+        keys = auth._verifier.keys
+        auth.reconfigure(old.model_copy(update=change))()
+        assert auth._verifier.keys is not keys
     with pytest.raises(ConfigError):
-        auth.remade(old, old.model_copy(update={"jwt_jwks_url": ""}))
+        auth.reconfigure(old.model_copy(update={"jwt_jwks_url": ""}))

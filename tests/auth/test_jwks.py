@@ -28,6 +28,7 @@ from starlight.auth.tokens import ASYMMETRIC, Claims, Rules, Verifier
 from starlight.config.settings import Settings
 from starlight.errors import ConfigError, KeysUnavailable, TokenRefused
 from starlight.server.node import Node
+from starlight.stepping import begin
 from tests.support.fakes import eventually
 from tests.support.tokens import AUDIENCE, ISSUER, pair, token
 from tests.support.wire_client import WireClient
@@ -130,23 +131,18 @@ async def log_in(url: str, token: str) -> WireClient:
     return client
 
 
-async def check(verifier: Verifier, text: str) -> Claims:
-    found = verifier.verify(text)
-    return found if isinstance(found, Claims) else await found
-
-
 async def test_keys_are_fetched_at_need_and_kept(issuer: Issuer, verifier: Verifier):
-    fetching = verifier.verify(signed())
+    fetching = begin(verifier.verify(signed()))
     assert not isinstance(fetching, Claims)
     assert (await fetching).user == "ann"
-    assert isinstance(verifier.verify(signed("ES256", "e")), Claims)  # no waiting any more
-    assert isinstance(verifier.verify(signed("ES256", None)), Claims)  # the only one of its kind needs no name
+    assert isinstance(begin(verifier.verify(signed("ES256", "e"))), Claims)  # no waiting any more
+    assert isinstance(begin(verifier.verify(signed("ES256", None))), Claims)  # the only one of its kind needs no name
     assert issuer.asked == ["/keys"]
 
 
 async def test_many_logins_share_one_fetch_and_the_loop_goes_on(issuer: Issuer, verifier: Verifier):
     issuer.may_answer.clear()
-    checks = [asyncio.ensure_future(check(verifier, signed())) for _ in range(100)]
+    checks = [asyncio.ensure_future(verifier.verify(signed())) for _ in range(100)]
     for _ in range(20):
         await asyncio.sleep(0.005)  # the loop lives while the issuer is silent
     assert not any(one.done() for one in checks)
@@ -158,11 +154,11 @@ async def test_many_logins_share_one_fetch_and_the_loop_goes_on(issuer: Issuer, 
 async def test_a_new_key_is_waited_for_and_unknown_ones_do_not_make_us_ask_again_and_again(
     issuer: Issuer, verifier: Verifier, clock: Clock
 ):
-    await check(verifier, signed())
+    await verifier.verify(signed())
     issuer.keys.append(pair("RS256", 1).jwk(kid="new"))
     clock.now_s += 1
-    logins = [asyncio.ensure_future(check(verifier, signed(kid="new", number=1))) for _ in range(20)]
-    unknown = [asyncio.ensure_future(check(verifier, signed(kid=f"unknown-{n}"))) for n in range(20)]
+    logins = [asyncio.ensure_future(verifier.verify(signed(kid="new", number=1))) for _ in range(20)]
+    unknown = [asyncio.ensure_future(verifier.verify(signed(kid=f"unknown-{n}"))) for n in range(20)]
     await eventually(lambda: clock.sleeping == [COOLDOWN_S - 1])
     assert len(issuer.asked) == 1
     assert not any(login.done() for login in (*logins, *unknown))
@@ -173,7 +169,7 @@ async def test_a_new_key_is_waited_for_and_unknown_ones_do_not_make_us_ask_again
             await login
     assert len(issuer.asked) == 2
     for n in range(50):  # what can be made up has no fetch of its own, either
-        waiting = asyncio.ensure_future(check(verifier, signed(kid=f"more-{n}")))
+        waiting = asyncio.ensure_future(verifier.verify(signed(kid=f"more-{n}")))
         await asyncio.sleep(0)
         waiting.cancel()
     await asyncio.wait((waiting,))
@@ -183,12 +179,12 @@ async def test_a_new_key_is_waited_for_and_unknown_ones_do_not_make_us_ask_again
 
 
 async def test_logins_that_wait_for_a_key_are_bounded(issuer: Issuer, verifier: Verifier, clock: Clock):
-    await check(verifier, signed())
-    logins = [asyncio.ensure_future(check(verifier, signed(kid=f"u{n}"))) for n in range(WAITING_LIMIT)]
+    await verifier.verify(signed())
+    logins = [asyncio.ensure_future(verifier.verify(signed(kid=f"u{n}"))) for n in range(WAITING_LIMIT)]
     await eventually(lambda: verifier.keys._waiting == WAITING_LIMIT)
     with pytest.raises(KeysUnavailable):  # 1013: come again
-        await check(verifier, signed(kid="one more"))
-    assert isinstance(verifier.verify(signed()), Claims), "who has a known key is let in all the same"
+        await verifier.verify(signed(kid="one more"))
+    assert isinstance(begin(verifier.verify(signed())), Claims), "who has a known key is let in all the same"
     clock.pass_s(COOLDOWN_S)
     assert all(isinstance(end, TokenRefused) for end in await asyncio.gather(*logins, return_exceptions=True))
     assert verifier.keys._waiting == 0
@@ -197,8 +193,8 @@ async def test_logins_that_wait_for_a_key_are_bounded(issuer: Issuer, verifier: 
 async def test_a_login_does_not_wait_longer_than_it_may(issuer: Issuer, clock: Clock):
     keys = FetchedKeys(issuer.url, wait_s=2.0, clock=clock, sleep=clock.sleep)
     verifier = Verifier(keys, Rules(ASYMMETRIC, ISSUER, AUDIENCE))
-    await check(verifier, signed())
-    waiting = asyncio.ensure_future(check(verifier, signed(kid="new")))
+    await verifier.verify(signed())
+    waiting = asyncio.ensure_future(verifier.verify(signed(kid="new")))
     await eventually(lambda: 2.0 in clock.sleeping)
     clock.pass_s(2.0)
     with pytest.raises(KeysUnavailable):
@@ -209,12 +205,12 @@ async def test_a_login_does_not_wait_longer_than_it_may(issuer: Issuer, clock: C
 async def test_where_the_issuer_fails_an_unknown_key_is_not_called_wrong(
     issuer: Issuer, verifier: Verifier, clock: Clock
 ):
-    await check(verifier, signed())
+    await verifier.verify(signed())
     issuer.status = 500
     clock.now_s += COOLDOWN_S
     with pytest.raises(KeysUnavailable):
-        await check(verifier, signed(kid="new"))
-    assert isinstance(verifier.verify(signed()), Claims)
+        await verifier.verify(signed(kid="new"))
+    assert isinstance(begin(verifier.verify(signed())), Claims)
 
 
 async def test_a_client_with_a_new_key_is_in_after_a_moment(issuer: Issuer, monkeypatch: pytest.MonkeyPatch):
@@ -229,20 +225,20 @@ async def test_a_client_with_a_new_key_is_in_after_a_moment(issuer: Issuer, monk
 
 
 async def test_old_keys_are_fetched_again_while_they_serve(issuer: Issuer, verifier: Verifier, clock: Clock):
-    await check(verifier, signed())
+    await verifier.verify(signed())
     clock.now_s += LIFETIME_S + 1
     issuer.keys = [pair("ES256").jwk(kid="e")]
-    assert isinstance(verifier.verify(signed()), Claims)  # the withdrawn key serves until the fetch is done
+    assert isinstance(begin(verifier.verify(signed())), Claims)  # the withdrawn key serves until the fetch is done
     await eventually(lambda: verifier.keys.find("RS256", "r") is None)
     assert len(issuer.asked) == 2
 
 
 async def test_an_issuer_that_fails_later_costs_nobody_the_login(issuer: Issuer, verifier: Verifier, clock: Clock):
-    await check(verifier, signed())
+    await verifier.verify(signed())
     issuer.status = 500
     for _ in range(3):
         clock.now_s += LIFETIME_S + 1
-        assert isinstance(verifier.verify(signed()), Claims)
+        assert isinstance(begin(verifier.verify(signed())), Claims)
         await eventually(lambda: verifier.keys._under_way is None)
     assert len(issuer.asked) == 4
 
@@ -260,25 +256,25 @@ async def test_without_any_key_it_is_not_the_clients_fault(
     issuer.status, issuer.body = status, body
     for _ in range(3):
         with pytest.raises(KeysUnavailable):
-            await check(verifier, signed())
+            await verifier.verify(signed())
     assert len(issuer.asked) == 1
     issuer.status, issuer.body = 200, None
     clock.now_s += COOLDOWN_S
-    assert (await check(verifier, signed())).user == "ann"
+    assert (await verifier.verify(signed())).user == "ann"
 
 
 async def test_43_nothing_is_fetched_but_the_configured_url(issuer: Issuer, verifier: Verifier):
     evil = Issuer()
     evil.keys = [pair("RS256", 1).jwk(kid="r")]
     try:
-        await check(verifier, signed())
+        await verifier.verify(signed())
         for header in ("jku", "x5u"):
             text = token(key=pair("RS256", 1).private, alg="RS256", headers={"kid": "r", header: evil.url})
             with pytest.raises(TokenRefused):
-                await check(verifier, text)
+                await verifier.verify(text)
         own = token(key=pair("RS256", 1).private, alg="RS256", headers={"kid": "r", "jwk": pair("RS256", 1).jwk()})
         with pytest.raises(TokenRefused):
-            await check(verifier, own)
+            await verifier.verify(own)
         assert evil.asked == []
     finally:
         evil.close()
@@ -289,7 +285,7 @@ async def test_a_redirect_is_not_followed(issuer: Issuer, verifier: Verifier):
     issuer.status, issuer.location = 302, other.url
     try:
         with pytest.raises(KeysUnavailable):
-            await check(verifier, signed())
+            await verifier.verify(signed())
         assert other.asked == []
     finally:
         other.close()
@@ -306,11 +302,11 @@ async def test_keys_that_are_none_of_ours(issuer: Issuer, verifier: Verifier, cl
         pair("RS256").jwk(kid="twice"),
         pair("RS256", 1).jwk(kid="twice"),
     ]
-    assert (await check(verifier, signed("ES256", "e"))).user == "ann"
+    assert (await verifier.verify(signed("ES256", "e"))).user == "ann"
     for kid, number in (("enc", 0), ("alg", 0), ("private", 2), ("7", 0), ("twice", 0), ("twice", 1)):
         clock.now_s += COOLDOWN_S
         with pytest.raises(TokenRefused):
-            await check(verifier, signed(kid=kid, number=number))
+            await verifier.verify(signed(kid=kid, number=number))
 
 
 async def test_a_key_is_for_its_curve_and_its_purpose_alone(issuer: Issuer, verifier: Verifier):
@@ -322,7 +318,7 @@ async def test_a_key_is_for_its_curve_and_its_purpose_alone(issuer: Issuer, veri
         {**pair("ES256").jwk(kid="off the curve"), "x": "A" * 43},
         {"kty": "RSA", "n": 5, "e": [], "kid": "nonsense"},
     ]
-    assert (await check(verifier, signed("ES256", "e"))).user == "ann"
+    assert (await verifier.verify(signed("ES256", "e"))).user == "ann"
     assert verifier.keys.find("ES384", "p384") is not None
     for kid in ("p384", "agree", "odd", "off the curve", "nonsense"):
         assert verifier.keys.find("ES256", kid) is None
@@ -331,14 +327,14 @@ async def test_a_key_is_for_its_curve_and_its_purpose_alone(issuer: Issuer, veri
 async def test_after_a_day_without_an_issuer_old_keys_are_good_no_more(
     issuer: Issuer, verifier: Verifier, clock: Clock
 ):
-    await check(verifier, signed())
+    await verifier.verify(signed())
     issuer.status = 500
     clock.now_s += STALE_S + 1
     with pytest.raises(KeysUnavailable):
-        await check(verifier, signed())
+        await verifier.verify(signed())
     issuer.status = 200
     clock.now_s += COOLDOWN_S
-    assert (await check(verifier, signed())).user == "ann"
+    assert (await verifier.verify(signed())).user == "ann"
 
 
 async def test_fetches_that_hang_are_not_piled_up(clock: Clock, monkeypatch: pytest.MonkeyPatch):
@@ -390,7 +386,7 @@ def test_a_body_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch):
 async def test_what_an_address_holds_beside_the_place_is_not_shown(issuer: Issuer, caplog: pytest.LogCaptureFixture):
     caplog.set_level("DEBUG")
     verifier = Verifier(FetchedKeys(issuer.url + "?key=canary"), Rules(ASYMMETRIC, ISSUER, AUDIENCE))
-    await check(verifier, signed())
+    await verifier.verify(signed())
     assert issuer.asked == ["/keys?key=canary"]
     with pytest.raises(ConfigError) as error:
         FetchedKeys("https://user:canary@issuer.test/keys")

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starlight.auth.identity import Action
+from starlight.auth.identity import Action, Identity
+from starlight.auth.login import LoginState
 from starlight.auth.permissions import (
     DEFAULT_GROUP,
     EVERYTHING,
@@ -28,9 +29,7 @@ class Client:
     """What permissions look at of a client."""
 
     def __init__(self, user: str, *groups: str) -> None:
-        self.user = user
-        self.groups = frozenset(groups)
-        self.verdicts: dict[tuple[int, str, str], bool] = {}
+        self.login = LoginState(Identity(user, groups=groups))
 
 
 @pytest.mark.parametrize(
@@ -100,9 +99,9 @@ def test_verdicts_are_kept_and_bounded():
     for number in range(1000):
         assert permissions.allows(client, "publish", f"a{number}")
         assert permissions.allows(client, "direct", f"user{number}")
-    assert len(client.verdicts) <= VERDICTS_LIMIT
-    (number, *_), *_ = client.verdicts
-    client.verdicts[(number, "publish", "zzz")] = True
+    assert len(client.login.verdicts) <= VERDICTS_LIMIT
+    (number, *_), *_ = client.login.verdicts
+    client.login.verdicts[(number, "publish", "zzz")] = True
     assert permissions.allows(client, "publish", "zzz")
 
 
@@ -111,7 +110,7 @@ def test_the_hook_has_the_last_word_each_time(caplog: pytest.LogCaptureFixture):
     asked = []
 
     def authorize(client: Any, action: str, name: str) -> Any:
-        asked.append((client.user, action, name))
+        asked.append((client.login.user, action, name))
         return answers[name]
 
     permissions = GroupPermissions({"a": Group(publish=["no", "else"])}, authorize=authorize)

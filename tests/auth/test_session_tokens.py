@@ -8,12 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starlight.auth.session_tokens import SESSION_LIMIT_BYTES, Expiries, Revocations, Session, Sessions, read_secret
+from starlight.auth.session_tokens import (
+    SESSION_LIMIT_BYTES,
+    Expiries,
+    Revocations,
+    SessionClaims,
+    Sessions,
+    read_secret,
+)
 from starlight.errors import ConfigError, TokenRefused
 from tests.support.tokens import SECRET, token, write
 
 KEY = b"k" * 32
-ANN = Session("ann", ("trader",), 2_000.0, 900.0, "j1")
+ANN = SessionClaims("ann", ("trader",), 2_000.0, 900.0, "j1")
 
 
 class Clock:
@@ -159,10 +166,10 @@ def test_a_clock_that_is_wrong_after_a_revocation_lets_nobody_in(clock: Clock):
 
 def test_47_no_session_is_too_long(sessions: Sessions, monkeypatch: pytest.MonkeyPatch):
     far = sessions.clock() + 100
-    longest = sessions.issue(Session("ann", ("g" * 8_000,), far, 0.0, "j"))
+    longest = sessions.issue(SessionClaims("ann", ("g" * 8_000,), far, 0.0, "j"))
     assert longest is not None
     assert sessions.verify(longest).groups == ("g" * 8_000,)
-    assert sessions.issue(Session("ann", ("g" * SESSION_LIMIT_BYTES,), far, 0.0, "j")) is None
+    assert sessions.issue(SessionClaims("ann", ("g" * SESSION_LIMIT_BYTES,), far, 0.0, "j")) is None
 
     def never(*args: object) -> str:
         raise AssertionError("somebody looked at it")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from starlight.auth.identity import make_verifier
 from starlight.auth.tokens import ASYMMETRIC, TOKEN_LIMIT_BYTES, Claims, Rules, Verifier, key_pair
 from starlight.config.settings import Settings
 from starlight.errors import ConfigError, TokenRefused
+from starlight.stepping import begin
 from tests.support.tokens import AUDIENCE, ISSUER, SECRET, b64, claims, hmac_token, pair, token, write
 
 DAY_S = 86_400
@@ -31,7 +31,7 @@ def verifier(**settings: Any) -> Verifier:
 
 
 def accepted(one: Verifier, text: str) -> Claims:
-    found = one.verify(text)
+    found = begin(one.verify(text))
     assert isinstance(found, Claims)
     return found
 
@@ -68,7 +68,7 @@ def test_public_keys(alg: str, tmp_path: Path):
     one = verifier(jwt_key_file=path, jwt_algorithms=alg)
     assert accepted(one, token(key=keys.private, alg=alg)).user == "ann"
     with pytest.raises(TokenRefused):
-        one.verify(token(key=pair(alg, 1).private, alg=alg))
+        begin(one.verify(token(key=pair(alg, 1).private, alg=alg)))
 
 
 def test_the_algorithms_of_a_key_are_found_by_its_kind(tmp_path: Path):
@@ -87,7 +87,7 @@ def test_headers_that_ask_for_a_fetch_are_not_looked_at():
     evil = {"jku": "https://evil.test/keys", "x5u": "file:///etc/passwd", "jwk": {"kty": "oct", "k": "AAAA"}, "x5c": []}
     assert accepted(verifier(), token(headers=evil)).user == "ann"
     with pytest.raises(TokenRefused, match="signature"):
-        verifier().verify(token(key="A" * 64, headers=evil))
+        begin(verifier().verify(token(key="A" * 64, headers=evil)))
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_there_are_enough_of_them():
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_hostile_token_is_accepted(name: str):
     with pytest.raises(TokenRefused) as refusal:
-        verifier().verify(HOSTILE[name])
+        begin(verifier().verify(HOSTILE[name]))
     assert SECRET not in str(refusal.value)
     assert all(part not in str(refusal.value) for part in PARTS)
 
@@ -252,7 +252,7 @@ def test_42_hmac_with_the_public_key_as_the_secret(rsa_verifier: Verifier, key: 
     signed = f"{b64({'alg': alg, 'typ': 'JWT'})}.{b64(claims())}"
     mac = hmac.digest(getattr(RSA, key), signed.encode(), getattr(hashlib, f"sha{alg[2:]}"))
     with pytest.raises(TokenRefused, match="not allowed"):
-        rsa_verifier.verify(f"{signed}.{b64(mac)}")
+        begin(rsa_verifier.verify(f"{signed}.{b64(mac)}"))
     assert accepted(rsa_verifier, token(key=RSA.private, alg="RS256")).user == "ann"
 
 
@@ -260,9 +260,9 @@ def test_46_one_key_id_of_two_issuers(rsa_verifier: Verifier):
     other = pair("RS256", 1)
     for issuer in (ISSUER, "https://other.test"):
         with pytest.raises(TokenRefused):
-            rsa_verifier.verify(token(key=other.private, alg="RS256", headers={"kid": "1"}, iss=issuer))
+            begin(rsa_verifier.verify(token(key=other.private, alg="RS256", headers={"kid": "1"}, iss=issuer)))
     with pytest.raises(TokenRefused, match="issuer"):
-        rsa_verifier.verify(token(key=RSA.private, alg="RS256", headers={"kid": "1"}, iss="https://other.test"))
+        begin(rsa_verifier.verify(token(key=RSA.private, alg="RS256", headers={"kid": "1"}, iss="https://other.test")))
 
 
 def test_a_token_without_a_name_is_named_by_what_was_signed():
@@ -288,13 +288,13 @@ def test_47_long_tokens_are_refused_before_any_cryptography(monkeypatch: pytest.
     monkeypatch.setattr(jwt.PyJWT, "decode", never)
     monkeypatch.setattr("starlight.auth.tokens._read_header", never)
     with pytest.raises(TokenRefused, match="too long"):
-        one.verify("x" * (TOKEN_LIMIT_BYTES + 1))
+        begin(one.verify("x" * (TOKEN_LIMIT_BYTES + 1)))
 
 
 @given(st.text(max_size=300))
 def test_any_text_is_refused(text: str):
     with pytest.raises(TokenRefused):
-        verifier().verify(text)
+        begin(verifier().verify(text))
 
 
 @given(st.integers(0, len(GOOD) - 1), st.characters())
@@ -303,13 +303,13 @@ def test_any_change_of_one_character_is_refused(at: int, character: str):
     if changed == GOOD:
         return
     with pytest.raises(TokenRefused):
-        verifier().verify(changed)
+        begin(verifier().verify(changed))
 
 
 @given(st.binary(max_size=120), st.binary(max_size=120))
 def test_any_header_and_payload_is_refused(header: bytes, payload: bytes):
     with pytest.raises(TokenRefused):
-        verifier().verify(hmac_token(header, payload))
+        begin(verifier().verify(hmac_token(header, payload)))
 
 
 # --- what is no configuration ----------------------------------------------------------------------------------------
@@ -367,4 +367,4 @@ def test_a_secret_file_is_read_without_its_line_break(tmp_path: Path, caplog: py
 
 
 def test_static_keys_never_wait():
-    assert not isinstance(verifier().verify(GOOD), Awaitable)
+    assert isinstance(begin(verifier().verify(GOOD)), Claims)

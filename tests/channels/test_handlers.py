@@ -8,16 +8,16 @@ import datetime
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import orjson
 import pytest
 
+from starlight.channels.client import Client
 from starlight.channels.handlers import BUILT_IN_TYPES, Handlers
-from starlight.channels.hub import Client
 from starlight.errors import CloseConnection, LoginRefused, RequestError
-from tests.support.fakes import Stage, eventually
+from tests.support.fakes import PairConnection, Stage, eventually
 
 
 class Play(Stage):
@@ -29,10 +29,12 @@ class Play(Stage):
 
     def login(self, user: str, **fields: Any) -> Any:
         """Log in by hand: the client, an awaitable of it, or the close code of the refusal."""
+        connection = self.connection()
         try:
-            return self.hub.login(self.connection(), orjson.dumps({"type": "login", "user": user, **fields}))
+            pending = self.hub.login(connection, orjson.dumps({"type": "login", "user": user, **fields}))
         except CloseConnection as end:
             return end.code
+        return connection.client if pending is None else logged_in(connection, pending)
 
 
 @pytest.fixture
@@ -41,6 +43,11 @@ async def play() -> AsyncIterator[Play]:
     yield play
     play.close()
     play.handlers.close()
+
+
+async def logged_in(connection: PairConnection, pending: Awaitable[None]) -> Client | None:
+    await pending
+    return connection.client
 
 
 async def refused(login: Any) -> int:
@@ -131,7 +138,7 @@ async def test_data_is_parsed_and_none_if_missing(play: Play):
 async def test_data_that_python_cannot_hold_is_107(play: Play):
     play.handlers.on("see")(lambda client, data: data)
     ann = play.member("ann")
-    play.hub.receive(ann.client, b'{"type":"see","id":1,"data":1e999}')
+    play.hub.commands.receive(ann.client, b'{"type":"see","id":1,"data":1e999}')
     assert [message["code"] for message in ann.heard()] == [107]
 
 
@@ -428,7 +435,6 @@ async def test_connect_and_disconnect_are_told_in_order_and_once(play: Play):
 async def test_on_connect_comes_after_the_welcome_and_may_push(play: Play):
     play.handlers.on_connect(lambda client: client.send("hello"))
     client = play.login("ann")
-    assert play.hub.greet(client) is None
     assert [message["type"] for message in client.connection.messages()] == ["welcome", "server"]
     play.hub.disconnect(client)
 
@@ -475,14 +481,14 @@ async def test_an_async_on_connect_comes_after_the_welcome(play: Play):
         await go_on.wait()
         client.send("ready")
 
-    client = play.login("ann")
-    pending = play.hub.greet(client)
-    assert pending is not None
-    assert [message["type"] for message in client.connection.messages()] == ["welcome"]
+    connection = play.connection()
+    pending = play.hub.login(connection, b'{"type":"login","user":"ann"}')
+    assert pending is not None and connection.client is not None
+    assert [message["type"] for message in connection.messages()] == ["welcome"]
     go_on.set()
     await pending
-    assert [message["type"] for message in client.connection.messages()] == ["server"]
-    play.hub.disconnect(client)
+    assert [message["type"] for message in connection.messages()] == ["server"]
+    play.hub.disconnect(connection.client)
 
 
 async def test_who_goes_during_on_connect_is_out_at_once_and_on_disconnect_comes_after_it(play: Play):
@@ -495,10 +501,10 @@ async def test_who_goes_during_on_connect_is_out_at_once_and_on_disconnect_comes
         events.append("in")
 
     play.handlers.on_disconnect(lambda client: events.append("out"))
-    client = play.login("ann")
-    pending = asyncio.ensure_future(play.hub.greet(client))
-    await asyncio.sleep(0)
-    play.hub.disconnect(client)
+    connection = play.connection()
+    pending = play.hub.login(connection, b'{"type":"login","user":"ann"}')
+    assert pending is not None and connection.client is not None
+    play.hub.disconnect(connection.client)
     assert play.hub.counters()["clients"] == 0
     assert events == []
     go_on.set()
@@ -515,11 +521,14 @@ async def test_an_on_connect_may_close_the_connection(play: Play, is_async: bool
         raise CloseConnection(4503)
 
     play.handlers.on_connect(greet_later if is_async else greet)
-    client = play.login("ann")
+    connection = play.connection()
     with pytest.raises(CloseConnection) as end:
-        await play.hub.greet(client)
+        pending = play.hub.login(connection, b'{"type":"login","user":"ann"}')
+        assert is_async and pending is not None
+        await pending
     assert end.value.code == 4503
-    play.hub.disconnect(client)
+    assert connection.client is not None
+    play.hub.disconnect(connection.client)
 
 
 async def test_an_async_on_disconnect_that_never_ends_is_cancelled(caplog: pytest.LogCaptureFixture):
@@ -646,6 +655,68 @@ async def test_a_sync_refusal_needs_no_task(play: Play):
     assert play.login("ann") == 4500
 
 
+async def test_a_login_that_waits_for_nothing_makes_no_task(play: Play):
+    seen: list[str] = []
+    play.handlers.on_login(lambda client, login: seen.append("checked"))
+    play.handlers.on_connect(lambda client: seen.append("in"))
+    play.handlers.on("ask")(lambda client, data: data)
+    before = asyncio.all_tasks()
+    ann = play.member("ann")
+    assert ann.ask("ask", data=1) == {"type": "ok", "data": 1}
+    assert (seen, asyncio.all_tasks()) == (["checked", "in"], before)
+
+
+async def test_a_function_that_awaits_runs_in_a_task_of_its_own(play: Play):
+    """`asyncio.timeout` needs one, and it must not be the caller's."""
+    tasks: list[asyncio.Task[Any] | None] = []
+
+    async def wait(*_: object) -> None:
+        tasks.append(asyncio.current_task())
+        async with asyncio.timeout(10):
+            await asyncio.sleep(0)
+
+    play.handlers.on_login(wait)
+    play.handlers.on_connect(wait)
+    play.handlers.on("wait")(wait)
+    play.handlers.on_disconnect(wait)
+    pending = play.hub.login(connection := play.connection(), b'{"type":"login","user":"ann"}')
+    assert pending is not None
+    await asyncio.ensure_future(pending)
+    assert connection.client is not None
+    pending = play.hub.commands.receive(connection.client, b'{"type":"wait"}')
+    assert pending is not None
+    await asyncio.ensure_future(pending)
+    play.hub.disconnect(connection.client)
+    await eventually(lambda: len(tasks) == 4)
+    assert None not in tasks and asyncio.current_task() not in tasks
+
+
+async def test_a_client_that_its_on_connect_ends_has_its_on_disconnect_behind_it(play: Play):
+    events: list[str] = []
+
+    @play.handlers.on_connect
+    def end(client: Client) -> None:
+        play.hub.disconnect(client)  # as its connection does when it is closed
+        events.append("in")
+
+    play.handlers.on_disconnect(lambda client: events.append("out"))
+    play.login("ann")
+    assert events == ["in", "out"]
+
+
+async def test_a_client_that_its_handler_ends_has_its_on_disconnect_behind_it(play: Play):
+    events: list[str] = []
+
+    @play.handlers.on("end")
+    def end(client: Client, data: object) -> None:
+        play.hub.disconnect(client)
+        events.append("handled")
+
+    play.handlers.on_disconnect(lambda client: events.append("out"))
+    assert play.member("ann").say("end") is None
+    assert events == ["handled", "out"]
+
+
 async def test_an_async_false_refuses_and_anything_else_accepts(play: Play):
     @play.handlers.on_login
     async def check(client: Client, login: dict[str, Any]) -> object:
@@ -664,8 +735,7 @@ async def test_a_connection_that_is_gone_when_the_check_is_done_is_not_let_in(pl
         await go_on.wait()
 
     connection = play.connection()
-    pending = asyncio.ensure_future(play.hub.login(connection, b'{"type":"login","user":"ann"}'))
-    await asyncio.sleep(0)
+    pending = play.hub.login(connection, b'{"type":"login","user":"ann"}')
     connection.destroy()
     go_on.set()
     await refused(pending)

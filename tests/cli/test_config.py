@@ -12,6 +12,8 @@ from typing import Any
 import jsonschema
 import pytest
 
+from starlight import ChannelOptions
+from starlight.channels.options import read_channel_options
 from starlight.cli import main as cli
 from starlight.config.settings import Settings, entries
 from tests.support.settings import clean_environment, other_values  # noqa: F401  # pytest finds fixtures by name
@@ -26,11 +28,16 @@ subscribe = ["news", "user:{user}:*"]
 [groups."a:b"]
 publish = []
 direct = true
+[channels."a:*"]
+announce = "users"
+[channels]
+b = { announce_delay = 0.5, presence = false, clients_limit = 7 }
 """
 
 APPLICATION = """
-from starlight import Starlight
-app = Starlight(path="/from-code", read_limit_bytes="8KiB")
+from starlight import ChannelOptions, Starlight
+channels = {"in:code": ChannelOptions(announce="users")}
+app = Starlight(path="/from-code", read_limit_bytes="8KiB", channels=channels)
 """
 
 
@@ -56,6 +63,9 @@ def test_init_writes_every_setting_and_the_file_is_right(capsys: pytest.CaptureF
     assert settings.model_dump(exclude={"config_file"}) == Settings().model_dump(exclude={"config_file"})
     assert settings.model_fields_set == set(Settings.model_fields) - {"jwt_secret"}
     assert set(tomllib.loads(path.read_text())["groups"]) == {"default", "staff"}
+    [(pattern, options)] = read_channel_options(str(path)).items()
+    assert (pattern, options) == ("ticker:*", ChannelOptions())
+    assert options.model_fields_set == set(ChannelOptions.model_fields)
     assert run(capsys, "check", str(path)) == (f"{path}: ok\n", [])
     for entry in entries():
         assert entry.is_secret or entry.name == "config_file" or f"flag {entry.flag}; variable {entry.variable}" in text
@@ -78,7 +88,10 @@ def test_check_tells_all_at_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = tmp_path / "starlight.toml"
-    path.write_text('prot = 1\nmessage_rate = "x"\npath = "x"\n[groups.a]\ndirct = true\n[groups.b]\npublish = 1\n')
+    path.write_text(
+        'prot = 1\nmessage_rate = "x"\npath = "x"\n[groups.a]\ndirct = true\n[groups.b]\npublish = 1\n'
+        "[channels.c]\nanounce = 1\n"
+    )
     monkeypatch.setenv("STARLIGHT_PATH", "/ws")  # hides what the file says
     monkeypatch.setenv("STARLIGHT_PONG_TIMEOUT_S", "soon")
     monkeypatch.setenv("STARLIGHT_PONG_TIMEOUT", "1s")
@@ -87,7 +100,10 @@ def test_check_tells_all_at_once(
     warning, *errors = lines
     assert warning == "warning: STARLIGHT_PONG_TIMEOUT: no such variable; did you mean STARLIGHT_PONG_TIMEOUT_S?"
     starts = [
-        f"{path}:1: prot=1: expected the name of a setting or [groups.<name>]; did you mean port?",
+        f'{path}:1: prot=1: expected the name of a setting, [groups.<name>] or [channels."<pattern>"]; '
+        "did you mean port?",
+        f"{path}:9: channels.c.anounce=1: expected an option of a channel: announce, announce_delay, presence, "
+        "clients_limit; did you mean announce?",
         f"{path}:2: message_rate='x': expected a whole number",
         f"{path}:3: path='x': expected a path such as /ws",
         f"{path}:5: groups.a.dirct=True: expected a table with some of broadcast, direct, presence, publish, "
@@ -132,6 +148,14 @@ def test_check_without_a_file(
     assert line.startswith("STARLIGHT_HOST='0.0.0.0': expected a loopback address while auth is none")
 
 
+def test_check_names_patterns_that_never_win(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "starlight.toml"
+    path.write_text('[channels."a:*"]\npresence = false\n[channels."a:**"]\n[channels."*"]\n')
+    out, lines = run(capsys, "check", str(path))
+    assert out == f"{path}: ok\n"
+    assert lines == [f"warning: {path}:1: channels.a:* never wins: a:** goes before it wherever it fits"]
+
+
 # show
 
 
@@ -174,7 +198,12 @@ def test_what_show_prints_is_a_file_of_the_same_settings(capsys: pytest.CaptureF
         second.write_text(out)
         assert Settings(config_file=str(second)).model_dump(include=set(wanted)) == wanted
         assert tomllib.loads(out)["groups"] == tomllib.loads(GROUPS)["groups"]
+        assert tomllib.loads(out)["channels"] == {
+            "a:*": {"announce": "users", "announce_delay": "2s", "presence": True, "clients_limit": 0},
+            "b": {"announce": False, "announce_delay": "500ms", "presence": False, "clients_limit": 7},
+        }
     assert f'[groups."a:b"]{" " * 36}  # {first}:' in out
+    assert re.search(rf'^\[channels\."a:\*"\] +# {first}:\d+$', out, re.MULTILINE)
 
 
 def test_show_refuses_what_serve_refuses(capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,7 +235,7 @@ def schema(capsys: pytest.CaptureFixture[str]) -> Any:
 
 def test_the_schema_is_one_and_describes_every_key(schema: Any) -> None:
     schema.check_schema(schema.schema)
-    keys = set(Settings.model_fields) - {"jwt_secret", "config_file"} | {"groups"}
+    keys = set(Settings.model_fields) - {"jwt_secret", "config_file"} | {"groups", "channels"}
     assert set(schema.schema["properties"]) == keys
     assert all(schema.schema["properties"][key]["description"] for key in keys)
 
@@ -233,6 +262,12 @@ def test_the_schema_takes_what_the_settings_take(entry: Any, schema: Any, tmp_pa
         ("prot = 1", False),
         ("port = 65536", False),
         ("[groups.a]\ndirct = true", False),
+        ('[channels."a:*"]\nannounce = "users"\nannounce_delay = "5s"\npresence = false\nclients_limit = 1', True),
+        ("[channels.a]\nannounce = false\nannounce_delay = 5", True),
+        ('[channels.a]\nannounce = "user"', False),
+        ("[channels.a]\nannounce = true", False),
+        ("[channels.a]\nanounce = false", False),
+        ('[channels."a b"]\nannounce = false', False),
         ("[groups.a]\npublish = 'x'", False),
     ],
 )

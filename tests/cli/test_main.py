@@ -510,7 +510,7 @@ async def test_a_client_with_the_wrong_scheme_or_path_is_told_in_one_line() -> N
     async with running("serve", "--port", "0") as serving:
         url = await url_of(serving)
         for wrong, said in (
-            (url.replace("ws://", "wss://"), "closed by the server during the handshake"),
+            (url.replace("ws://", "wss://"), "no TLS is spoken there: ws:// rather than wss://?"),
             (url.removesuffix("/ws"), "Starlight's is /ws unless --path says otherwise"),
             (f"{url}?token=x", "the server answered 400: no query is taken here"),
         ):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import starlight
-from starlight.client.connect import Client, Expiring, connect
+from starlight.client.connect import Expiring, StarlightClient, connect
 from starlight.client.credentials import RENEWALS_LIMIT, Credentials
 from starlight.errors import CloseConnection, ConnectionClosed, LoginRefused, RequestFailed
 from starlight.server.node import Node
@@ -86,7 +86,7 @@ class States(list[tuple[str, int | None]]):
         self.append((state, code))
 
 
-async def lose(client: Client, states: States, code: int) -> None:
+async def lose(client: StarlightClient, states: States, code: int) -> None:
     """Have the server end the connection, and wait until the client is back."""
     n_states = len(states)
     await client._tell(b'{"type":"end me","data":%d}' % code)

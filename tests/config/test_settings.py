@@ -41,7 +41,6 @@ def test_defaults_are_those_of_the_documents() -> None:
         "message_rate": 200,
         "byte_rate_bytes": 2**20,
         "channels_per_client": 1000,
-        "clients_per_channel": 0,
         "name_limit_bytes": 255,
         "allowed_origins": "",
         "trusted_proxies": "",
@@ -205,11 +204,13 @@ def test_all_that_is_wrong_is_told_with_its_place(monkeypatch: pytest.MonkeyPatc
     assert len(lines) == 9
     for expected in (
         f"{path}:2: port='x': expected a whole number from 0 to 65535",
-        f"{path}:3: outbox_mesages=7: expected the name of a setting or [groups.<name>]; did you mean outbox_messages?",
+        f'{path}:3: outbox_mesages=7: expected the name of a setting, [groups.<name>] or [channels."<pattern>"]; '
+        "did you mean outbox_messages?",
         f"{path}:4: message_rate=True: expected a whole number from 0 to",
         f"{path}:5: jwt_secret='(hidden)': expected no secret in this file; jwt_secret_file names a file of its own",
         f"{path}:6: config_file='other.toml': expected no other file to be named in here",
-        f"{path}:7: ping-interval='1s': expected the name of a setting or [groups.<name>]; did you mean ping_interv",
+        f"{path}:7: ping-interval='1s': expected the name of a setting, [groups.<name>] or [channels.\"<pattern>\"]; "
+        "did you mean ping_interv",
         f"{path}:8: server={{'host': 'x'}}: expected the name of a setting",
         "STARLIGHT_OUTBOX_BYTES='1XB': expected a size",
         "read_limit_bytes=1: expected a size",

@@ -467,6 +467,45 @@ def test_an_empty_close(stage: Stage) -> None:
     assert list(split_frames(stage.drain(peer))) == [(CLOSE, b"")]
 
 
+def test_a_subscriber_knows_its_channels_in_the_order_of_joining(stage: Stage) -> None:
+    core = stage.core()
+    ann, bob = stage.peer().subscriber, stage.peer().subscriber
+    channels = [core.channel(name) for name in "abcd"]
+    unnamed = core.channel()
+    for channel in (*channels, unnamed):
+        channel.join(ann)
+    channels[1].join(bob)
+    assert (ann.channels(), ann.n_memberships) == (["a", "b", "c", "d"], 6)  # `everyone` is one, too
+    assert channels[0].leave(ann) and channels[0].join(ann)
+    assert ann.channels() == ["b", "c", "d", "a"]
+    assert ann in channels[1] and bob in channels[1] and bob not in channels[0]
+    assert channels[1].name == "b" and unnamed.name is None
+    assert core.leave_all(ann) == ["b", "c", "d", "a"]
+    assert (ann.channels(), ann.n_memberships, core.leave_all(ann)) == ([], 0, [])
+    assert ann not in channels[1] and bob.channels() == ["b"]
+
+
+@pytest.mark.parametrize("how", ["evicted", "broken", "detached"])
+def test_a_membership_that_the_core_has_ended_is_told_once(stage: Stage, how: str) -> None:
+    core = stage.core()
+    peer = stage.peer()
+    one, two = core.channel("one"), core.channel("two")
+    one.join(peer.subscriber)
+    two.join(peer.subscriber)
+    if how == "evicted":
+        core.evict(peer.subscriber, 4008)
+    elif how == "broken":
+        stage.script(-errno.ECONNRESET)
+        core.publish(one, b"x", b"", b"")
+        stage.turn(2)
+        assert peer.events == ["broken"]
+    else:
+        core.detach(peer.subscriber)
+    assert (len(one), len(two)) == (0, 0)
+    assert core.leave_all(peer.subscriber) == ["one", "two"]
+    assert core.leave_all(peer.subscriber) == []
+
+
 def test_leaving_gets_what_was_published_before_and_nothing_later(stage: Stage) -> None:
     core = stage.core()
     channel = core.channel()

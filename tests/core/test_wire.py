@@ -11,7 +11,7 @@ import uvloop
 
 from starlight._fanout import Core
 from starlight.config.settings import Settings
-from starlight.net.connection import Acceptor
+from starlight.net.connection import Endpoint
 from tests.support.fakes import is_utf8
 from tests.support.raw_client import BINARY, CLOSE, CONTINUATION, TEXT, RawClient, close_frame, frame
 
@@ -35,7 +35,7 @@ async def echo():
     core = Core()
     core.bind(loop)
     settings = Settings(port=0, path="/ws", read_limit_bytes=1 << 20)
-    acceptor = Acceptor(core, None, settings, echoes=True, fragments_limit=1_000)
+    acceptor = Endpoint(core, None, settings, echoes=True, fragments_limit=1_000)
     server = await loop.create_server(acceptor.protocol, "127.0.0.1", 0)
     acceptor.start()
     yield Echo(core, server)

@@ -12,7 +12,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from starlight.app import Starlight
-from starlight.channels.hub import Client
+from starlight.channels.client import Client
 from starlight.errors import ConfigError, NotServing, RequestError, WrongThread
 from starlight.server.node import Node
 from tests.support.fakes import eventually

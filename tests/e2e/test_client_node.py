@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import starlight
-from starlight.client.connect import Broadcast, Direct, Presence, Publication, Receipt, Server, connect
+from starlight.client.connect import Broadcast, ChannelPresence, Direct, Publication, Receipt, Server, connect
 from starlight.errors import CloseConnection, LoginRefused, RequestFailed
 from starlight.server.node import Node
 from tests.support.fakes import eventually
@@ -67,7 +67,7 @@ async def test_every_kind_of_message(node: Node, subprotocol: str) -> None:
         assert await bob.request("push me", 5) == 1
         assert await anext(bob) == Server(5)
         assert await ada.request("bid", 21) == {"user": "ada", "doubled": 42}
-        assert await ada.presence("news") == Presence(["bob"], 1)
+        assert await ada.presence("news") == ChannelPresence(["bob"], 1)
         assert await ada.ping() > 0
 
 
@@ -153,7 +153,7 @@ async def test_comes_back_when_the_check_of_its_login_hangs_for_a_while() -> Non
     ):
         hangs = True
         await client._tell(b'{"type":"end me","data":4011}')
-        await eventually(lambda: running.acceptor.counts["refused_1013"] > 1)
+        await eventually(lambda: running.acceptor.counts.refused[1013] > 1)
         hangs = False
         await client.publish("news", "again")
         assert (states[1], states[2], states[-1]) == (

@@ -6,7 +6,6 @@ Handlers here wait for an event of the test. Nothing is asserted about time: a t
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -17,8 +16,8 @@ import pytest
 import uvloop
 
 from starlight import close_codes
+from starlight.channels.client import Client
 from starlight.channels.handlers import Handlers
-from starlight.channels.hub import Client
 from starlight.config.settings import Settings
 from starlight.errors import CloseConnection, LoginRefused
 from starlight.server.node import Node
@@ -28,7 +27,6 @@ from tests.support.raw_client import (
     PING,
     PONG,
     TEXT,
-    Errors,
     RawClient,
     Stage,
     close_frame,
@@ -317,7 +315,7 @@ async def test_handlers_that_go_on_without_their_clients_are_bounded(app: Waitin
             client.reset()
             await eventually(lambda: on_stage.node.connections == 1)
         await eventually(lambda: app.ended == ["u0", "u1"])
-        assert on_stage.node.acceptor.counts["handlers_cancelled"] == 2
+        assert on_stage.node.acceptor.counts.handlers_cancelled == 2
 
 
 # --- room for a user's next connection -------------------------------------------------------------------------------
@@ -489,31 +487,6 @@ async def test_the_slow_calls_of_one_user_leave_threads_to_others(app: Waiting):
         app.go_on()
         for client in slow:
             assert (await client.hear())["data"] == "done"
-
-
-@pytest.mark.parametrize("kind", ["raises", "async", "cancelled"])
-async def test_an_announces_that_fails_is_logged_and_the_join_goes_on(kind: str, monkeypatch: pytest.MonkeyPatch):
-    errors, log = Errors(), logging.getLogger("starlight.channels.hub")
-    monkeypatch.setattr(log, "propagate", False)  # pytest would keep the traceback, and with its frames the channel
-    monkeypatch.setattr(log, "handlers", [errors])
-
-    async def later(name: str) -> bool:
-        return True
-
-    def announces(name: str) -> Any:
-        if name == "witness":
-            return False
-        if kind == "async":
-            return later(name)
-        raise asyncio.CancelledError if kind == "cancelled" else ZeroDivisionError
-
-    async with stage(quiet=False, node=lambda settings: Node(settings, announces=announces)) as on_stage:
-        ann, bob = await on_stage.login("ann"), await on_stage.login("bob")
-        for client in (ann, bob):
-            assert (await client.ask("join", channel="room"))["type"] == "ok"
-        await bob.ask("publish", channel="room", data=1)
-        assert (await ann.hear())["type"] == "publication"  # and nothing of bob's joining before it
-        assert "announces failed" in errors.lines[0]
 
 
 class Nonsense:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from starlight.channels.hub import Client
+from starlight.channels.client import Client
 from starlight.config.settings import Settings
 from starlight.server.node import Node
 from tests.support.fakes import eventually

@@ -100,7 +100,7 @@ async def test_60_a_peer_that_vanishes_is_removed_by_ping_and_pong_timeout():
         await eventually(lambda: on_stage.node.hub.counters()["clients"] == 1, 20)
         await eventually(lambda: on_stage.node.connections == 2, 20)
         counts = on_stage.node.acceptor.counts
-        assert counts["closed_4012"] == 3
+        assert counts.closed[4012] == 3
         stranger.close()
 
 

@@ -10,7 +10,16 @@ from typing import Any
 from starlight.errors import RequestError
 from starlight.protocols.native._depth import is_deeper
 from starlight.protocols.native._lines import Lines
-from starlight.protocols.native.commands import MAX_DEPTH, Broadcast, Command, Custom, Direct, Presence, Publish, decode
+from starlight.protocols.native.commands import (
+    MAX_DEPTH,
+    AskPresence,
+    Command,
+    Custom,
+    Publish,
+    SendBroadcast,
+    SendDirect,
+    decode,
+)
 from starlight.protocols.native.pushes import TAIL, broadcast_head, direct_head, publication_head
 from starlight.protocols.native.replies import error, ok_id
 from tests.fuzz.engine import Difference, mutate_bytes, smaller_bytes
@@ -307,13 +316,13 @@ def check_command(command: Command, fields: dict[Any, Any]) -> None:
     for name in ("channel", "to", "user", "token", "type"):
         if name in fields and hasattr(command, name):
             same(getattr(command, name), fields[name], name)
-    if isinstance(command, Presence):
+    if isinstance(command, AskPresence):
         same(command.limit, int(fields.get("limit", 100)), "limit")
     if isinstance(command, Publish):
         spliced(publication_head(command.channel, "ann"), command.data, fields)
-    elif isinstance(command, Direct):
+    elif isinstance(command, SendDirect):
         spliced(direct_head("ann"), command.data, fields)
-    elif isinstance(command, Broadcast):
+    elif isinstance(command, SendBroadcast):
         spliced(broadcast_head("ann"), command.data, fields)
     elif isinstance(command, Custom):
         same(command.data is None, "data" not in fields, "data's presence")

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import uvloop
 
 from starlight._fanout import Core
-from starlight.net.connection import Acceptor
+from starlight.net.connection import Endpoint
 from starlight.server.conformance import conformance_settings
 from tests.fuzz.engine import Difference, mutate_bytes, smaller_bytes
 from tests.fuzz.frames import BINARY, CLOSE, PONG, TEXT, Seen, any_frame, split
@@ -76,11 +76,11 @@ class Read:
         self.rng = random.Random(0)
         self.acceptor = self.loop.run_until_complete(self.accepting())
 
-    async def accepting(self) -> Acceptor:
+    async def accepting(self) -> Endpoint:
         """An acceptor of echoes on the loop."""
         self.core.bind(self.loop)
         settings = conformance_settings(read_limit_bytes=LIMIT_BYTES)
-        acceptor = Acceptor(self.core, None, settings, echoes=True, turn_work=TURN_WORK)
+        acceptor = Endpoint(self.core, None, settings, echoes=True, turn_work=TURN_WORK)
         acceptor.start()
         return acceptor
 

@@ -18,12 +18,12 @@ from starlight.loadtest._engine import COUNTER_NAMES, Arena
 from starlight.loadtest.errors import BadScenario
 from starlight.loadtest.result import (
     HIGHEST_NS,
-    Check,
+    DeliveryCheck,
     Generator,
     Latency,
     Point,
     Result,
-    Server,
+    ServerUse,
     histogram_of,
     read_json,
     write_json,
@@ -66,8 +66,8 @@ def result_of(p99_ms: float = 5.0, rate: float = 1000.0, share: float = 0.5, los
         deliveries=2000,
         latency=Latency(count=5, p50_ms=1.0, p99_ms=p99_ms, max_ms=9.0, curve=[(0.0, 1.0), (90.0, 2.0), (100.0, 9.0)]),
         latency_actual=Latency(count=5, p99_ms=1.0, curve=[(0.0, 1.0), (100.0, 1.5)]),
-        check=Check(deliveries=2000, checked=2000, lost=lost),
-        server=Server(cpu_us_per_delivery=0.5, connect_us=100.0, rss_bytes=1 << 20),
+        check=DeliveryCheck(deliveries=2000, checked=2000, lost=lost),
+        server=ServerUse(cpu_us_per_delivery=0.5, connect_us=100.0, rss_bytes=1 << 20),
         generator=Generator(useful_share=share),
         series=points,
     )
@@ -206,7 +206,9 @@ def test_find_max_that_is_interrupted_claims_no_limit() -> None:
 
 
 def test_a_run_of_which_nothing_arrived_proves_nothing() -> None:
-    void = msgspec.structs.replace(result_of(), check=Check(), scenario=msgspec.structs.asdict(build("broadcast", {})))
+    void = msgspec.structs.replace(
+        result_of(), check=DeliveryCheck(), scenario=msgspec.structs.asdict(build("broadcast", {}))
+    )
     assert assertions.exit_code([], void) == 1
     idle = msgspec.structs.replace(void, scenario=msgspec.structs.asdict(build("idle", {})))
     assert assertions.exit_code([], idle) == 0

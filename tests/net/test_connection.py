@@ -13,7 +13,7 @@ import uvloop
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedOK
 
-from starlight.channels.hub import Client
+from starlight.channels.client import Client
 from starlight.config.settings import Settings
 from starlight.errors import CloseConnection
 from starlight.server.node import Node

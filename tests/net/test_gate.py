@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from starlight.auth.limits import BURST_S
+from starlight.channels.client import Client
 from starlight.channels.handlers import Handlers
-from starlight.channels.hub import Client
 from starlight.config.settings import Settings
 from starlight.errors import ConfigError
 from starlight.server.node import Node
@@ -113,17 +113,12 @@ async def test_54_too_many_connections_of_an_address_are_refused_at_accept():
         on_stage.clients[0].close()
         await eventually(lambda: on_stage.node.connections == 4)
         assert await open_until_refused(on_stage, 10) == 1
-        assert acceptor_counts(on_stage)["refused_address"] == 2
+        assert on_stage.node.acceptor.counts.refused_address == 2
 
 
 async def test_54_too_many_connections_a_second_of_an_address_are_refused_at_accept():
     async with stage(connection_rate=1) as on_stage:
         assert await open_until_refused(on_stage, 10) in (BURST_S - 1, BURST_S)
-
-
-def acceptor_counts(on_stage: Stage) -> dict[str, int]:
-    assert on_stage.node._acceptor is not None
-    return on_stage.node._acceptor.counts
 
 
 async def test_54_another_address_is_not_hurt():

@@ -13,10 +13,10 @@ import pytest
 import uvloop
 
 from starlight.auth.limits import PAUSE_S
+from starlight.channels.client import Client
 from starlight.channels.handlers import Handlers
-from starlight.channels.hub import Client
-from starlight.net.connection import Connection
 from starlight.server.node import Node
+from starlight.session.session import Session
 from tests.support.fakes import eventually
 from tests.support.raw_client import (
     BINARY,
@@ -159,8 +159,8 @@ async def test_55_a_strangers_flood_waits_while_its_login_is_checked():
         await flooding
 
 
-def connections(on_stage: Stage) -> list[Connection]:
-    return [owner for owner in on_stage.node.core.owners() if isinstance(owner, Connection)]
+def connections(on_stage: Stage) -> list[Session]:
+    return [owner for owner in on_stage.node.core.owners() if isinstance(owner, Session)]
 
 
 # --- a share of each turn ---------------------------------------------------------------------------------------------

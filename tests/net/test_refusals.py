@@ -84,7 +84,7 @@ async def test_each_cause_is_counted_and_the_first_warns(caplog: pytest.LogCaptu
             assert "s3cret" not in caplog.text
         await eventually(lambda: any("handshakes failed: " in record.getMessage() for record in caplog.records))
         counts = exported(on_stage)
-        assert sum(counts.values()) == on_stage.node.acceptor.counts["handshakes_failed"]
+        assert sum(counts.values()) == on_stage.node.acceptor.counts.handshakes_failed
         assert set(counts) == set(CAUSES)
 
 
@@ -227,7 +227,7 @@ async def test_health_routes_at_the_port_of_the_clients(method: str, piece: int)
             client.close()
         await eventually(lambda: on_stage.node.connections == 1)
         assert not on_stage.node.acceptor.gate.refusals.counts
-        assert not on_stage.node.acceptor.counts["handshakes_failed"]
+        assert not on_stage.node.acceptor.counts.handshakes_failed
 
 
 async def test_a_head_request_elsewhere_has_no_body_and_upgrades_nothing():

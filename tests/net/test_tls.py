@@ -20,7 +20,7 @@ import uvloop
 
 from starlight.config.settings import Settings
 from starlight.errors import ConfigError
-from starlight.net.tls import ACCEPTS_A_TURN, TlsListener
+from starlight.net.accept import BATCH
 from starlight.server.node import Node
 from tests.support.fakes import eventually
 from tests.support.raw_client import TEXT, frame, message, request, set_reset
@@ -148,7 +148,7 @@ async def test_52_of_many_strangers_at_once_a_turn_of_the_loop_accepts_few(files
         while seen[-1] < len(strangers):
             await asyncio.sleep(0)
             seen.append(node.connections)
-        assert max(after - before for before, after in pairwise(seen)) <= ACCEPTS_A_TURN < len(strangers) / 4
+        assert max(after - before for before, after in pairwise(seen)) <= BATCH < len(strangers) / 4
         for one in strangers:
             one.close()
         await eventually(lambda: node.connections == 0)
@@ -261,11 +261,11 @@ def test_files_that_are_no_certificate(files: tuple[str, str], tmp_path: Path):
 async def test_a_listener_that_ends_before_a_handshake_began_keeps_no_socket(files: tuple[str, str]):
     async with tls_node(files) as node:
         client = socket.create_connection(("127.0.0.1", node.port))
-        listener = node._server
-        assert isinstance(listener, TlsListener)
+        listener, transports = node._listener, node._transports
+        assert listener is not None and transports is not None
         listener._accept(listener.sockets[0])
         assert node.connections == 1
-        listener.drop_handshakes()  # in the same turn
+        transports.drop_handshakes()  # in the same turn
         await eventually(lambda: node.connections == 0)
         client.settimeout(5)
         with suppress(ConnectionResetError):

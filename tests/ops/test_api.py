@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from starlight.ops.api import BATCH_LIMIT, ApiError, IdempotencyKeys, Receipt
+from starlight.ops.api import BATCH_LIMIT, ApiError, IdempotencyKeys, WriteReceipt
 from tests.support.fakes import eventually
 from tests.support.inside import inside
 
@@ -170,7 +170,7 @@ async def test_keys_are_bounded_in_number_and_time():
     now_s = 100.0
     keys = IdempotencyKeys(lambda: now_s, limit=3, ttl_s=10)
     first = keys.keep("a", b"1")
-    first.set_result(Receipt(1, 1, 0, 0))
+    first.set_result(WriteReceipt(1, 1, 0, 0))
     assert keys.find("a", b"1") is first
     with pytest.raises(ApiError) as conflict:
         keys.find("a", b"2")
@@ -211,6 +211,19 @@ async def test_revoke(tmp_path: Path):
         assert (await ann.closed())[0] == 4503
         assert await on.post("/api/revoke", {"token_id": "abc"}) == {"clients": 0}
         assert (await on.totals())["revocations"] == 2
+
+
+async def test_presence_is_409_and_null_where_the_channel_has_none(tmp_path: Path):
+    channels = {"quiet": {"presence": False, "announce": "users"}, "big": {"presence": False}}
+    async with inside(tmp_path, channels=channels) as on:
+        await on.login("ann", "quiet")
+        for channel in ("quiet", "big"):
+            assert (await on.post("/api/presence", {"channel": channel}, 409))["error"]["message"].startswith(
+                "channel: has"
+            )
+        assert (await on.post("/api/channels", {}))["channels"] == [
+            {"channel": "quiet", "subscribers": 1, "users": None}
+        ]
 
 
 async def test_presence_and_channels(tmp_path: Path):

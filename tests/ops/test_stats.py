@@ -202,7 +202,8 @@ async def test_channelz_sorts_by_any_of_its_counts(tmp_path: Path):
             for _ in range(times):
                 await ann.ask("publish", channel=channel, data=1)
         rows = (await on.get("/channelz"))["channels"]
-        assert rows[0] == {"channel": "b", "subscribers": 2, "publications": 1, "deliveries": 2}
+        options = {"announce": False, "announce_delay": 2.0, "presence": True, "clients_limit": 0}
+        assert rows[0] == {"channel": "b", "subscribers": 2, "publications": 1, "deliveries": 2, "options": options}
         by_publications = await on.get("/channelz?sort=publications&limit=2")
         assert [row["channel"] for row in by_publications["channels"]] == ["a", "c"]
         assert by_publications["total"] == 3

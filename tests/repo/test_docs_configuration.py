@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from starlight import ChannelOptions
 from starlight.auth.permissions import read_groups
+from starlight.channels.options import read_channel_options
 from starlight.cli import main as cli
 from starlight.config.settings import Settings, entries
-from tests.support.settings import clean_environment, table  # noqa: F401  # pytest finds fixtures by name
+from tests.support.settings import channel_table, clean_environment, table  # noqa: F401  # pytest finds fixtures by name
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -24,7 +26,14 @@ def blocks(language: str) -> list[str]:
 
 def test_the_table_is_that_of_the_model():
     """If this fails, put what `python -m tests.support.settings` prints behind the mark."""
-    assert PAGE.partition(MARK)[2] == table()
+    *_, settings = PAGE.split(MARK)
+    assert settings == table()
+
+
+def test_the_options_of_channels_are_those_of_the_model():
+    """As above."""
+    _, options, _ = PAGE.split(MARK)
+    assert options.strip().startswith(channel_table())
 
 
 def test_the_file_can_be_read(tmp_path: Path):
@@ -34,6 +43,7 @@ def test_the_file_can_be_read(tmp_path: Path):
     settings = Settings(config_file=str(path))
     assert (settings.ping_interval_s, settings.byte_rate_bytes) == (30.0, 256 * 2**10)
     assert set(read_groups(str(path))) == {"default", "staff"}
+    assert read_channel_options(str(path)) == {"room:*": ChannelOptions(announce="users")}
 
 
 def test_the_commands_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

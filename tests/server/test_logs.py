@@ -21,9 +21,10 @@ import pytest
 from websockets.asyncio.client import connect
 
 from starlight.config.printable import TEXT_LIMIT, escape
+from starlight.config.settings import Settings
 from starlight.errors import ConfigError
 from starlight.server import logs
-from starlight.server.logs import LINES_PER_S, Handler, RateLimit
+from starlight.server.logs import LINES_PER_S, LogHandler, RateLimit
 from tests.support.fakes import eventually
 from tests.support.manager import Manager, activated, listening_socket
 from tests.support.wire_client import WireClient
@@ -66,7 +67,7 @@ def set_up() -> Iterator[SetUp]:
     """Logging as a process of its own has it, into a stream; as it was before at the end."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
-    made: list[Handler] = []
+    made: list[LogHandler] = []
 
     def start(
         format: str, level: str = "info", stream: io.StringIO | None = None
@@ -126,7 +127,7 @@ def test_levels(set_up: SetUp):
     log, stream = set_up("json", level="warning")
     log.info("no")
     log.warning("yes")
-    logs.set_level("debug")
+    logs.reconfigure(Settings(log_level="debug"))()
     log.debug("now")
     assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["yes", "now"]
 
@@ -137,14 +138,14 @@ def test_logging_that_was_set_up_stays(set_up: SetUp):
     root.handlers[:] = [mine]
     root.setLevel("ERROR")
     assert logs.set_up("info", "json", io.StringIO()) is None
-    logs.set_level("debug")
+    logs.reconfigure(Settings(log_level="debug"))()
     assert root.handlers == [mine]
     assert root.level == logging.ERROR
 
 
 def test_to_set_up_twice_is_once(set_up: SetUp):
     log, stream = set_up("json")
-    assert isinstance(logs.set_up("info", "json", stream), Handler)
+    assert isinstance(logs.set_up("info", "json", stream), LogHandler)
     log.info("hi")
     assert len(stream.getvalue().splitlines()) == 1
 
@@ -267,11 +268,11 @@ def test_the_memory_of_the_limit_is_bounded():
 
 
 @pytest.fixture
-def make_handler() -> Iterator[Callable[[TextIO, RateLimit], Handler]]:
-    made: list[Handler] = []
+def make_handler() -> Iterator[Callable[[TextIO, RateLimit], LogHandler]]:
+    made: list[LogHandler] = []
 
-    def make(stream: TextIO, limit: RateLimit) -> Handler:
-        made.append(Handler(stream, limit))
+    def make(stream: TextIO, limit: RateLimit) -> LogHandler:
+        made.append(LogHandler(stream, limit))
         return made[-1]
 
     try:
@@ -281,7 +282,7 @@ def make_handler() -> Iterator[Callable[[TextIO, RateLimit], Handler]]:
             handler.close()
 
 
-MakeHandler = Callable[[TextIO, RateLimit], Handler]
+MakeHandler = Callable[[TextIO, RateLimit], LogHandler]
 
 
 def test_what_was_left_out_is_said(make_handler: MakeHandler):

@@ -198,7 +198,7 @@ async def test_a_start_whose_last_step_fails_leaves_nothing(monkeypatch: pytest.
     def fail() -> None:
         raise ImportError("on purpose")
 
-    monkeypatch.setattr("starlight.ops.port._import_port", fail)
+    monkeypatch.setattr("starlight.ops.internal_port._import_http", fail)
     node = Node(small(internal_port=0))
     with pytest.raises(ImportError, match="on purpose"):
         await node.start()

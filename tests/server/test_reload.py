@@ -10,7 +10,7 @@ import signal
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,12 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidMessage, InvalidStatus
 
+from starlight import ChannelOptions
 from starlight.app import Starlight
+from starlight.auth.jwks import FetchedKeys
 from starlight.config.settings import Settings, entries
+from starlight.errors import ConfigError
+from starlight.server import logs, process
 from starlight.server.node import Node
 from starlight.server.reload import problems
 from tests.support.fakes import eventually
@@ -201,7 +205,8 @@ async def test_limits_of_channels_and_names(tmp_path: Path):
         ann, bob = await WireClient.login(made.node.url, "ann"), await WireClient.login(made.node.url, "bob")
         for name in ("a", "b"):
             assert (await ann.ask("join", channel=name))["type"] == "ok"
-        assert await made.change("channels_per_client = 2\nclients_per_channel = 1\nname_limit_bytes = 8")
+        limits = 'channels_per_client = 2\nname_limit_bytes = 8\n[channels."*"]\nclients_limit = 1'
+        assert await made.change(limits)
         assert (await ann.ask("join", channel="c"))["code"] == 106
         assert (await bob.ask("join", channel="a"))["code"] == 106
         assert (await bob.ask("join", channel="a-long-name"))["code"] == 107
@@ -211,6 +216,26 @@ async def test_limits_of_channels_and_names(tmp_path: Path):
         assert (await client.closed())[0] == 4501
         for one in (ann, bob):
             await one.close()
+
+
+async def test_options_of_channels_change_for_those_that_there_are(tmp_path: Path):
+    app = Starlight(channels={"room:*": ChannelOptions(announce="users", announce_delay="100ms")})
+    async with configured(tmp_path, "", app) as made:
+        ann, bob = await WireClient.login(made.node.url, "ann"), await WireClient.login(made.node.url, "bob")
+        for client in (ann, bob):
+            assert (await client.ask("join", channel="room:1"))["type"] == "ok"
+        assert await ann.hear() == {"type": "joined", "channel": "room:1", "user": "bob"}
+        assert (await bob.ask("leave", channel="room:1"))["type"] == "ok"
+        assert await ann.hear() == {"type": "left", "channel": "room:1", "user": "bob"}  # by the timer of the loop
+        assert await made.change('[channels."room:*"]\npresence = false')  # the file goes before code
+        assert (await ann.ask("presence", channel="room:1"))["code"] == 108
+        assert (await bob.ask("join", channel="room:1"))["type"] == "ok"
+        assert not await made.change('[channels."room:*"]\npresense = false')
+        assert await made.change("")
+        assert set((await ann.ask("presence", channel="room:1"))["users"]) == {"ann", "bob"}
+        for one in (ann, bob):
+            await one.close()
+        await eventually(lambda: made.node.hub.counters()["channels"] == 0)
 
 
 async def test_limits_of_users_and_addresses_are_for_who_comes(tmp_path: Path):
@@ -343,6 +368,7 @@ async def test_the_key_of_the_internal_port(tmp_path: Path):
         ("mesage_rate = 1", "did you mean message_rate?"),
         ("message_rate = ", "a TOML file"),
         ("[groups.a]\npublish = 1", "groups.a.publish=1: expected a list of channel patterns"),
+        ('[channels."a:*"]\nanounce = 1', "channels.a:*.anounce=1: expected an option of a channel: "),
         ('allowed_origins = "nonsense"', "allowed_origins='nonsense'"),
         ('trusted_proxies = "nonsense"', "trusted_proxies='nonsense'"),
         ('jwt_key_file = "/nowhere"', "jwt_key_file='/nowhere'"),
@@ -431,6 +457,9 @@ async def test_the_log_says_which_files_have_changed_and_which_have_not(
         changed, _ = await told(made, text + GROUPS.replace('"open:*"', '"shut:*"'))
         assert changed == f"the content of {config}, groups changed: default"
         assert (await told(made, text))[0] == f"the content of {config}, groups gone: default, staff"
+        changed, _ = await told(made, text + '[channels."a:*"]\nannounce = "users"')
+        assert changed == f"the content of {config}, channels new: a:*"
+        assert (await told(made, text))[0] == f"the content of {config}, channels gone: a:*"
         other = write(tmp_path / "other", SECRET)
         changed, _ = await told(made, text.replace(secret, other))
         assert changed == f"jwt_secret_file={other}, the content of {config}, the content of jwt_secret_file ({other})"
@@ -461,7 +490,7 @@ async def test_a_node_without_a_way_to_make_settings_reads_the_files_that_they_n
 
 
 def test_the_settings_that_reload_are_all_applied():
-    """A new one has to be added here, and to `Reloader.commit`."""
+    """A new one has to be added here, and to the `reconfigure` of the part that it is for."""
     assert {entry.name for entry in entries() if entry.reloads} == {
         *("config_file", "tls_cert", "tls_key", "jwt_secret", "jwt_secret_file", "jwt_key_file", "jwt_jwks_url"),
         *("jwt_algorithms", "jwt_issuer", "jwt_audience", "jwt_leeway_s", "jwt_groups_claim", "session_secret_file"),
@@ -473,7 +502,7 @@ def test_the_settings_that_reload_are_all_applied():
             "connections_per_user",
             "connections_per_address",
         ),
-        *("connection_rate", "message_rate", "byte_rate_bytes", "channels_per_client", "clients_per_channel"),
+        *("connection_rate", "message_rate", "byte_rate_bytes", "channels_per_client"),
         *(
             "internal_key_file",
             "name_limit_bytes",
@@ -484,6 +513,46 @@ def test_the_settings_that_reload_are_all_applied():
             "dry_run",
         ),
     }
+
+
+async def test_each_setting_that_reloads_is_read_by_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One that no part reads would be said to have changed, and nothing would change."""
+    asked: set[str] = set()
+    monkeypatch.setattr(FetchedKeys, "start", lambda self: None)  # it would fetch them
+
+    class Asked(Settings):
+        def __getattribute__(self, name: str) -> Any:
+            asked.add(name)
+            return super().__getattribute__(name)
+
+    certificate, key = write_certificate(tmp_path)
+    secret = write(tmp_path / "secret", SECRET)
+    given: dict[str, Any] = {"port": 0, "drain_timeout_s": 2, "internal_port": 0, "auth": "jwt"}
+    given |= {"tls_cert": certificate, "tls_key": key, "internal_key_file": secret}
+    sources = ({"jwt_secret": SECRET}, {"jwt_secret_file": secret}, {"jwt_jwks_url": "https://issuer.test/keys"})
+    for source in sources:
+        node = Node(Settings(**given, **source))
+        for reconfigure in (*node._reloader._parts, logs.reconfigure, process._reconfigure):
+            reconfigure(Asked(**given, **source, session_secret_file=secret))()
+    of_the_node = {"drain_notice_s", "drain_rate"}  # read when it drains
+    assert {entry.name for entry in entries() if entry.reloads} - asked == of_the_node
+
+
+async def test_a_part_that_fails_changes_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    committed: list[str] = []
+
+    def wrong(settings: Settings) -> Callable[[], None]:
+        raise ConfigError("log_level", settings.log_level, "another one")
+
+    async with configured(tmp_path, "message_rate = 5") as made:
+        made.path.write_text("message_rate = 6")
+        before = made.node.settings
+        right = lambda settings: lambda: committed.append(settings.log_level)  # noqa: E731
+        assert not await made.node.reload(right, wrong)
+        assert not committed and made.node.settings is before
+        assert "the configuration stays as it was: log_level='info': expected another one" in caplog.text
+        assert await made.node.reload(right)
+        assert (committed, made.node.settings.message_rate) == (["info"], 6)
 
 
 def test_problems_are_all_told(tmp_path: Path):

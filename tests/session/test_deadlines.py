@@ -7,8 +7,8 @@ from typing import Any
 
 import uvloop
 
+from starlight.channels.client import Client
 from starlight.channels.handlers import Handlers
-from starlight.channels.hub import Client
 from starlight.config.settings import Settings
 from starlight.server.node import Node
 from tests.support.fakes import eventually
@@ -173,5 +173,4 @@ async def test_31_unsolicited_pongs_are_ignored_and_counted():
         client = await on_stage.login()
         await client.send(frame(PONG, b"x" * 125) * 1_000)
         assert (await client.ask("ping"))["type"] == "pong"
-        acceptor = on_stage.node._acceptor
-        assert acceptor is not None and acceptor.counts["unsolicited_pongs"] == 1_000
+        assert on_stage.node.acceptor.counts.unsolicited_pongs == 1_000

@@ -13,7 +13,8 @@ import orjson
 import pytest
 
 from starlight._fanout import FRAMES, Core, Subscriber
-from starlight.channels.hub import Client, Hub
+from starlight.channels.client import Client
+from starlight.channels.hub import Hub
 from starlight.ends import Cause
 from starlight.errors import CloseConnection
 from starlight.protocols.native.replies import bye
@@ -63,6 +64,7 @@ class PairConnection:
         self.paused_s = 0.0
         self.probes = 0
         self.silent_ms = 0
+        self.client: Client | None = None
 
     def close(self, code: int, reason: str = "", retry_ms: int | None = None, cause: Cause | None = None) -> None:
         if self.is_open:
@@ -79,6 +81,9 @@ class PairConnection:
 
     def give_way(self) -> None:
         self.close(4012)
+
+    def on_login(self, client: Client) -> None:
+        self.client = client
 
     def on_evicted(self, code: int, messages: int, n_bytes: int, oldest_ms: int) -> None:
         self.is_open = False
@@ -115,15 +120,14 @@ class Member:
     def __init__(self, hub: Hub, core: Core, user: str) -> None:
         self.hub = hub
         self.connection = PairConnection(core)
-        client = hub.login(self.connection, orjson.dumps({"type": "login", "user": user}))
-        assert isinstance(client, Client)
-        self.client = client
-        assert hub.greet(client) is None
+        assert hub.login(self.connection, orjson.dumps({"type": "login", "user": user})) is None
+        assert self.connection.client is not None
+        self.client = self.connection.client
         self.welcome = self.heard()[0]
 
     def say(self, type: str, **fields: Any) -> Any:
         """Hand a message to the hub; its awaitable, if the application has it now."""
-        return self.hub.receive(self.client, orjson.dumps({"type": type, **fields}))
+        return self.hub.commands.receive(self.client, orjson.dumps({"type": type, **fields}))
 
     def ask(self, type: str, **fields: Any) -> dict[str, Any]:
         """Say it with an id and return the last message that came of it: the reply."""
@@ -185,3 +189,16 @@ async def eventually(condition: Any, timeout_s: float = 10.0) -> None:
     while not condition():
         assert asyncio.get_running_loop().time() < deadline_s, "it never came true"
         await asyncio.sleep(0.005)
+
+
+def publication(channel: str, user: str | None, data: object) -> dict[str, Any]:
+    return {"type": "publication", "channel": channel, "from": user, "data": data}
+
+
+def error(code: int, name: str) -> dict[str, Any]:
+    return {"type": "error", "code": code, "name": name}
+
+
+def without_text(reply: dict[str, Any]) -> dict[str, Any]:
+    assert reply.pop("message")
+    return reply

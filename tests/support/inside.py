@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import aiohttp
 from websockets.asyncio.client import connect
 
 from starlight.config.settings import Settings
-from starlight.ops.http import InternalPort
+from starlight.ops.http import InternalHttp
 from starlight.ops.stats import Stats
 from starlight.server.node import Node
 from tests.support.raw_client import RawClient
@@ -28,9 +28,9 @@ class Inside:
         self.node = node
         self.http = http
         self._stack = stack
-        port = node._internal._port
+        port = node._internal._http
         assert port is not None
-        self.port: InternalPort = port
+        self.port: InternalHttp = port
         self.stats: Stats = port.stats
 
     async def login(self, user: str, *channels: str) -> WireClient:
@@ -76,7 +76,9 @@ class Inside:
 
 
 @asynccontextmanager
-async def inside(tmp_path: Path, *, key: str | None = KEY, **settings: Any) -> AsyncIterator[Inside]:
+async def inside(
+    tmp_path: Path, *, key: str | None = KEY, channels: Mapping[str, Any] | None = None, **settings: Any
+) -> AsyncIterator[Inside]:
     """A node with an internal port on a port of the kernel's choice; drained at the end."""
     words: dict[str, Any] = {"port": 0, "internal_port": 0, "drain_timeout_s": 5, **settings}
     if key is not None:
@@ -84,7 +86,7 @@ async def inside(tmp_path: Path, *, key: str | None = KEY, **settings: Any) -> A
         file.write_text(key + "\n")
         file.chmod(0o600)
         words["internal_key_file"] = str(file)
-    async with Node(Settings(**words)) as node:
+    async with Node(Settings(**words), channels=channels) as node:
         url = f"http://127.0.0.1:{node.internal_url.rpartition(':')[2]}" if node.internal_url else None
         async with aiohttp.ClientSession(url) as http, AsyncExitStack() as stack:
             yield Inside(node, http, stack)

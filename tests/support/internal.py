@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import starlight
-from starlight.client.connect import Client
+from starlight.client.connect import StarlightClient
 
 ROOT = Path(__file__).parents[2]
 KEY = "k" * 32 + "-of-a-test"
@@ -91,7 +91,7 @@ async def _urls(process: asyncio.subprocess.Process) -> tuple[str, str]:
     raise AssertionError(f"it ended: {said}")
 
 
-async def traffic(client: Client, channel: str, seconds: float = 1.0) -> None:
+async def traffic(client: StarlightClient, channel: str, seconds: float = 1.0) -> None:
     """Publish fifty times a second."""
     for n in range(round(seconds * 50)):
         await client.publish(channel, n)

@@ -22,11 +22,14 @@ from typing import Any
 
 import uvloop
 
+from starlight.channels.client import Client
 from starlight.channels.handlers import Handlers
-from starlight.channels.hub import Client
 from starlight.config.settings import Settings
+from starlight.counts import CodeCounts
 from starlight.net.connection import Connection
 from starlight.server.node import Node
+from starlight.session.counts import ConnectionCounts
+from starlight.session.session import Session
 from tests.support.raw_client import LIVE_COUNTERS, Errors, open_files, resident_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +84,14 @@ async def server_process(files: int = 0, **settings: Any) -> AsyncIterator[Serve
             await process.wait()
 
 
+def totals(counts: ConnectionCounts) -> dict[str, int]:
+    """The counts of connections by name; those by code as `closed_CODE`, `refused_CODE` and `left_CODE`."""
+    named = {name: getattr(counts, name) for name in ConnectionCounts.__slots__}
+    ways = {name: value.shown() for name, value in named.items() if isinstance(value, CodeCounts)}
+    plain = {name: value for name, value in named.items() if name not in ways}
+    return plain | {f"{way}_{code}": count for way, by_code in ways.items() for code, count in by_code.items()}
+
+
 class Served:
     """The process's side."""
 
@@ -97,18 +108,17 @@ class Served:
         """What lives now (sums of live counters), what it costs, and the totals."""
         gc.collect()
         core = self.node.core.counters()
-        acceptor = self.node._acceptor
         return {
             "connections": self.node.connections,
             "live": sum(core[name] for name in LIVE_COUNTERS) + sum(self.node.hub.counters().values()),
-            "objects": sum(type(item) is Connection for item in gc.get_objects()),
+            "objects": sum(type(item) in (Connection, Session) for item in gc.get_objects()),
             "files": open_files(),
             "resident_bytes": resident_bytes(),
             "cpu_s": sum(os.times()[:2]),
             "log": self.complaints(),
             **core,
             **self.node.hub.counters(),
-            **(acceptor.counts if acceptor is not None else {}),
+            **totals(self.node.acceptor.counts),
         }
 
     def core(self) -> dict[str, Any]:

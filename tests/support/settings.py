@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from starlight.channels.options import option_entries
 from starlight.config.fields import Entry
 from starlight.config.settings import entries
 
@@ -56,5 +57,15 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def channel_table() -> str:
+    """The options of channels as docs/configuration.md has them."""
+    lines = ["| option | default | |", "|---|---|---|"]
+    for entry in option_entries():
+        description = entry.description.replace('"users"', '`"users"`')
+        lines.append(f"| `{entry.name}` | `{entry.toml(entry.default)}` | {description} |")
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
+    print(channel_table())
     print(table(), end="")

@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Sequence
 from typing import Any
 
-from starlight.net.connection import Acceptor
+from starlight.net.connection import Endpoint
 from starlight.server.node import Node
 
 __all__ = ["HidingNode"]
-
-
-class ServerListener:
-    """A loop's server with the face of a `Listener`."""
-
-    is_shared = is_resting = False
-
-    def __init__(self, server: Any) -> None:
-        self.sockets = server.sockets
-        self._server = server
-
-    async def close(self) -> None:
-        self._server.close()
-
-    def drop_handshakes(self) -> None: ...
 
 
 class NoDescriptor:
@@ -62,6 +45,7 @@ class HidingProtocol(asyncio.BufferedProtocol):
         for name in ("get_buffer", "buffer_updated", "eof_received", "pause_writing", "resume_writing"):
             setattr(self, name, getattr(inner, name))
         self.connection_lost = inner.connection_lost
+        self.connection = inner.connection
         self._inner = inner
 
     def connection_made(self, transport: Any) -> None:
@@ -74,9 +58,15 @@ class HidingProtocol(asyncio.BufferedProtocol):
         self._inner.buffer_updated(nbytes)
 
 
+class HidingEndpoint(Endpoint):
+    """An endpoint whose connections have transports that hide their descriptors."""
+
+    def protocol(self) -> Any:
+        return HidingProtocol(super().protocol())
+
+
 class HidingNode(Node):
     """A node that has to write through its transports."""
 
-    async def _listen(self, acceptor: Acceptor, listening: Sequence[socket.socket]) -> Any:
-        loop = asyncio.get_running_loop()
-        return ServerListener(await loop.create_server(lambda: HidingProtocol(acceptor.protocol()), "127.0.0.1", 0))
+    def make_acceptor(self) -> Endpoint:
+        return HidingEndpoint(self.core, self.hub, self.settings, gate=self._gate, ends=self.ends, dry_run=self.dry_run)

@@ -30,8 +30,8 @@ from starlight.config.machine import Machine
 from starlight.config.settings import Settings
 from starlight.config.units import format_duration, format_size
 from starlight.errors import ConfigError
+from starlight.net.accept import LISTEN_BACKLOG
 from starlight.net.gate import Gate
-from starlight.net.listener import LISTEN_BACKLOG
 from starlight.net.tls import Certificate
 from starlight.server.drain import CLOSING_SHARE
 from starlight.server.node import RESERVED_FILES

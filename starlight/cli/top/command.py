@@ -62,7 +62,7 @@ def top(
         interval_s = parse_duration(interval, "--interval")
         if interval_s < INTERVAL_MIN_S:
             raise ConfigError("--interval", interval, "200ms or more")
-        watch = Watch(clients(node, key_file), interval_s)
+        watch = NodePoller(clients(node, key_file), interval_s)
     except ConfigError as error:
         return complain(str(error))
     if once:
@@ -72,7 +72,7 @@ def top(
     return _live(watch, interval)
 
 
-class Watch:
+class NodePoller:
     """Asks nodes in the background.
 
     Args:
@@ -156,7 +156,7 @@ def _now() -> str:
     return time.strftime("%H:%M:%S")
 
 
-def _once(watch: Watch) -> int:
+def _once(watch: NodePoller) -> int:
     """Print one frame to whatever stdout is; the worst of the nodes' exit codes."""
     from rich.console import Console
 
@@ -170,7 +170,7 @@ def _once(watch: Watch) -> int:
     return watch.worst
 
 
-def _live(watch: Watch, interval: str) -> int:
+def _live(watch: NodePoller, interval: str) -> int:
     """Draw frames until q."""
     from rich.console import Console, Group
     from rich.live import Live
@@ -199,7 +199,7 @@ def _is_ascii(encoding: str) -> bool:
     return not encoding.lower().startswith("utf")
 
 
-class Keys:
+class Keyboard:
     """What is typed; nothing if nobody can type."""
 
     def __init__(self, file: TextIO | None) -> None:
@@ -219,10 +219,10 @@ class Keys:
 
 
 @contextlib.contextmanager
-def _keys(stdin: TextIO) -> Iterator[Keys]:
+def _keys(stdin: TextIO) -> Iterator[Keyboard]:
     """Keys as they are pressed and not shown, while it lasts; Ctrl-C stays what it is."""
     if not stdin.isatty():
-        yield Keys(None)
+        yield Keyboard(None)
         return
     import termios
     import tty
@@ -230,6 +230,6 @@ def _keys(stdin: TextIO) -> Iterator[Keys]:
     before = termios.tcgetattr(stdin)
     tty.setcbreak(stdin)
     try:
-        yield Keys(stdin)
+        yield Keyboard(stdin)
     finally:
         termios.tcsetattr(stdin, termios.TCSADRAIN, before)

@@ -18,7 +18,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from starlight.cli.terminal import GAP, Column, clean, count, crop, duration, fields, fitting, rate, size
-from starlight.ops.client import Channel, Channels, Connection, Connections, Varz
+from starlight.ops.client import ChannelRow, ChannelsPage, ConnectionRow, ConnectionsPage, Varz
 
 __all__ = ["LISTED", "NodeView", "Sample", "Screen", "frame"]
 
@@ -49,8 +49,8 @@ class Sample:
     """What one node said at one time; connections by age of their outbox, channels by deliveries."""
 
     varz: Varz
-    connections: Connections
-    channels: Channels
+    connections: ConnectionsPage
+    channels: ChannelsPage
 
 
 class Screen(NamedTuple):
@@ -127,7 +127,7 @@ def _rates(before: Varz, after: Varz, elapsed_s: float) -> Rates:
     )
 
 
-def _channel_rates(before: Channels, after: Channels, elapsed_s: float) -> dict[str, tuple[float, float]]:
+def _channel_rates(before: ChannelsPage, after: ChannelsPage, elapsed_s: float) -> dict[str, tuple[float, float]]:
     """Rates of the channels that were in both samples; one that was made again since has none."""
     old = {row.channel: row for row in before.channels}
     return {
@@ -198,7 +198,7 @@ LIST_LINES: Final = 3
 """What a list takes besides its rows: an empty line, its name, the heading of its columns."""
 
 
-class Plan(NamedTuple):
+class RowPlan(NamedTuple):
     """How many rows each section gets."""
 
     nodes: int
@@ -224,7 +224,7 @@ def frame(nodes: Sequence[NodeView], screen: Screen, title: str, hint: str = "")
     return [_to_text(line, screen) for line in lines[: screen.height]]
 
 
-def _sections(nodes: Sequence[NodeView], screen: Screen, plan: Plan) -> list[list[list[Line]]]:
+def _sections(nodes: Sequence[NodeView], screen: Screen, plan: RowPlan) -> list[list[list[Line]]]:
     sections = [_node_table(nodes, screen)[: plan.nodes + 1]]
     if plan.curves:
         sections.append(_curves(nodes, screen.width)[: plan.curves])
@@ -235,18 +235,18 @@ def _sections(nodes: Sequence[NodeView], screen: Screen, plan: Plan) -> list[lis
     return sections
 
 
-def _plan(nodes: Sequence[NodeView], screen: Screen) -> Plan:
+def _plan(nodes: Sequence[NodeView], screen: Screen) -> RowPlan:
     """Share out the height: nodes first, then the slowest clients, channels, curves, each only if it is worth it."""
     n_nodes = len(nodes) + (len(nodes) > 1)
     if screen.height is None:
-        return Plan(n_nodes, len(CURVES), SECTION_ROWS, SECTION_ROWS)
+        return RowPlan(n_nodes, len(CURVES), SECTION_ROWS, SECTION_ROWS)
     left = screen.height - 3 - n_nodes
     curves = len(CURVES) if left >= LIST_LINES * 2 + 8 and screen.width >= 40 else 0
     left -= curves + 1 if curves else 0
     if left < LIST_LINES * 2 + 2:
-        return Plan(n_nodes, curves, max(0, left - LIST_LINES), 0)
+        return RowPlan(n_nodes, curves, max(0, left - LIST_LINES), 0)
     rows = left - LIST_LINES * 2
-    return Plan(n_nodes, curves, (rows + 1) // 2, rows // 2)
+    return RowPlan(n_nodes, curves, (rows + 1) // 2, rows // 2)
 
 
 def _answering(nodes: Sequence[NodeView]) -> str:
@@ -435,7 +435,7 @@ def _slowest_table(nodes: Sequence[NodeView], screen: Screen, limit: int) -> lis
     return [[("slowest clients", "bold")], *(lines if table else [[("no client waits for anything", "dim")]])]
 
 
-def _slow_row(node: NodeView, row: Connection, is_ascii: bool) -> tuple[list[str], list[str]]:
+def _slow_row(node: NodeView, row: ConnectionRow, is_ascii: bool) -> tuple[list[str], list[str]]:
     state = " ".join(word for word, holds in (("full", row.is_full), ("paused", row.is_reading_paused)) if holds)
     words = [
         duration(_seconds(row.oldest_ms)),
@@ -469,7 +469,7 @@ def _channel_table(nodes: Sequence[NodeView], screen: Screen, limit: int) -> lis
 
 
 def _channel_row(
-    node: NodeView, row: Channel, rates: tuple[float, float] | None, is_ascii: bool
+    node: NodeView, row: ChannelRow, rates: tuple[float, float] | None, is_ascii: bool
 ) -> tuple[list[str], list[str]]:
     words = [
         clean(row.channel, is_ascii),

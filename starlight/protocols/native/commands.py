@@ -47,19 +47,19 @@ from starlight.protocols.native._depth import is_deeper
 __all__ = [
     "JOINS_LIMIT",
     "MAX_DEPTH",
-    "Broadcast",
+    "AskPresence",
     "Command",
     "Custom",
-    "Direct",
     "History",
     "Join",
     "JoinItem",
     "Leave",
     "Login",
     "Ping",
-    "Presence",
     "Publish",
     "Refresh",
+    "SendBroadcast",
+    "SendDirect",
     "check_depth",
     "decode",
     "is_channel",
@@ -125,7 +125,7 @@ class Login(Struct, tag_field="type", tag="login", frozen=True, gc=False):
     previous: str | None = None
 
 
-class Direct(Struct, tag_field="type", tag="direct", frozen=True, gc=False):
+class SendDirect(Struct, tag_field="type", tag="direct", frozen=True, gc=False):
     """A message to every client of one user.
 
     Attributes:
@@ -204,7 +204,7 @@ class Publish(Struct, tag_field="type", tag="publish", frozen=True, gc=False):
     idempotency: NotBuilt = None
 
 
-class Broadcast(Struct, tag_field="type", tag="broadcast", frozen=True, gc=False):
+class SendBroadcast(Struct, tag_field="type", tag="broadcast", frozen=True, gc=False):
     """A message to every logged-in client.
 
     Attributes:
@@ -216,7 +216,7 @@ class Broadcast(Struct, tag_field="type", tag="broadcast", frozen=True, gc=False
     id: RequestId = None
 
 
-class Presence(Struct, tag_field="type", tag="presence", frozen=True, gc=False):
+class AskPresence(Struct, tag_field="type", tag="presence", frozen=True, gc=False):
     """Who is in a channel. Always has an id: without one there would be no reply.
 
     Attributes:
@@ -270,10 +270,10 @@ class Custom(Struct, frozen=True, gc=False):
     id: RequestId = None
 
 
-Command = Login | Direct | Join | Leave | Publish | Broadcast | Presence | History | Refresh | Ping | Custom
+Command = Login | SendDirect | Join | Leave | Publish | SendBroadcast | AskPresence | History | Refresh | Ping | Custom
 """What `decode` returns."""
 
-_BuiltIn = Login | Direct | Join | Leave | Publish | Broadcast | Presence | History | Refresh | Ping
+_BuiltIn = Login | SendDirect | Join | Leave | Publish | SendBroadcast | AskPresence | History | Refresh | Ping
 
 
 class _Envelope(Struct, gc=False):
@@ -341,10 +341,10 @@ def decode(message: bytes) -> Command:
     if type(command) is Publish:
         if command.channel not in _known_channels and not is_channel(command.channel):
             raise _wrong("channel", request_id)
-    elif type(command) is Direct:
+    elif type(command) is SendDirect:
         if command.to not in _known_users and not is_user(command.to):
             raise _wrong("to", request_id)
-    elif type(command) is not Broadcast:
+    elif type(command) is not SendBroadcast:
         _check_rare(command)
     return command
 
@@ -396,10 +396,10 @@ def _check_rare(command: _BuiltIn) -> None:
     """The rules of the commands that nobody sends a million times a second."""
     if type(command) is Join:
         _check_join(command)
-    elif type(command) is Leave or type(command) is Presence:
+    elif type(command) is Leave or type(command) is AskPresence:
         if not is_channel(command.channel):
             raise _wrong("channel", command.id)
-        if type(command) is Presence and command.id is None:
+        if type(command) is AskPresence and command.id is None:
             raise RequestError(ErrorCode.BAD_REQUEST, "id: missing, presence needs one")
     elif type(command) is Login:
         if command.user is not None and not is_user(command.user):

@@ -22,7 +22,7 @@ from starlight.cli.doctor import command as cli_doctor
 from starlight.cli.doctor.checks import Check, diagnose, worst
 from starlight.config.machine import Machine
 from starlight.config.settings import Settings
-from starlight.net.listener import LISTEN_BACKLOG
+from starlight.net.accept import LISTEN_BACKLOG
 from starlight.server.node import RESERVED_FILES
 from tests.support.tls import write_certificate
 

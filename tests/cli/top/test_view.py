@@ -8,7 +8,17 @@ import pytest
 from rich.cells import cell_len
 
 from starlight.cli.top.view import NodeView, Sample, Screen, frame
-from starlight.ops.client import Channel, Channels, Connection, Connections, Loop, Memory, Outbox, Totals, Varz
+from starlight.ops.client import (
+    ChannelRow,
+    ChannelsPage,
+    ConnectionRow,
+    ConnectionsPage,
+    Loop,
+    Memory,
+    Outbox,
+    Totals,
+    Varz,
+)
 
 HOSTILE = "\x1b[2J\x1b[31m[bold]日本\u202e"
 SIZES = [(1, 1), (2, 5), (8, 3), (20, 6), (40, 12), (60, 16), (80, 24), (100, 30), (200, 60), (120, None)]
@@ -20,15 +30,15 @@ def sample(now: float, name: str = "alpha", **varz: Any) -> Sample:
     totals = Totals(messages_in=10 * n, deliveries=1_000 * n, bytes_out=100_000 * n, evictions={"4008": n})
     return Sample(
         Varz(node=name, now=now, pid=1, started=1.0, connections=7, clients=6, totals=totals, **varz),
-        Connections(
+        ConnectionsPage(
             now,
             20,
             [
-                Connection(at, f"user{at}" if at else HOSTILE, outbox_bytes=at, oldest_ms=at * 100.0, is_full=at > 3)
+                ConnectionRow(at, f"user{at}" if at else HOSTILE, outbox_bytes=at, oldest_ms=at * 100.0, is_full=at > 3)
                 for at in range(20)
             ],
         ),
-        Channels(now, 2, [Channel("quiet", 3, 500, 90_000), Channel("busy", 5, 10 * n, 1_000 * n)]),
+        ChannelsPage(now, 2, [ChannelRow("quiet", 3, 500, 90_000), ChannelRow("busy", 5, 10 * n, 1_000 * n)]),
     )
 
 
@@ -130,8 +140,8 @@ def test_a_tall_terminal_is_used() -> None:
 def test_nothing_of_a_client_is_unescaped(is_ascii: bool) -> None:
     view = watched(10, name=HOSTILE)
     assert view.latest is not None
-    view.latest.connections.connections[:] = [Connection(1, HOSTILE, address=HOSTILE, oldest_ms=1.0)]
-    view.latest.channels.channels[:] = [Channel(HOSTILE)]
+    view.latest.connections.connections[:] = [ConnectionRow(1, HOSTILE, address=HOSTILE, oldest_ms=1.0)]
+    view.latest.channels.channels[:] = [ChannelRow(HOSTILE)]
     for problem in (None, HOSTILE):
         view.problem = problem
         lines = frame([view], Screen(300, 60, is_ascii), "12:00:00")

@@ -15,7 +15,7 @@ DATA = [None, True, -1.5, "é\n\u2028", [1, [2]], {"a": {"b": None}}, ""]
 @pytest.mark.parametrize("data", DATA)
 def test_commands_are_what_the_server_reads(data: Any) -> None:
     direct = commands.decode(wire.encode("direct", 1, to="bob", data=data))
-    assert isinstance(direct, commands.Direct)
+    assert isinstance(direct, commands.SendDirect)
     assert (direct.to, direct.id, json.loads(bytes(direct.data))) == ("bob", 1, data)
     publish = commands.decode(wire.encode("publish", channel="news", data=data))
     assert isinstance(publish, commands.Publish)

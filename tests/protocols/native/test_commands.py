@@ -13,16 +13,16 @@ from starlight.errors import BadMessage, RequestError
 from starlight.protocols.native import commands
 from starlight.protocols.native.commands import (
     MAX_DEPTH,
-    Broadcast,
+    AskPresence,
     Custom,
-    Direct,
     Join,
     Leave,
     Login,
     Ping,
-    Presence,
     Publish,
     Refresh,
+    SendBroadcast,
+    SendDirect,
     decode,
     is_channel,
     is_user,
@@ -55,21 +55,21 @@ def test_every_command() -> None:
     assert decode(message(type="login", user=None, token=None)) == Login()
     assert decode(message(type="join", channel="news", id="a")) == Join("news", id="a")
     assert decode(message(type="leave", channel="news")) == Leave("news")
-    assert decode(message(type="presence", channel="news", id=1)) == Presence("news", id=1, limit=100)
-    assert decode(message(type="presence", channel="news", id=1, limit=1000)) == Presence("news", id=1, limit=1000)
+    assert decode(message(type="presence", channel="news", id=1)) == AskPresence("news", id=1, limit=100)
+    assert decode(message(type="presence", channel="news", id=1, limit=1000)) == AskPresence("news", id=1, limit=1000)
     assert decode(message(type="ping")) == Ping()
     assert decode(message(type="ping", id=0)) == Ping(id=0)
 
 
 def test_commands_with_data() -> None:
     direct = decode(message(type="direct", to="bob", data={"a": 1}, id=1))
-    assert isinstance(direct, Direct)
+    assert isinstance(direct, SendDirect)
     assert (direct.to, bytes(direct.data), direct.id) == ("bob", b'{"a": 1}', 1)
     publish = decode(message(type="publish", channel="news", data=None))
     assert isinstance(publish, Publish)
     assert (publish.channel, bytes(publish.data), publish.id) == ("news", b"null", None)
     broadcast = decode(b' {"data" : [1, 2]\t, "type":"broadcast"} \r\n')
-    assert isinstance(broadcast, Broadcast)
+    assert isinstance(broadcast, SendBroadcast)
     assert bytes(broadcast.data) == b"[1, 2]"
 
 
@@ -332,13 +332,13 @@ ODD_JSON = [
 def test_what_is_json_goes_through_as_it_is(data: bytes) -> None:
     """The documented reading of numbers no double can hold, and of duplicate keys: the receiver's business."""
     command = decode(with_data(data))
-    assert isinstance(command, Direct)
+    assert isinstance(command, SendDirect)
     assert bytes(command.data) == data
 
 
 def test_duplicate_keys_of_the_message() -> None:
     last = decode(b'{"type":"direct","to":"a","data":1,"to":"bob","data":{"x":2},"id":1,"id":2}')
-    assert isinstance(last, Direct)
+    assert isinstance(last, SendDirect)
     assert (last.to, bytes(last.data), last.id) == ("bob", b'{"x":2}', 2)
     assert refused(b'{"type":"direct","type":"publish","to":"a","channel":"b","data":1}').message.startswith("type: ")
     assert refused(b'{"type":"bid","type":"ping"}').message.startswith("type: ")
@@ -400,7 +400,7 @@ def test_decode_lets_through_exactly_json(fragments: str, quoted: bool) -> None:
         assert not is_strict_json(text)
     else:
         assert is_strict_json(text)
-        assert isinstance(command, Direct)
+        assert isinstance(command, SendDirect)
         assert is_strict_json(direct_head("ann") + bytes(command.data) + TAIL)
 
 
@@ -417,7 +417,7 @@ def test_any_bytes_are_a_command_or_a_request_error(text: bytes) -> None:
 def test_bytes_that_are_not_utf8_are_the_connections_business() -> None:
     """The one thing msgspec lets through in a Raw. If this fails, msgspec has become stricter: tell the docstring."""
     command = decode(with_data(b'"\xff"'))
-    assert isinstance(command, Direct)
+    assert isinstance(command, SendDirect)
     assert bytes(command.data) == b'"\xff"'
 
 
@@ -451,7 +451,7 @@ def test_many_brackets_are_not_depth() -> None:
     strings = json.dumps(["[" * 2000, '\\"[[', "\\", '"' * 9 + "{" * 700, "\\\\" * 5 + '"[']).encode()
     for data in (wide, strings, b"[" + wide + b"," + strings + b"]"):
         command = decode(with_data(data))
-        assert isinstance(command, Direct)
+        assert isinstance(command, SendDirect)
         assert bytes(command.data) == data
 
 
@@ -473,7 +473,7 @@ def test_many_brackets_in_any_place() -> None:
                 nested_data = b"[" * around + data + b"]" * around
                 if around + 3 <= MAX_DEPTH:
                     command = decode(with_data(nested_data))
-                    assert isinstance(command, Direct) and bytes(command.data) == nested_data
+                    assert isinstance(command, SendDirect) and bytes(command.data) == nested_data
                 else:
                     assert "512 levels" in refused(with_data(nested_data)).message
 

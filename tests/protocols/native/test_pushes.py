@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starlight.protocols.native.commands import Direct, decode
+from starlight.protocols.native.commands import SendDirect, decode
 from starlight.protocols.native.pushes import (
     TAIL,
     broadcast_head,
@@ -53,7 +53,7 @@ json_values = st.recursive(
 def test_data_goes_through_byte_by_byte(value: object, ensure_ascii: bool, indent: int | str | None) -> None:
     data = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent).encode()
     command = decode(b'{"type":"direct","to":"bob","data": ' + data + b' ,"from":"mallory"}')
-    assert isinstance(command, Direct)
+    assert isinstance(command, SendDirect)
     for head in (direct_head("ann"), publication_head("news", "ann"), broadcast_head("ann"), server_head()):
         wire = b"".join((head, command.data, TAIL))
         assert wire == head + data + TAIL

@@ -10,7 +10,7 @@ Law: nobody is given up for a time in which this process itself stood still. A l
 import math
 from typing import Final, Literal
 
-__all__ = ["ASLEEP_S", "Watch"]
+__all__ = ["ASLEEP_S", "Keepalive"]
 
 PONG_TIMEOUT_S: Final = 10.0
 """How long to wait for the pong to our own ping, as long as the server waits for ours."""
@@ -23,7 +23,7 @@ MOST_S: Final = 3_600.0
 """What a server may say in its welcome is held to this."""
 
 
-class Watch:
+class Keepalive:
     """One connection.
 
     Args:

@@ -1,4 +1,4 @@
-"""Stubs of the fragmented messages. What each thing means stands in _fragments.pyx."""
+"""Stubs of the fragmented messages. What each thing means stands in fragments.pyx."""
 
 class Fragments:
     data: bytearray

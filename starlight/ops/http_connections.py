@@ -1,8 +1,8 @@
 """The connections of the internal port: how many there are, and how long each of them may take.
 
-Strategy: aiohttp speaks HTTP, but accepts whatever comes and waits without end. So the sockets are accepted here, at
-most `limit` of them, which the node keeps apart from the descriptors of its clients; and a sweep a second ends what
-takes longer than its phase may. Nothing prolongs a phase: not a byte now and then, not a reader that takes one.
+Strategy: aiohttp speaks HTTP, but accepts whatever comes and waits without end. So a `Listener` accepts, and at most
+`limit` connections are taken, which the node keeps apart from the descriptors of its clients; and a sweep a second ends
+what takes longer than its phase may. Nothing prolongs a phase: not a byte now and then, not a reader that takes one.
 
     IDLE --first byte--> HEAD --its end--> REQUEST --answer is written--> IDLE
 
@@ -16,14 +16,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Sequence
 from enum import Enum
 from typing import Final, cast
 
 from aiohttp import web
 
+from starlight.net.accept import Address, Listener
 from starlight.ops.answers import finished, refusal
 
-__all__ = ["Door"]
+__all__ = ["HttpConnection", "HttpConnections", "HttpPhase"]
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +47,8 @@ LEAVE_S: Final = 1.0
 DISCARD_BYTES: Final = 64 * 1024
 """What of such a body is still taken from the kernel: an end without a reset for small ones."""
 
-ACCEPTS_A_TURN: Final = 16
-
-REST_S: Final = 1.0
-"""How long nothing is accepted when the process has no descriptors left; clients wait in the kernel's queue."""
-
 BACKLOG: Final = 128
+"""Connections that may wait in the kernel: operators and scrapers are few."""
 
 RECEIVE_BUFFER_BYTES: Final = 64 * 1024
 """The kernel's for each connection: by itself it would take 6 MiB of a body that nobody reads."""
@@ -62,7 +60,7 @@ WRITING_S: Final = 2.0
 """A client that has not read its answer for so long makes room, too, where no idle one is left."""
 
 
-class Phase(Enum):
+class HttpPhase(Enum):
     """What a connection is at, and how long that may take, in seconds."""
 
     IDLE = IDLE_S
@@ -70,39 +68,39 @@ class Phase(Enum):
     REQUEST = REQUEST_S
 
 
-class Exchange(web.RequestHandler):
-    """One connection: aiohttp's protocol, with what is told to the door.
+class HttpConnection(web.RequestHandler):
+    """One connection: aiohttp's protocol, which tells `HttpConnections` where it is.
 
     Args:
-        door: that counts it.
+        others: all of the port, which count it and end it if it is late.
         server: of aiohttp.
     """
 
-    def __init__(self, door: Door, server: web.Server) -> None:
+    def __init__(self, others: HttpConnections, server: web.Server) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
-            keepalive_timeout=IDLE_S + HEAD_S,  # the door is earlier
+            keepalive_timeout=IDLE_S + HEAD_S,  # the sweep is earlier
             lingering_time=0.0,
             access_log=None,  # type: ignore[arg-type]
             logger=_quiet_log(),
         )
-        self._door = door
+        self._others = others
         self._socket: asyncio.Transport | None = None  # aiohttp forgets its own while bytes still wait in it
         self._left: asyncio.Future[None] | None = None  # set while the peer may read the refusal of its body
         self._discarded_bytes = 0
         self.is_refused = False
         self.has_answered = False
-        self.phase = Phase.IDLE
+        self.phase = HttpPhase.IDLE
         self.since_s = 0.0
         self.order = 0  # of the phases of all: one turn of the loop has one time
-        self.enter(Phase.IDLE)
+        self.enter(HttpPhase.IDLE)
 
-    def enter(self, phase: Phase) -> None:
+    def enter(self, phase: HttpPhase) -> None:
         """Begin a phase. The head of the first request has its time since the connect, which is when it began."""
-        if not (phase is Phase.HEAD and not self.has_answered):
-            self.since_s = self._door.now_s()
-            self.order = self._door.next_order()
+        if not (phase is HttpPhase.HEAD and not self.has_answered):
+            self.since_s = self._others.now_s()
+            self.order = self._others.next_order()
         self.phase = phase
 
     @property
@@ -112,9 +110,9 @@ class Exchange(web.RequestHandler):
 
     def is_late(self, now_s: float) -> bool:
         """Whether its phase has taken longer than it may."""
-        if self.phase is Phase.IDLE and self.writing_bytes:
+        if self.phase is HttpPhase.IDLE and self.writing_bytes:
             limit_s = REQUEST_S
-        elif self.phase is Phase.IDLE and not self.has_answered:
+        elif self.phase is HttpPhase.IDLE and not self.has_answered:
             limit_s = HEAD_S
         else:
             limit_s = self.phase.value
@@ -138,7 +136,7 @@ class Exchange(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """The socket is gone."""
         self._socket = None
-        self._door.forget(self)
+        self._others.forget(self)
         self._on_left()
         super().connection_lost(exc)
 
@@ -149,8 +147,8 @@ class Exchange(web.RequestHandler):
             if self._discarded_bytes > DISCARD_BYTES and self._socket is not None:
                 self._socket.pause_reading()
             return
-        if data and self.phase is Phase.IDLE:
-            self.enter(Phase.HEAD)
+        if data and self.phase is HttpPhase.IDLE:
+            self.enter(HttpPhase.HEAD)
         super().data_received(data)
 
     def eof_received(self) -> None:
@@ -168,7 +166,7 @@ class Exchange(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """The answer to what is no HTTP, or to a failure; aiohttp's own would quote the request."""
-        self.enter(Phase.REQUEST)
+        self.enter(HttpPhase.REQUEST)
         if request.writer.output_size > 0:
             raise ConnectionError("a part of the answer is out already")
         response = refusal(status, "this is no HTTP request that can be understood" if status == 400 else "")
@@ -187,7 +185,7 @@ class Exchange(web.RequestHandler):
         if is_unread:
             await self._leave()
         self.has_answered = True
-        self.enter(Phase.IDLE)
+        self.enter(HttpPhase.IDLE)
         return written
 
     async def _leave(self) -> None:
@@ -205,27 +203,28 @@ class Exchange(web.RequestHandler):
             self._left.set_result(None)
 
 
-class Door:
-    """The listening socket of an internal port, and its connections.
+class HttpConnections:
+    """The connections of an internal port.
 
     Args:
-        listening: a socket that listens; it stays the caller's.
+        sockets: bound or listening; closed at the end.
         server: of aiohttp, set up.
         limit: connections at a time.
     """
 
-    def __init__(self, listening: socket.socket, server: web.Server, limit: int) -> None:
-        self._listening = listening
+    def __init__(self, sockets: Sequence[socket.socket], server: web.Server, limit: int) -> None:
         self._server = server
         self._limit = limit
         self._loop = asyncio.get_running_loop()
+        # no reserve: an operator gets in where clients have to wait for descriptors
+        self._listener = Listener(sockets, self._take, name="the internal port", backlog=BACKLOG, reserve=0)
         self._order = 0
-        self._exchanges: set[Exchange] = set()
+        self._open: set[HttpConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._sweeping: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        return len(self._exchanges)
+        return len(self._open)
 
     def now_s(self) -> float:
         """The loop's clock, in seconds."""
@@ -236,92 +235,71 @@ class Door:
         self._order += 1
         return self._order
 
-    def open(self) -> None:
+    def start(self) -> None:
         """Accept from now on."""
-        self._listening.setblocking(False)
-        self._listening.setsockopt(
-            socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES
-        )  # accepted ones inherit it
-        self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        self._listening.listen(BACKLOG)
-        self._accept_again()
+        for listening in self._listener.sockets:  # accepted ones inherit these
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        self._listener.start()
         self._sweep()
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Accept no more; connections stay until `abort`."""
-        self._loop.remove_reader(self._listening)
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
+        self._listener.stop()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
 
     def abort(self) -> None:
         """End all connections."""
         for task in self._tasks:
             task.cancel()
-        for exchange in list(self._exchanges):
-            exchange.abort()
+        for connection in list(self._open):
+            connection.abort()
 
-    def forget(self, exchange: Exchange) -> None:
+    def forget(self, connection: HttpConnection) -> None:
         """A connection is gone."""
-        self._exchanges.discard(exchange)
+        self._open.discard(connection)
 
-    def _accept_again(self) -> None:
-        self._loop.add_reader(self._listening, self._accept)
-
-    def _accept(self) -> None:
-        for _ in range(ACCEPTS_A_TURN):
-            try:
-                sock = self._listening.accept()[0]
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                log.warning("the internal port accepts nothing for %g s: %s", REST_S, error.strerror)
-                self._loop.remove_reader(self._listening)
-                self._timers["rest"] = self._loop.call_later(REST_S, self._accept_again)
-                return
-            self._admit(sock)
-
-    def _admit(self, sock: socket.socket) -> None:
-        if len(self._exchanges) >= self._limit and not self._make_room():
+    def _take(self, sock: socket.socket, peer: Address) -> None:
+        if len(self._open) >= self._limit and not self._make_room():
             log.warning("the internal port has %d connections, all of which are busy: one was refused", self._limit)
             sock.close()
             return
-        sock.setblocking(False)
-        exchange = Exchange(self, self._server)
-        self._exchanges.add(exchange)
-        task = self._loop.create_task(self._adopt(sock, exchange))
+        connection = HttpConnection(self, self._server)
+        self._open.add(connection)
+        task = self._loop.create_task(self._connect(sock, connection))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _adopt(self, sock: socket.socket, exchange: Exchange) -> None:
+    async def _connect(self, sock: socket.socket, connection: HttpConnection) -> None:
         try:
-            await self._loop.connect_accepted_socket(lambda: exchange, sock)
+            await self._loop.connect_accepted_socket(lambda: connection, sock)
         except (OSError, asyncio.CancelledError):
-            self.forget(exchange)
+            self.forget(connection)
             sock.close()
 
     def _make_room(self) -> bool:
         """End the oldest connection that asks nothing, or does not read its answer; False if there is none."""
         now_s = self.now_s()
-        idle = [exchange for exchange in self._exchanges if exchange.phase is not Phase.REQUEST]
+        idle = [connection for connection in self._open if connection.phase is not HttpPhase.REQUEST]
         if not idle:
             idle = [
-                exchange
-                for exchange in self._exchanges
-                if exchange.writing_bytes and now_s - exchange.since_s > WRITING_S
+                connection
+                for connection in self._open
+                if connection.writing_bytes and now_s - connection.since_s > WRITING_S
             ]
         if not idle:
             return False
-        oldest = min(idle, key=lambda exchange: (exchange.has_answered, exchange.order))
+        oldest = min(idle, key=lambda connection: (connection.has_answered, connection.order))
         self.forget(oldest)
         oldest.abort()
         return True
 
     def _sweep(self) -> None:
-        self._timers["sweep"] = self._loop.call_later(SWEEP_S, self._sweep)
+        self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
         now_s = self.now_s()
-        for exchange in [exchange for exchange in self._exchanges if exchange.is_late(now_s)]:
-            exchange.abort()
+        for connection in [connection for connection in self._open if connection.is_late(now_s)]:
+            connection.abort()
 
 
 def _quiet_log() -> logging.Logger:

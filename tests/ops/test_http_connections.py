@@ -1,21 +1,19 @@
-"""starlight.ops.door: who fills the internal port takes nothing from others, and every request has an end."""
+"""starlight.ops.http_connections: a full internal port takes nothing from others, and every request has an end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
 import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvloop
 
-from starlight.ops.door import HEAD_S, IDLE_S, REQUEST_S, WRITING_S, Door
+from starlight.ops.http_connections import HEAD_S, IDLE_S, REQUEST_S, WRITING_S, HttpConnections
 from tests.support.fakes import eventually
 from tests.support.inside import KEY, Inside, inside
 from tests.support.raw_client import RawClient
@@ -32,7 +30,7 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Skew:
-    """How far the clock of the door is ahead, in seconds."""
+    """How far the clock of the port is ahead, in seconds."""
 
     s = 0.0
 
@@ -40,7 +38,7 @@ class Skew:
 @pytest.fixture
 def skew(monkeypatch: pytest.MonkeyPatch) -> Iterator[Skew]:
     made = Skew()
-    monkeypatch.setattr(Door, "now_s", lambda self: asyncio.get_running_loop().time() + made.s)
+    monkeypatch.setattr(HttpConnections, "now_s", lambda self: asyncio.get_running_loop().time() + made.s)
     yield made
 
 
@@ -71,9 +69,9 @@ async def asks(client: RawClient) -> bool:
 
 
 def held(on: Inside) -> int:
-    """Connections that the door has."""
-    assert on.port._door is not None
-    return len(on.port._door)
+    """Connections that the port has."""
+    assert on.port._connections is not None
+    return len(on.port._connections)
 
 
 async def test_idle_sockets_keep_nobody_out(tmp_path: Path):
@@ -180,16 +178,16 @@ async def test_a_body_has_its_time(tmp_path: Path, skew: Skew, caplog: pytest.Lo
 
 async def test_a_reader_of_nothing_has_its_time_and_makes_room_before(tmp_path: Path, skew: Skew):
     async with inside(tmp_path) as on:
-        door = on.port._door
-        assert door is not None
+        connections = on.port._connections
+        assert connections is not None
         stalled = [await connect(on, receive_buffer_bytes=4096) for _ in range(LIMIT)]
         for client in stalled:  # far more answers than the kernel holds
             await client.send(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
-        await eventually(lambda: all(exchange.writing_bytes for exchange in door._exchanges))
+        await eventually(lambda: all(connection.writing_bytes for connection in connections._open))
         skew.s = WRITING_S + 1
         assert await asks(await connect(on))
         skew.s = REQUEST_S + WRITING_S + 2
-        await eventually(lambda: not any(exchange.writing_bytes for exchange in door._exchanges))
+        await eventually(lambda: not any(connection.writing_bytes for connection in connections._open))
         for client in stalled:
             client.close()
 
@@ -240,38 +238,6 @@ async def test_a_client_that_waits_to_be_asked_for_its_body_is_told_first(tmp_pa
         assert await client.head() == b"HTTP/1.1 100 Continue"
         await client.send(b"{}")
         assert (await client.head()).startswith(b"HTTP/1.1 200 ")
-
-
-async def test_without_descriptors_it_rests_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
-    monkeypatch.setattr("starlight.ops.door.REST_S", 0.2)
-    async with inside(tmp_path) as on:
-        door = on.port._door
-        assert door is not None
-        failing = Failing(door._listening)
-        door._listening = failing  # type: ignore[assignment]
-        client = await connect(on)
-        assert await asks(client)
-        assert failing.n_failed == 3
-        assert [record for record in caplog.records if "accepts nothing" in record.getMessage()]
-
-
-class Failing:
-    """A listening socket that has no descriptors for its first accepts."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self.n_failed = 0
-
-    def accept(self) -> Any:
-        if self.n_failed < 3:
-            self.n_failed += 1
-            raise OSError(errno.EMFILE, "too many open files")
-        return self._sock.accept()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
 
 
 # --- errors are ours -------------------------------------------------------------------------------------------------

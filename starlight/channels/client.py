@@ -1,6 +1,6 @@
-"""What a hub keeps of each client and of each channel.
+"""A client, as hub and handlers see it, and what they see of the connection behind it.
 
-The records belong to the hub: handlers read them, and of their private fields only `hub` and `logins` know the meaning.
+Clients belong to the hub: handlers read them, `hub` and `commands` write them.
 """
 
 from __future__ import annotations
@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from orjson import dumps
 
 from starlight import close_codes
-from starlight.auth.identity import Identity
-from starlight.auth.limits import Faults, Meter
-from starlight.channels.presence import Presence
+from starlight.auth.login import LoginState
 from starlight.ends import APPLICATION, Cause
 
 if TYPE_CHECKING:
-    from starlight._fanout import Channel, Subscriber
+    from starlight._fanout import Subscriber
     from starlight.channels.hub import Hub
 
-__all__ = ["ChannelRecord", "Client", "Connection"]
+__all__ = ["Client", "ClientConnection"]
 
 
-class Connection(Protocol):
+class ClientConnection(Protocol):
     """What the hub and the handlers see of a connection.
 
     Attributes:
@@ -31,6 +29,7 @@ class Connection(Protocol):
         peername: the other end's address; None if the socket has none.
         subprotocol: the one that was negotiated.
         is_open: False once it is closing or closed.
+        client: the one that has logged in with it, while it is in the hub; None before and after.
     """
 
     @property
@@ -41,6 +40,8 @@ class Connection(Protocol):
     def subprotocol(self) -> str: ...
     @property
     def is_open(self) -> bool: ...
+    @property
+    def client(self) -> Client | None: ...
 
     @property
     def silent_ms(self) -> int:
@@ -65,6 +66,9 @@ class Connection(Protocol):
     def give_way(self) -> None:
         """End it, as it is silent."""
 
+    def on_login(self, client: Client) -> None:
+        """It is logged in, and welcomed; from now on it has this client."""
+
 
 class Client:
     """A logged-in connection, as the hub and the handlers see it.
@@ -72,70 +76,44 @@ class Client:
     Attributes:
         id: the name of this client, unique among all nodes.
         user: who it is. A user may have several clients.
-        session: the token to log in again with, None without auth.
-        expires: when the login ends, in Unix seconds; None if it does not.
-        token_id: the name of the credential, by which it can be revoked; "" if it has none.
-        is_resumed: it logged in with a session token, so its login message carries no other credential.
-        meter: of what it sends; None without rates.
-        verdicts: what `Permissions` remembers about it.
+        login: what auth keeps of it.
         connection: the connection behind it; `connection.peername` is its address.
         subscriber: the core's record of it.
         is_connected: True from the welcome until it is gone.
         last_error: the code of the last error reply it got; None if it got none.
+        is_busy: a handler of it (or `on_connect`) is under way, which `on_disconnect` comes behind.
+        heads: of its publications, by channel, and of its broadcasts, under ""; made at first use.
+        direct_head: of its directs; b"" until first used.
     """
 
     __slots__ = (
-        "_busy",
-        "_channels",
         "_data",
-        "_direct_head",
-        "_due_second",
-        "_ends_s",
-        "_faults",
-        "_groups",
-        "_has_own_groups",
-        "_heads",
         "_hub",
-        "_issued",
         "connection",
-        "expires",
+        "direct_head",
+        "heads",
         "id",
+        "is_busy",
         "is_connected",
-        "is_resumed",
         "last_error",
-        "meter",
-        "session",
+        "login",
         "subscriber",
-        "token_id",
         "user",
-        "verdicts",
     )
 
-    def __init__(self, hub: Hub, connection: Connection, identity: Identity, id: str) -> None:
+    def __init__(self, hub: Hub, connection: ClientConnection, login: LoginState, id: str) -> None:
         self._hub = hub
         self.id = id
-        self.user = identity.user
-        self.session = identity.session
-        self.expires = identity.expires
-        self.token_id = identity.token_id
-        self.is_resumed = identity.is_resumed
-        self.verdicts: dict[tuple[int, str, str], bool] = {}
-        self._groups = frozenset(identity.groups)
-        self._has_own_groups = False  # the application set them, so a new token doesn't
-        self._issued = identity.issued
-        self._ends_s = 0.0  # when the login ends, by the hub's monotonic clock; 0.0 if it does not
-        self._due_second = 0  # its place in the hub's expiries
-        self.meter: Meter | None = None
+        self.user = login.user
+        self.login = login
         self.connection = connection
         self.subscriber: Subscriber = connection.subscriber
         self.is_connected = False
         self.last_error: int | None = None
-        self._busy = False  # an async handler (or on_connect) of this client is under way
-        self._channels: dict[str, ChannelRecord] = {}
+        self.is_busy = False
         self._data: dict[str, Any] | None = None
-        self._direct_head = b""  # b"" until first used, as are the heads of publications and broadcasts
-        self._heads: dict[str, bytes] = {}
-        self._faults: Faults | None = None
+        self.direct_head = b""
+        self.heads: dict[str, bytes] = {}
 
     @property
     def data(self) -> dict[str, Any]:
@@ -147,18 +125,41 @@ class Client:
     @property
     def groups(self) -> frozenset[str]:
         """The groups it is in: those of its token until somebody, an `on_login` handler say, sets others."""
-        return self._groups
+        return self.login.groups
 
     @groups.setter
     def groups(self, names: Iterable[str]) -> None:
-        self._groups = frozenset([names] if isinstance(names, str) else names)
-        self._has_own_groups = True
-        self.verdicts.clear()
+        self.login.groups = names
+
+    @property
+    def session(self) -> str | None:
+        """The token to log in again with; None without auth."""
+        return self.login.session
+
+    @property
+    def expires(self) -> float | None:
+        """When the login ends, in Unix seconds; None if it does not."""
+        return self.login.expires
+
+    @property
+    def token_id(self) -> str:
+        """The name of the credential, by which it can be revoked; "" if it has none."""
+        return self.login.token_id
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether it logged in with a session token, so that its login message carries no other credential."""
+        return self.login.is_resumed
 
     @property
     def channels(self) -> list[str]:
         """Names of the channels it has joined, in the order of joining."""
-        return list(self._channels)
+        return self.subscriber.channels()
+
+    @property
+    def n_channels(self) -> int:
+        """How many channels it has joined."""
+        return max(0, self.subscriber.n_memberships - 1)  # one is that of everyone
 
     def send(self, data: object) -> None:
         """Push `server {data}` to this client alone; nothing happens if it is gone. TypeError if it isn't JSON."""
@@ -182,15 +183,3 @@ class Client:
 
     def __repr__(self) -> str:
         return f"<Client {self.id} of {self.user!r}>"
-
-
-class ChannelRecord:
-    """A channel that has subscribers: the core's side of it and the users in it."""
-
-    __slots__ = ("announces", "channel", "name", "presence")
-
-    def __init__(self, name: str, channel: Channel, announces: bool) -> None:
-        self.name = name
-        self.channel = channel
-        self.presence = Presence()
-        self.announces = announces
