@@ -36,7 +36,9 @@ class Owner:
         self.core = core
         self.subscriber: Subscriber | None = None
 
-    def on_evicted(self, code: int, messages: int, n_bytes: int, oldest_ms: int) -> None:
+    def on_evicted(self, reason: str, messages: int, n_bytes: int, oldest_ms: int) -> None:
+        if self.subscriber is not None:
+            self.core.evict(self.subscriber, 4008, b"slow consumer")
         self.leave()
 
     def on_broken(self) -> None:
@@ -60,9 +62,13 @@ class World:
         self.owners: list[Owner] = []
         self.peers: list[socket.socket] = []
 
+    def make_owner(self, core: Core) -> Owner:
+        """What owns the next subscriber."""
+        return Owner(core)
+
     def add(self, fd: int, form: int = FRAMES) -> Subscriber:
         """Attach a descriptor, as a member of everyone."""
-        owner = Owner(self.core)
+        owner = self.make_owner(self.core)
         owner.subscriber = self.core.subscriber(owner, fd, None, form)
         self.owners.append(owner)
         self.core.everyone.join(owner.subscriber)

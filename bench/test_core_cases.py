@@ -1,4 +1,4 @@
-"""Benches of the core alone, in seconds: `python -m pytest bench --benchmark-columns=median,iqr,rounds`.
+"""Benches of the core and the hub, in seconds: `python -m pytest bench --benchmark-columns=median,iqr,rounds`.
 
 Figures are per run of a case; `extra_info` has the nanoseconds of one unit, and for the core's counters what one send
 carried. Compare a change with `--benchmark-save=before`, then `--benchmark-compare`.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import pytest
 from core_cases import Case, World, cases, has_null_sinks
+from hub_cases import hub_cases
 from pytest_benchmark.fixture import BenchmarkFixture
 
 ROUNDS = 40
 WARM_UP_ROUNDS = 3
 
 
-@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*cases(), *hub_cases()], ids=lambda case: case.name)
 def test_core(case: Case, benchmark: BenchmarkFixture) -> None:
     world = case.build()
 

@@ -1,21 +1,26 @@
-# The classes around the core. Read in this order: _arena.pxd (frames), _outbox.pxd (spans), _flush.pxd (writing), _core.pxd (the
-# records and loops), then _fanout.pyx.
+# The classes around the core. Read in this order: core/arena.pxd (frames), outbox (spans), flush (writing), records, run, round,
+# policy, then _fanout.pyx.
 #
 # Re-entry: only `Core.act`, `Core.write_transports` and the loop's own callbacks call Python; each takes its list private
 # first, so that what they call may publish, close and detach.
 
+cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from starlight.core.clock cimport forgiving_clock_t
-from starlight.core.records cimport channel_t, core_t, is_behind
+from starlight.core.encoding cimport message_t
+from starlight.core.records cimport channel_t, core_t
 from starlight.core.outbox cimport subscriber_t
+from starlight.core.round cimport is_behind
 
 
+@cython.final                        # all three: their methods are called directly
 cdef class Channel:
     cdef channel_t c
     cdef Core core
     cdef readonly str name       # None: it isn't told to whom it is left
 
 
+@cython.final
 cdef class Subscriber:
     cdef subscriber_t* s         # NULL once detached
     cdef readonly object owner   # whoever is told of events; None once detached
@@ -27,6 +32,7 @@ cdef class Subscriber:
         return self.s.events != 0
 
 
+@cython.final
 cdef class Core:
     cdef core_t c
     cdef object loop
@@ -41,10 +47,11 @@ cdef class Core:
     cdef uint32_t n_early_slices         # flushed in this turn before its end, as it had appended so much
 
     cpdef Channel channel(self, str name=*)
-    cpdef Subscriber subscriber(self, object owner, int fd, object transport, int form)
-    cpdef uint32_t publish(self, Channel channel, bytes head, object data, bytes tail) except? 0xFFFFFFFF
-    cpdef send(self, Subscriber subscriber, bytes head, object data=*, bytes tail=*, bint is_text=*)
-    cpdef send_many(self, object subscribers, bytes head, object data=*, bytes tail=*)
+    cpdef Subscriber subscriber(self, object owner, int fd, object transport, int encoding)
+    cpdef uint32_t publish(self, Channel channel, object head, object data, object tail) except? 0xFFFFFFFF
+    cpdef send(self, Subscriber subscriber, object head, object data=*, object tail=*)
+    cpdef echo(self, Subscriber subscriber, object data, bint is_text)
+    cpdef send_many(self, object subscribers, object head, object data=*, object tail=*)
     cpdef close(self, Subscriber subscriber, int code, bytes reason=*)
     cpdef tuple outbox(self, Subscriber subscriber)
     cpdef evict(self, Subscriber subscriber, int code, bytes reason=*)
@@ -56,6 +63,9 @@ cdef class Core:
     cpdef uint64_t now_ms(self) except? 0
     cpdef uint64_t stopped_ms(self) except? 0
     cdef int pong(self, Subscriber subscriber, const char* payload, Py_ssize_t size) except -1
+    cdef int add_encodings(self, encodings) except -1
+    cdef void close_lanes(self) noexcept
+    cdef int fill_codecs(self, message_t* m, object head, object tail) except -1
     cdef inline uint64_t turn(self) noexcept:
         """The number of this turn: of those that ended, one more at each end."""
         return self.c.totals.turns

@@ -2,7 +2,7 @@
 
 Strategy: a publication costs O(1) (it extends the run); the members of the run's channel are visited once a turn; each marked
 subscriber is flushed once a turn, without the GIL, in slices between which the loop polls. Law: mark in the loops, act after
-them. The records and their owners are described in _arena.pxd, _outbox.pxd and _core.pxd.
+them. The records and their owners are described in `core/`: arena, outbox and records.
 """
 
 cimport cython
@@ -16,28 +16,30 @@ from libc.stdlib cimport free, malloc
 
 from starlight.core.arena cimport arena_trim, chunk_t, frame_start, lane_close, vector_free, vector_push, vector_t
 from starlight.core.clock cimport clock_look
-from starlight.core.records cimport (HELD_UP_MS, EPOLL_CLOEXEC, EPOLL_CTL_DEL, N_SHARINGS, TURN_BYTES, apply_flush, budget_bytes,
-                              channel_add, channel_remove, channel_t, check_core, compact, core_t, count_transport, doom,
-                              drop_outbox,
-                              epoll_create1, epoll_ctl, epoll_event, epoll_wait, flush_slice, full_add, full_remove,
-                              carry_out, is_held_up, is_member, is_noted, judge_new, largest_full, limits_t, mark, mark_first,
-                              measure, message_t, note_end, payload_bytes, run_append, run_t, send_one, settle, settle_member,
-                              sweep_begins,
-                              unlist, unsettled_from, verdict, write_once)
+from starlight.core.checks cimport check_core
 from starlight.core.counters cimport core_counters
+from starlight.core.encoding cimport (FRAMING_FRAMES, FRAMING_LINES, MAX_ENCODINGS, N_SHARINGS, affix_t, encoding_t,
+                                      message_t, payload_bytes)
 from starlight.core.flush cimport STAGE_BYTES, flush_one, flusher_t, raise_event
 from starlight.core.histogram cimport clock_us
-from starlight.core.outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, EVENT_EVICT, FORM_FRAMES, FORM_LINES, LIST_EVENTFUL,
-                                LIST_NEWLY_FULL, LIST_TRANSPORTS, N_FORMS, REASON_BUDGET, REASON_DRY_RUN, REASON_NONE, REASON_TIMEOUT,
+from starlight.core.outbox cimport (EVENT_BROKEN, EVENT_CLOSE_SENT, EVENT_EVICT, LIST_EVENTFUL,
+                                LIST_NEWLY_FULL, LIST_TRANSPORTS, REASON_BUDGET, REASON_DRY_RUN, REASON_NONE,
                                 STATE_CLOSED, STATE_CLOSING, STATE_DEAD,
                                 STATE_EVICTED, STATE_OPEN, clear_frames, free_parts, outbox_age_ms, queue_close,
                                 queue_ping, queue_pong, span_t, subscriber_new, subscriber_t,
                                 torn_bytes)
+from starlight.core.membership cimport channel_add, channel_remove
+from starlight.core.memory cimport budget_bytes, compact, largest_full
+from starlight.core.policy cimport (HELD_UP_MS, carry_out, doom, drop_outbox, is_held_up, is_noted, judge_new, note_end,
+                                    sweep_begins, verdict, write_once)
+from starlight.core.records cimport channel_t, core_t, limits_t, member_of, member_t, run_part_t
+from starlight.core.round cimport (EPOLL_CLOEXEC, EPOLL_CTL_DEL, TURN_BYTES, apply_flush, count_transport, epoll_create1,
+                                   epoll_ctl, epoll_event, epoll_wait, flush_slice, full_add, full_remove, measure, unlist)
+from starlight.core.run cimport mark, mark_first, run_append, send_one, settle, settle_one, unsettled_from
 from starlight.core.wire cimport WIRE_BINARY, WIRE_MAX_CONTROL, WIRE_TEXT
 
 import os
 
-from starlight.close_codes import reason as close_reason
 from starlight.errors import WrongThread
 
 cdef extern from *:
@@ -58,8 +60,10 @@ cdef enum:
     COMPACT_ABOVE_BYTES = 16 * 1024 * 1024
     FLUSH_ALL_PART = 8           # of the memory budget: what one turn may append before all of it is flushed, not a slice
 
-FRAMES = FORM_FRAMES
-LINES = FORM_LINES
+FRAMES = FRAMING_FRAMES
+LINES = FRAMING_LINES
+ENCODINGS_LIMIT = MAX_ENCODINGS
+cdef tuple REASONS = (None, "slow", "timeout", "budget")     # why the core evicts, for owners; by REASON_SLOW and so on
 DEBUG_BUILD = bool(STARLIGHT_CHECKS)
 
 
@@ -74,6 +78,8 @@ cdef class Channel:
 
     def __dealloc__(self):
         free(self.c.members)
+        if self.c.slots != self.c.inline_slots:
+            free(self.c.slots)
         if self.core is not None:
             self.core.c.n_channels -= 1
 
@@ -81,13 +87,13 @@ cdef class Channel:
         return self.c.n_members
 
     def __contains__(self, Subscriber subscriber not None):
-        return subscriber.s != NULL and is_member(subscriber.s, &self.c)
+        return subscriber.s != NULL and member_of(subscriber.s, &self.c) != NULL
 
     def join(self, Subscriber subscriber not None):
         """Add a subscriber: it gets what is published from now on. False if it already is a member or not open."""
         self.core.check_thread()
         cdef subscriber_t* sub = subscriber.s
-        if sub == NULL or sub.state != STATE_OPEN or is_member(sub, &self.c):
+        if sub == NULL or sub.state != STATE_OPEN or member_of(sub, &self.c) != NULL:
             return False
         channel_add(&self.core.c, &self.c, sub)
         Py_INCREF(self)
@@ -123,11 +129,6 @@ cdef class Subscriber:
     def is_full(self):
         """Whether the kernel (or the transport) took less than it was given, and has not taken more since."""
         return self.s != NULL and self.s.is_full
-
-    @property
-    def is_over_budget(self):
-        """Whether it was evicted because memory ran out and its outbox was the largest."""
-        return self.s != NULL and self.s.evict_reason == REASON_BUDGET
 
     @property
     def outbox_messages(self):
@@ -176,31 +177,80 @@ cdef list names_of(subscriber_t* sub):
     return [name for _, name in aged]
 
 
-cdef inline bint fill(message_t* m, bytes head, object data, bytes tail, Py_buffer* view) except -1:
-    """Point the message's parts at the caller's memory; True if `view` must be released after use."""
+cdef inline bint fill(message_t* m, object head, object data, object tail, uint8_t codec, uint8_t n_codecs,
+                      Py_buffer* view) except -1:
+    """Point the message's data, and the head and tail of one codec, at the caller's memory; True if `view` must be released
+    after use."""
     cdef bint is_view = type(data) is not bytes
-    m.part[0] = PyBytes_AS_STRING(head)
-    m.size[0] = PyBytes_GET_SIZE(head)
-    m.part[2] = PyBytes_AS_STRING(tail)
-    m.size[2] = PyBytes_GET_SIZE(tail)
+    m.codec_mask = 0
+    if type(head) is bytes and type(tail) is bytes:
+        set_affix(&m.affixes[0], <bytes>head, <bytes>tail)
+    else:
+        set_affix(&m.affixes[0], choose(head, codec, n_codecs), choose(tail, codec, n_codecs))
     if is_view:
         PyObject_GetBuffer(data, view, PyBUF_SIMPLE)
-        m.part[1] = <const char*>view.buf
-        m.size[1] = view.len
+        m.data = <const char*>view.buf
+        m.data_bytes = view.len
     else:
-        m.part[1] = PyBytes_AS_STRING(data)
-        m.size[1] = PyBytes_GET_SIZE(data)
-    if payload_bytes(m) > MAX_MESSAGE_BYTES:
+        m.data = PyBytes_AS_STRING(data)
+        m.data_bytes = PyBytes_GET_SIZE(data)
+    if payload_bytes(m, &m.affixes[0]) > MAX_MESSAGE_BYTES:
         if is_view:
             PyBuffer_Release(view)
-        raise ValueError(f"a message of {payload_bytes(m)} bytes is over the core's limit of {MAX_MESSAGE_BYTES}")
+        raise too_large(m, &m.affixes[0])
     return is_view
+
+
+cdef inline void set_affix(affix_t* affix, bytes head, bytes tail) noexcept:
+    affix.head = PyBytes_AS_STRING(head)
+    affix.head_bytes = PyBytes_GET_SIZE(head)
+    affix.tail = PyBytes_AS_STRING(tail)
+    affix.tail_bytes = PyBytes_GET_SIZE(tail)
+
+
+cdef too_large(message_t* m, affix_t* affix):
+    return ValueError(f"a message of {payload_bytes(m, affix)} bytes is over the core's limit of {MAX_MESSAGE_BYTES}")
+
+
+cdef bytes choose(object parts, uint8_t codec, uint8_t n_codecs):
+    """A codec's head or tail: `parts` itself if it is for all of them. Borrowed from `parts`, which the caller keeps."""
+    if type(parts) is bytes:
+        return parts
+    if type(parts) is not tuple or len(<tuple>parts) != n_codecs:
+        raise TypeError(f"a head or tail: expected bytes, or a tuple of one for each of {n_codecs} codecs")
+    part = (<tuple>parts)[codec]
+    if type(part) is not bytes:
+        raise TypeError(f"a codec's head or tail: expected bytes, got {type(part).__name__}")
+    return part
+
+
+cdef inline int send_as(Core core, Subscriber subscriber, object head, object data, object tail, uint8_t opcode) except -1:
+    """`Core.send`, in a frame of this opcode; 0: its encoding's."""
+    cdef message_t m
+    cdef Py_buffer view
+    cdef encoding_t* encoding
+    cdef int result
+    cdef bint is_view
+    core.check_thread()
+    if subscriber.s == NULL:
+        return 0
+    encoding = &core.c.encodings[subscriber.s.encoding]
+    is_view = fill(&m, head, data, tail, encoding.codec, core.c.n_codecs, &view)
+    result = send_one(&core.c, subscriber.s, &m, opcode if opcode else encoding.opcode)
+    if is_view:
+        PyBuffer_Release(&view)
+    if result < 0:
+        raise MemoryError()
+    return core.after_append()
 
 
 cdef class Core:
     """One node's fan-out: arena, outboxes, flush. Belongs to the thread that calls `bind()`.
 
     Args:
+        encodings: (codec, framing, is_text) of each, by number: whose heads and tails it takes, FRAMES or LINES, and whether
+            its frames are text or binary. Codecs are numbered from 0. By default codec 0 in FRAMES (encoding 0) and in
+            LINES (encoding 1).
         outbox_messages: a subscriber for which more wait than this is over its limits. 256.
         outbox_bytes: likewise in bytes. 1 MiB: 256 messages of 4 KiB.
         evict_after_ms: one that is over a limit is evicted when its sink has taken nothing for so long. 500 ms: longer
@@ -213,8 +263,9 @@ cdef class Core:
             memory budget and the write timeout are. False.
     """
 
-    def __cinit__(self, *, uint32_t outbox_messages=256, uint64_t outbox_bytes=1 << 20, uint32_t evict_after_ms=500,
-                  uint32_t write_timeout_ms=10_000, uint64_t memory_budget_bytes=512 << 20, bint is_dry_run=False):
+    def __cinit__(self, *, encodings=((0, FRAMING_FRAMES, True), (0, FRAMING_LINES, True)), uint32_t outbox_messages=256,
+                  uint64_t outbox_bytes=1 << 20, uint32_t evict_after_ms=500, uint32_t write_timeout_ms=10_000,
+                  uint64_t memory_budget_bytes=512 << 20, bint is_dry_run=False):
         cdef limits_t* limits = &self.c.limits
         limits.outbox_messages = outbox_messages
         limits.outbox_bytes = outbox_bytes
@@ -222,6 +273,8 @@ cdef class Core:
         limits.write_timeout_ms = write_timeout_ms
         limits.memory_budget_bytes = memory_budget_bytes
         limits.is_dry_run = is_dry_run
+        self.c.epoll_fd = -1                             # nothing for __dealloc__ to close, if this fails
+        self.add_encodings(encodings)
         self.c.run.id = 1
         self.c.flusher.stage = <char*>malloc(STAGE_BYTES)
         self.c.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
@@ -236,20 +289,39 @@ cdef class Core:
 
     def __dealloc__(self):
         cdef core_t* c = &self.c
-        cdef int form, sharing
+        cdef int i
         if c.epoll_fd >= 0:
             os_close(c.epoll_fd)
-        for form in range(N_FORMS):
-            for sharing in range(N_SHARINGS):
-                lane_close(&c.arena, &c.lanes[form][sharing])
+        self.close_lanes()
         arena_trim(&c.arena)
         cdef vector_t** lists = [&c.all, &c.marked, &c.flushing, &c.first, &c.full, &c.transports,
                                  &c.flusher.newly_full, &c.flusher.eventful]
-        for form in range(8):
-            vector_free(lists[form])
+        for i in range(8):
+            vector_free(lists[i])
         free(c.flusher.releases.chunks)
         free(c.flusher.releases.counts)
         free(c.flusher.stage)
+
+    cdef int add_encodings(self, encodings) except -1:
+        cdef encoding_t* encoding
+        if not 0 < len(encodings) <= MAX_ENCODINGS:
+            raise ValueError(f"{len(encodings)} encodings: expected 1 to {MAX_ENCODINGS}")
+        for codec, framing, is_text in encodings:
+            if not (0 <= codec < MAX_ENCODINGS and (framing == FRAMING_FRAMES or framing == FRAMING_LINES and is_text)):
+                raise ValueError(f"an encoding of codec {codec}, framing {framing}, is_text {is_text}")
+            encoding = &self.c.encodings[self.c.n_encodings]
+            encoding.codec = codec
+            encoding.framing = framing
+            encoding.opcode = WIRE_TEXT if is_text else WIRE_BINARY
+            self.c.n_encodings += 1
+            self.c.n_codecs = max(self.c.n_codecs, <uint8_t>(encoding.codec + 1))
+        return 0
+
+    cdef void close_lanes(self) noexcept:
+        cdef int i, sharing
+        for i in range(self.c.n_encodings):
+            for sharing in range(N_SHARINGS):
+                lane_close(&self.c.arena, &self.c.encodings[i].lanes[sharing])
 
     cdef int check_thread(self) except -1:
         if PyThread_get_thread_ident() != self.thread_id:
@@ -257,7 +329,7 @@ cdef class Core:
         return 0
 
     cpdef uint64_t now_ms(self) except? 0:
-        """The core's clock in milliseconds: monotonic, and standing still while the process did not run (_clock.pxd)."""
+        """The core's clock in milliseconds: monotonic, and standing still while the process did not run (core/clock.pxd)."""
         cdef uint64_t now_ms = clock_look(&self.clock)
         self.c.flusher.now_ms = <uint32_t>now_ms
         return now_ms
@@ -314,22 +386,24 @@ cdef class Core:
         channel.core = self
         channel.name = name
         channel.c.handle = <void*>channel
+        channel.c.slots = channel.c.inline_slots
         self.c.n_channels += 1
         return channel
 
-    cpdef Subscriber subscriber(self, object owner, int fd, object transport, int form):
+    cpdef Subscriber subscriber(self, object owner, int fd, object transport, int encoding):
         """Attach a connection. `owner` is told of events by `on_close_sent()`, `on_broken()` and
-        `on_evicted(code, messages, n_bytes, oldest_ms)`: what its outbox held then, and the age of the oldest of it.
+        `on_evicted(reason, messages, n_bytes, oldest_ms)`: reason is "slow", "timeout" or "budget"; then what its outbox held,
+        and the age of the oldest of it. The owner answers with `evict()` and the close code of its codec.
 
         fd: a connected non-blocking socket, borrowed until `detach()`; -1: write through `transport` (TLS).
         transport: its asyncio transport. Nothing is sent while it holds unsent bytes; call `writable()` on resume_writing.
-        form: FRAMES or LINES.
+        encoding: its number.
         """
         self.check_thread()
-        if form not in (FORM_FRAMES, FORM_LINES) or (fd < 0 and transport is None):
-            raise ValueError(f"form {form}, fd {fd}, transport {transport!r}")
+        if not 0 <= encoding < self.c.n_encodings or (fd < 0 and transport is None):
+            raise ValueError(f"encoding {encoding}, fd {fd}, transport {transport!r}")
         cdef Subscriber handle = Subscriber.__new__(Subscriber)
-        cdef subscriber_t* sub = subscriber_new(fd, form)
+        cdef subscriber_t* sub = subscriber_new(fd, <uint8_t>encoding, self.c.encodings[encoding].framing == FRAMING_LINES)
         if sub == NULL:
             raise MemoryError()
         sub.index = <int32_t>self.c.all.n
@@ -372,11 +446,8 @@ cdef class Core:
 
     cdef int trim(self) except -1:
         """Nobody is left: give all memory back."""
-        cdef int form, sharing
         settle(&self.c)
-        for form in range(N_FORMS):
-            for sharing in range(N_SHARINGS):
-                lane_close(&self.c.arena, &self.c.lanes[form][sharing])
+        self.close_lanes()
         arena_trim(&self.c.arena)
         return 0
 
@@ -409,10 +480,11 @@ cdef class Core:
 
     # ---- messages
 
-    cpdef uint32_t publish(self, Channel channel, bytes head, object data, bytes tail) except? 0xFFFFFFFF:
+    cpdef uint32_t publish(self, Channel channel, object head, object data, object tail) except? 0xFFFFFFFF:
         """Publish `head + data + tail` to a channel's members; return how many they are.
 
-        data: bytes or any buffer; copied once, never kept. Raises MemoryError if no chunk can be had, WrongThread.
+        head, tail: bytes for all codecs, or a tuple of one for each codec. data: bytes or any buffer; copied once for each
+        encoding that has members, never kept. Raises MemoryError if no chunk can be had, WrongThread.
         """
         cdef message_t m
         cdef Py_buffer view
@@ -421,8 +493,14 @@ cdef class Core:
         self.check_thread()
         if channel.c.n_members == 0:
             return 0
-        is_view = fill(&m, head, data, tail, &view)
-        m.opcode = WIRE_TEXT
+        is_view = fill(&m, head, data, tail, 0, self.c.n_codecs, &view)
+        if type(head) is tuple or type(tail) is tuple:
+            try:
+                self.fill_codecs(&m, head, tail)
+            except BaseException:
+                if is_view:
+                    PyBuffer_Release(&view)
+                raise
         result = run_append(&self.c, &channel.c, &m)
         if is_view:
             PyBuffer_Release(&view)
@@ -431,28 +509,28 @@ cdef class Core:
         self.after_append()
         return channel.c.n_members
 
-    cpdef send(self, Subscriber subscriber, bytes head, object data=b"", bytes tail=b"", bint is_text=True):
+    cdef int fill_codecs(self, message_t* m, object head, object tail) except -1:
+        """Give a message, which has its first affix, those of the other codecs. Borrowed as `choose` says."""
+        cdef uint8_t codec
+        m.codec_mask = 0xFF
+        for codec in range(1, self.c.n_codecs):
+            set_affix(&m.affixes[codec], choose(head, codec, self.c.n_codecs), choose(tail, codec, self.c.n_codecs))
+            if payload_bytes(m, &m.affixes[codec]) > MAX_MESSAGE_BYTES:
+                raise too_large(m, &m.affixes[codec])
+        return 0
+
+    cpdef send(self, Subscriber subscriber, object head, object data=b"", object tail=b""):
         """Send `head + data + tail` to one subscriber, behind all it was to get before. Ignored unless it is open.
 
-        is_text: False for a binary frame (only FRAMES can carry one; the native protocol has none).
+        head, tail: bytes, or a tuple of one for each codec, of which it gets its own.
         """
-        cdef message_t m
-        cdef Py_buffer view
-        cdef int result
-        cdef bint is_view
-        self.check_thread()
-        if subscriber.s == NULL:
-            return
-        is_view = fill(&m, head, data, tail, &view)
-        m.opcode = WIRE_TEXT if is_text else WIRE_BINARY
-        result = send_one(&self.c, subscriber.s, &m)
-        if is_view:
-            PyBuffer_Release(&view)
-        if result < 0:
-            raise MemoryError()
-        self.after_append()
+        send_as(self, subscriber, head, data, tail, 0)
 
-    cpdef send_many(self, object subscribers, bytes head, object data=b"", bytes tail=b""):
+    cpdef echo(self, Subscriber subscriber, object data, bint is_text):
+        """`send()` for the conformance server, which answers a text frame with one, and a binary frame with a binary one."""
+        send_as(self, subscriber, b"", data, b"", WIRE_TEXT if is_text else WIRE_BINARY)
+
+    cpdef send_many(self, object subscribers, object head, object data=b"", object tail=b""):
         """`send()` to each of a few subscribers (the clients of one user)."""
         for subscriber in subscribers:
             self.send(subscriber, head, data, tail)
@@ -495,8 +573,7 @@ cdef class Core:
         cdef subscriber_t* sub = subscriber.s
         if sub == NULL or sub.state >= STATE_CLOSING:
             return
-        if self.c.run.channel != NULL and is_member(sub, self.c.run.channel):
-            settle_member(&self.c, sub)
+        settle_one(&self.c, sub)
         queue_close(sub, code, PyBytes_AS_STRING(reason), PyBytes_GET_SIZE(reason))
         sub.state = STATE_CLOSING
         mark_first(&self.c, sub)
@@ -510,24 +587,27 @@ cdef class Core:
         """
         self.check_thread()
         cdef subscriber_t* sub = subscriber.s
-        cdef run_t* run = &self.c.run
+        cdef member_t* member
+        cdef run_part_t* part
         cdef uint32_t first, n_messages, oldest_ms
         cdef uint64_t n_bytes
-        cdef chunk_t* chunk
         if sub == NULL:
             return 0, 0, 0
         if sub.end_messages:
             return sub.end_messages, sub.end_bytes, sub.end_oldest_ms
         self.now_ms()
         n_messages, n_bytes, oldest_ms = sub.out_messages, sub.out_bytes, outbox_age_ms(sub, self.c.flusher.now_ms)
-        chunk = run.chunk[sub.form]
-        if sub.state == STATE_OPEN and run.channel != NULL and chunk != NULL and is_member(sub, run.channel):
-            first = unsettled_from(run, sub)
-            if first < run.end[sub.form]:
-                n_messages += run.end[sub.form] - first
-                n_bytes += chunk.frames[run.end[sub.form] - 1].end - frame_start(chunk, first)
+        member = NULL
+        if sub.state == STATE_OPEN and self.c.run.channel != NULL:
+            member = member_of(sub, self.c.run.channel)
+        if member != NULL:
+            part = &self.c.run.parts[member.slot]
+            first = unsettled_from(&self.c.run, member)
+            if first < part.end:
+                n_messages += part.end - first
+                n_bytes += part.chunk.frames[part.end - 1].end - frame_start(part.chunk, first)
                 if sub.out_messages == 0:
-                    oldest_ms = self.c.flusher.now_ms - chunk.frames[first].appended_ms
+                    oldest_ms = self.c.flusher.now_ms - part.chunk.frames[first].appended_ms
         return n_messages, n_bytes, oldest_ms
 
     cpdef evict(self, Subscriber subscriber, int code, bytes reason=b""):
@@ -536,8 +616,7 @@ cdef class Core:
         cdef subscriber_t* sub = subscriber.s
         if sub == NULL or sub.state >= STATE_EVICTED:
             return
-        if self.c.run.channel != NULL and is_member(sub, self.c.run.channel):
-            settle_member(&self.c, sub)
+        settle_one(&self.c, sub)
         if sub.evict_reason == REASON_NONE:              # else `doom` has done it
             note_end(&self.c, sub)
         if sub.state == STATE_OPEN:
@@ -734,7 +813,6 @@ cdef class Core:
         return 0
 
     cdef int act_on(self, Subscriber subscriber, uint8_t events) except -1:
-        cdef int code = 0
         cdef subscriber_t* sub = subscriber.s
         owner = subscriber.owner
         if events & EVENT_BROKEN:
@@ -748,9 +826,10 @@ cdef class Core:
         if sub.state > STATE_CLOSING:                    # it went another way since it was doomed
             return 0
         self.c.totals.evicted[sub.evict_reason] += 1
-        code = 4009 if sub.evict_reason == REASON_TIMEOUT else 4008
-        self.evict(subscriber, code, close_reason(code).encode())
-        owner.on_evicted(code, sub.end_messages, sub.end_bytes, sub.end_oldest_ms)
+        try:
+            owner.on_evicted(REASONS[sub.evict_reason], sub.end_messages, sub.end_bytes, sub.end_oldest_ms)
+        finally:
+            self.evict(subscriber, 0)                    # it goes all the same if its owner failed to close it
         return 0
 
     cdef int drop(self, subscriber_t* sub) except -1:

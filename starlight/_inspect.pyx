@@ -6,7 +6,8 @@ that may be long (`split`) take a list, which the caller cuts.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
-from starlight.core.records cimport budget_bytes, channel_t, core_t
+from starlight.core.memory cimport budget_bytes
+from starlight.core.records cimport channel_t, core_t
 from starlight._fanout cimport Channel, Core, Subscriber
 from starlight.core.histogram cimport HISTOGRAM_BUCKETS, histogram_t
 from starlight.core.outbox cimport STATE_EVICTED, subscriber_t
@@ -38,6 +39,13 @@ def owners(Core core not None, uint32_t start, uint32_t end):
 def subscribers(Core core not None):
     """How many there are."""
     return core.c.all.n
+
+
+def encoding_counts(Core core not None):
+    """(publications, bytes) that were written in each encoding so far, by its number."""
+    core.check_thread()
+    cdef uint32_t i
+    return [(core.c.encodings[i].n_publications, core.c.encodings[i].n_bytes) for i in range(core.c.n_encodings)]
 
 
 def split(list subscribers not None):

@@ -16,7 +16,6 @@ __all__ = [
     "ErrorCode",
     "Policy",
     "check_close",
-    "drain_reason",
     "error_name",
     "reason",
     "reconnect_policy",
@@ -163,11 +162,6 @@ def check_close(code: object, close_reason: object) -> None:
 
 _NOT_OURS: Final = frozenset((1010, 1014))
 """1010 is a client's that misses an extension, 1014 a gateway's."""
-
-
-def drain_reason(retry_ms: int) -> str:
-    """The reason of a 1001 while the node drains: when the client may come back, in milliseconds."""
-    return f"drain;retry={int(retry_ms)}"
 
 
 def reconnect_policy(code: int) -> Policy:

@@ -10,7 +10,6 @@ from starlight import close_codes
 from starlight.close_codes import (
     CLOSE_CODES,
     ErrorCode,
-    drain_reason,
     error_name,
     reason,
     reconnect_policy,
@@ -39,8 +38,6 @@ def test_reasons_are_short_ascii(code: int) -> None:
 def test_reasons() -> None:
     assert reason(4008) == "slow consumer"
     assert reason(4999) == ""
-    assert drain_reason(1500) == "drain;retry=1500"
-    assert len(drain_reason(2**63)) <= close_codes.REASON_LIMIT_BYTES
 
 
 @pytest.mark.parametrize("code", [1001, 1006, 1011, 1012, 1013, 4015, 4016])

@@ -50,7 +50,7 @@ def test_everything_is_a_starlight_error() -> None:
 def test_close_connection_takes_its_reason_from_the_table() -> None:
     assert CloseConnection(4501).reason == "bad request"
     assert CloseConnection(4501, "").reason == ""
-    assert str(CloseConnection(1001, close_codes.drain_reason(500))) == "1001 drain;retry=500"
+    assert str(CloseConnection(1001, "drain;retry=500")) == "1001 drain;retry=500"
     assert str(CloseConnection(1000)) == "1000"
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from starlight.protocols.native import pushes
+from starlight.protocols.base import Codecs
 
 if TYPE_CHECKING:
     from starlight._fanout import Core
@@ -35,6 +35,7 @@ class Announcements:
 
     Args:
         core: the write path.
+        codecs: what the node speaks.
         clock: monotonic seconds.
         later: calls a function after so many seconds; by default the running loop does.
     """
@@ -42,10 +43,12 @@ class Announcements:
     def __init__(
         self,
         core: Core,
+        codecs: Codecs,
         clock: Callable[[], float],
         later: Callable[[float, Callable[[], None]], object] | None = None,
     ) -> None:
         self._publish = core.publish
+        self._codecs = codecs
         self._clock = clock
         self._later = later or _later
         self._ticks: dict[ChannelRecord, dict[str, int]] = {}  # when who has left, by channel and user; no empty ones
@@ -55,7 +58,7 @@ class Announcements:
     def enter(self, record: ChannelRecord, user: str, *, is_new: bool) -> None:
         """A client joins, who isn't a member so far. is_new: no client of the user is here, and none is leaving."""
         if is_new:
-            self._publish(record.members, pushes.joined(record.name, user), b"", b"")
+            self._tell_joined(record, user)
         elif user in self._ticks.get(record, ()):
             self._forget(record, user)
 
@@ -91,10 +94,15 @@ class Announcements:
         if not leaving:
             del self._leaving[tick]
 
+    def _tell_joined(self, record: ChannelRecord, user: str) -> None:
+        message = self._codecs.of_each(lambda codec: codec.joined(record.name, user))
+        self._publish(record.members, message, b"", b"")
+
     def _tell_left(self, record: ChannelRecord, user: str) -> None:
         assert record.presence is not None
         record.presence.drop(user)
-        self._publish(record.members, pushes.left(record.name, user), b"", b"")
+        message = self._codecs.of_each(lambda codec: codec.left(record.name, user))
+        self._publish(record.members, message, b"", b"")
 
     def _set_timer(self, seconds: float) -> None:
         if not self._has_timer:

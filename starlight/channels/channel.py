@@ -5,6 +5,7 @@ Who is a member is kept in the core alone (`members`); `presence` counts the sam
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from starlight.channels.presence import Presence
@@ -12,6 +13,7 @@ from starlight.channels.presence import Presence
 if TYPE_CHECKING:
     from starlight._fanout import Channel
     from starlight.channels.options import ChannelOptions
+    from starlight.errors import RequestError
 
 __all__ = ["ChannelRecord"]
 
@@ -27,9 +29,12 @@ class ChannelRecord:
     Attributes:
         presence: its users; None where neither presence nor announcements are wanted.
         is_held: whether it is kept without members, too.
+        clients: members of which the hub was not told yet that they are none: the core drops an evicted one before.
+        joining: clients that join it as soon as all their channels are followed.
+        opening: those to call with None when the broker follows it, or with why it refuses; None once it has answered.
     """
 
-    __slots__ = ("is_held", "members", "name", "options", "presence")
+    __slots__ = ("clients", "is_held", "joining", "members", "name", "opening", "options", "presence")
 
     def __init__(self, name: str, members: Channel, options: ChannelOptions) -> None:
         self.name = name
@@ -37,6 +42,9 @@ class ChannelRecord:
         self.options = options
         self.presence = Presence() if wants_users(options) else None
         self.is_held = False
+        self.clients = 0
+        self.joining = 0
+        self.opening: list[Callable[[RequestError | None], None]] | None = None
 
     @property
     def listed(self) -> Presence | None:
@@ -45,8 +53,8 @@ class ChannelRecord:
 
     @property
     def is_needed(self) -> bool:
-        """Whether the hub keeps it: it has members, or something else holds it."""
-        return len(self.members) > 0 or self.is_held
+        """Whether the hub keeps it: it has members, or is about to, or something else holds it."""
+        return self.clients > 0 or self.joining > 0 or self.is_held
 
 
 def wants_users(options: ChannelOptions) -> bool:

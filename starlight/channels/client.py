@@ -12,11 +12,14 @@ from orjson import dumps
 
 from starlight import close_codes
 from starlight.auth.login import LoginState
+from starlight.brokers.base import Sender
 from starlight.ends import APPLICATION, Cause
 
 if TYPE_CHECKING:
     from starlight._fanout import Subscriber
     from starlight.channels.hub import Hub
+    from starlight.channels.under_way import UnderWay
+    from starlight.protocols.base import Codec
 
 __all__ = ["Client", "ClientConnection"]
 
@@ -28,6 +31,7 @@ class ClientConnection(Protocol):
         subscriber: the core's record of it.
         peername: the other end's address; None if the socket has none.
         subprotocol: the one that was negotiated.
+        codec: of what it says and is told.
         is_open: False once it is closing or closed.
         client: the one that has logged in with it, while it is in the hub; None before and after.
     """
@@ -38,6 +42,8 @@ class ClientConnection(Protocol):
     def peername(self) -> tuple[Any, ...] | None: ...
     @property
     def subprotocol(self) -> str: ...
+    @property
+    def codec(self) -> Codec: ...
     @property
     def is_open(self) -> bool: ...
     @property
@@ -70,7 +76,7 @@ class ClientConnection(Protocol):
         """It is logged in, and welcomed; from now on it has this client."""
 
 
-class Client:
+class Client(Sender):
     """A logged-in connection, as the hub and the handlers see it.
 
     Attributes:
@@ -79,41 +85,40 @@ class Client:
         login: what auth keeps of it.
         connection: the connection behind it; `connection.peername` is its address.
         subscriber: the core's record of it.
+        codec: of what it says and is told.
         is_connected: True from the welcome until it is gone.
+        under_way: what it has asked of a broker that has not answered yet; None most of the time.
         last_error: the code of the last error reply it got; None if it got none.
         is_busy: a handler of it (or `on_connect`) is under way, which `on_disconnect` comes behind.
-        heads: of its publications, by channel, and of its broadcasts, under ""; made at first use.
-        direct_head: of its directs; b"" until first used.
     """
 
     __slots__ = (
         "_data",
         "_hub",
+        "codec",
         "connection",
-        "direct_head",
-        "heads",
-        "id",
         "is_busy",
         "is_connected",
         "last_error",
         "login",
         "subscriber",
-        "user",
+        "under_way",
     )
 
+    user: str  # a client always has one
+
     def __init__(self, hub: Hub, connection: ClientConnection, login: LoginState, id: str) -> None:
+        super().__init__(id, login.user)
         self._hub = hub
-        self.id = id
-        self.user = login.user
         self.login = login
         self.connection = connection
         self.subscriber: Subscriber = connection.subscriber
+        self.codec: Codec = connection.codec
         self.is_connected = False
+        self.under_way: UnderWay | None = None
         self.last_error: int | None = None
         self.is_busy = False
         self._data: dict[str, Any] | None = None
-        self.direct_head = b""
-        self.heads: dict[str, bytes] = {}
 
     @property
     def data(self) -> dict[str, Any]:

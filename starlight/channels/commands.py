@@ -1,9 +1,9 @@
 """What clients ask for: from a message to its effect and its reply; refusals, and what asking costs.
 
 The way of a command: `receive` decodes it, finds its method by its class in one dict, executes it and sends the reply
-through the core. Everything is synchronous and on the loop's thread, so a command is complete before the next begins;
-only an application's async handler makes `receive` return an awaitable, and then the connection holds back what
-that client sent later.
+through the core. Everything is synchronous and on the loop's thread, so a command is complete before the next begins.
+only an application's async handler makes `receive` return an awaitable, and then the connection holds back what that
+client sent later. `later` has what changes with a broker that answers later.
 
 The law: each method sends its own reply or raises `RequestError`, and a command that is refused has done nothing.
 """
@@ -21,20 +21,18 @@ from starlight import close_codes
 from starlight.auth.dry_run import DryRun
 from starlight.auth.identity import Action, Identity, Permissions
 from starlight.auth.limits import CatchUp, Faults, Meter
+from starlight.brokers.base import Broker
 from starlight.channels.handlers import FAILURES, Handlers
-from starlight.channels.presence import Presence
 from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, RequestError
-from starlight.protocols.native import commands, pushes, replies
-from starlight.protocols.native.commands import decode
-from starlight.protocols.native.pushes import TAIL
+from starlight.protocols.native import commands
 from starlight.stepping import begin
 
 if TYPE_CHECKING:
     from starlight._fanout import Core
+    from starlight.channels.channel import ChannelRecord
     from starlight.channels.client import Client
     from starlight.channels.hub import Hub
-    from starlight.channels.options import ChannelOptions
 
 __all__ = ["Commands"]
 
@@ -43,10 +41,6 @@ log = logging.getLogger(__name__)
 _FAULTS: Final = frozenset(
     (ErrorCode.UNAUTHORIZED, ErrorCode.PERMISSION_DENIED, ErrorCode.UNKNOWN_TYPE, ErrorCode.BAD_REQUEST)
 )
-
-_HEADS_LIMIT: Final = 32
-"""Publication heads a client keeps (about 150 bytes each). Whoever publishes to more channels in turn pays half a
-microsecond for building a head anew."""
 
 
 _Rest = Awaitable[None] | None
@@ -62,6 +56,7 @@ class Commands:
     Args:
         hub: the registry; it makes this.
         core: the write path.
+        broker: carries what is published and sent, and answers at once.
         handlers: the application's.
         permissions: what a client may do; None: everything.
         dry_run: limits that are not enforced.
@@ -77,6 +72,7 @@ class Commands:
         hub: Hub,
         core: Core,
         *,
+        broker: Broker,
         handlers: Handlers,
         permissions: Permissions | None,
         dry_run: DryRun,
@@ -85,13 +81,13 @@ class Commands:
     ) -> None:
         self.permissions = permissions
         self._hub = hub
-        self._users = hub.users
         self._channels = hub.channels
         self._counts = hub.counts
-        self._send_to = hub.send_to
-        self._core_publish = core.publish
         self._core_send = core.send
-        self._everyone = core.everyone
+        self._broker_publish: Callable[..., Any] = broker.publish
+        self._broker_direct: Callable[..., Any] = broker.direct
+        self._broker_broadcast: Callable[..., Any] = broker.broadcast
+        self._broker_present: Callable[..., Any] = broker.present
         self._handlers = handlers
         self._dry_run = dry_run
         self._catch_up = catch_up
@@ -113,17 +109,14 @@ class Commands:
     def receive(self, client: Client, message: bytes) -> Awaitable[None] | None:
         """Execute one message of a client and send its reply, if it wants one.
 
-        Returns None when all is done, or an awaitable if an async handler has it now; later messages of this client
-        must wait for that. Raises `CloseConnection` (also out of the awaitable) when the connection has to end.
+        Returns None when the next one may come, or an awaitable if an async handler has it now or it waits for a
+        broker; later messages of this client must wait for that. Raises `CloseConnection` (also out of the awaitable)
+        when the connection has to end.
         """
-        meter = client.login.meter
-        if meter is not None:
-            now_s = self._catch_up.look()
-            if not meter.take(now_s, self._catch_up.since_s) and not self._let_through(client, meter, now_s):
-                self._throttle(client, meter, message, now_s)
-                return None
+        if client.login.meter is not None and not self._charge(client, message):
+            return None
         try:
-            command = decode(message)
+            command = client.codec.decode(message)
         except RequestError as error:
             self._refuse(client, error.id, error)
             return None
@@ -171,85 +164,101 @@ class Commands:
         name = command.channel
         if self.permissions is not None:
             self._require(client, "publish", name)
-        subscribers = 0
-        record = self._channels.get(name)
-        if record is not None:
-            head = client.heads.get(name) or self._new_head(client, name)
-            subscribers = self._core_publish(record.members, head, command.data, TAIL)
-        elif len(name) > self._hub.name_limit_bytes:
+        subscribers = self._broker_publish(name, client, command.data)
+        if not subscribers and len(name) > self._hub.name_limit_bytes:
             raise self._too_long()
-        if not subscribers:
-            self._counts.unheard += 1
         if command.id is not None:
-            self._core_send(client.subscriber, replies.ok_publish(command.id, subscribers))
-
-    def _new_head(self, client: Client, name: str) -> bytes:
-        heads = client.heads
-        if len(heads) >= _HEADS_LIMIT:
-            heads.clear()
-        head = heads[name] = pushes.publication_head(name, client.user)
-        return head
+            self._core_send(client.subscriber, client.codec.ok_publish(command.id, subscribers))
 
     def _direct(self, client: Client, command: commands.SendDirect) -> None:
         user = command.to
         if self.permissions is not None:
             self._require(client, "direct", user)
-        clients = self._users.get(user)
-        if clients is None:
-            raise RequestError(ErrorCode.NOT_CONNECTED, "no client of that user is connected")
-        head = client.direct_head
-        if not head:
-            head = client.direct_head = pushes.direct_head(client.user)
-        reached = self._send_to(clients, head, command.data)
+        reached = self._broker_direct(user, client, command.data)
         if command.id is not None:
-            self._core_send(client.subscriber, replies.ok_count(command.id, reached))
+            self._core_send(client.subscriber, client.codec.ok_count(command.id, reached))
 
     def _broadcast(self, client: Client, command: commands.SendBroadcast) -> None:
         if self.permissions is not None:
             self._require(client, "broadcast", "")
-        # "" is no channel name, so the head of broadcasts has its place among the heads of publications
-        head = client.heads.get("")
-        if head is None:
-            head = client.heads[""] = pushes.broadcast_head(client.user)
-        reached = self._core_publish(self._everyone, head, command.data, TAIL)
+        reached = self._broker_broadcast(client, command.data)
         if command.id is not None:
-            self._core_send(client.subscriber, replies.ok_count(command.id, reached))
+            self._core_send(client.subscriber, client.codec.ok_count(command.id, reached))
 
-    def _join(self, client: Client, command: commands.Join) -> None:
+    def _join(self, client: Client, command: commands.Join) -> Awaitable[None] | None:
         if command.channels is not None:
-            self._join_several(client, command.id, command.channels)
-            return
+            return self._join_several(client, command.id, command.channels)
         name = command.channel
         assert name is not None  # the decoder has seen to it
         self._check_join(client, name, client.n_channels)
-        if command.id is not None:
-            self._core_send(client.subscriber, replies.ok_join(command.id, name))
-        self._hub.enter(client, name)
+        record = self._hub.open(name)
+        return self._enter_when_open(client, [record], partial(self._enter, client, command.id, record))
 
-    def _join_several(self, client: Client, id: int | str | None, items: Sequence[commands.JoinItem]) -> None:
-        """Each channel is judged as if it came alone, behind those before it. Their publications follow the one reply.
+    def _enter(
+        self, client: Client, id: int | str | None, record: ChannelRecord, refused: dict[str, RequestError]
+    ) -> None:
+        """Make a client a member, behind the reply that says so; or say why not."""
+        if refused:
+            self._refuse(client, id, refused[record.name])
+            return
+        if id is not None:
+            self._core_send(client.subscriber, client.codec.ok_join(id, record.name))
+        self._hub.enter(client, record)
+
+    def _join_several(
+        self, client: Client, id: int | str | None, items: Sequence[commands.JoinItem]
+    ) -> Awaitable[None] | None:
+        """Each channel is judged as if it came alone, behind those before it; their publications follow the reply."""
+        entering: dict[str, ChannelRecord] = {}
+        outcomes = [(item.channel, self._try_join(client, item, entering)) for item in items]
+        enter = partial(self._enter_several, client, id, outcomes, entering)
+        return self._enter_when_open(client, list(entering.values()), enter)
+
+    def _enter_several(
+        self,
+        client: Client,
+        id: int | str | None,
+        outcomes: Sequence[tuple[str, RequestError | None]],
+        entering: dict[str, ChannelRecord],
+        refused: dict[str, RequestError],
+    ) -> None:
+        """Make a client a member of the channels that took it, behind the one reply, which has an outcome for each.
 
         However many of them are refused, that is one fault of the message: a client that comes back and may no longer
         join what it had would be ended for good (4509) otherwise.
         """
-        entering: dict[str, None] = {}
-        outcomes = [(item.channel, self._try_join(client, item, entering)) for item in items]
-        if not client.is_connected:
-            return  # the authorize hook has ended it
+        records = [record for name, record in entering.items() if name not in refused]
+        if not client.is_connected:  # the authorize hook has ended it
+            for record in records:
+                self._hub.release(record)
+            return
+        if refused:
+            outcomes = [(name, error or refused.get(name)) for name, error in outcomes]
         errors = [error for _, error in outcomes if error is not None]
         for error in errors:
-            self._counts.errors.add(error.code)
-            client.last_error = error.code
+            message = self._error(client, None, error)
             if id is None:
-                self._core_send(client.subscriber, replies.error(None, error.code, error.message))
+                self._core_send(client.subscriber, message)
         if id is not None:
-            self._core_send(client.subscriber, replies.ok_joins(id, outcomes))
-        for name in entering:
-            self._hub.enter(client, name)
+            self._core_send(client.subscriber, client.codec.ok_joins(id, outcomes))
+        for record in records:
+            self._hub.enter(client, record)
         if any(error.code in _FAULTS for error in errors):
             self._count_fault(client)
 
-    def _try_join(self, client: Client, item: commands.JoinItem, entering: dict[str, None]) -> RequestError | None:
+    def _enter_when_open(
+        self, client: Client, records: Sequence[ChannelRecord], enter: Callable[[dict[str, RequestError]], None]
+    ) -> Awaitable[None] | None:
+        """Have a client enter channels as soon as all of them are followed: at once, but for `LaterCommands`.
+
+        enter: is given why each channel that it may not enter after all was refused.
+        """
+        enter({})
+        return None
+
+    def _try_join(
+        self, client: Client, item: commands.JoinItem, entering: dict[str, ChannelRecord]
+    ) -> RequestError | None:
         """Why a client may not join a channel, or None, and then the channel is added to those that it enters."""
         name = item.channel
         try:
@@ -261,9 +270,9 @@ class Commands:
             if name in entering:
                 raise RequestError(ErrorCode.ALREADY_JOINED, "already joined")
             self._check_join(client, name, client.n_channels + len(entering))
+            entering[name] = self._hub.open(name)
         except RequestError as error:
             return error
-        entering[name] = None
         return None
 
     def _check_join(self, client: Client, name: str, joined: int) -> None:
@@ -277,27 +286,31 @@ class Commands:
             raise RequestError(ErrorCode.LIMIT_EXCEEDED, f"a client may join {self._hub.channels_limit} channels")
         if len(name) > self._hub.name_limit_bytes:
             raise self._too_long()
-        if record is not None and 0 < record.options.clients_limit <= len(record.members):
+        if record is not None and 0 < record.options.clients_limit <= len(record.members) + record.joining:
             raise RequestError(ErrorCode.LIMIT_EXCEEDED, "the channel is full")
 
     def _leave(self, client: Client, command: commands.Leave) -> None:
         self._hub.leave(client, command.channel)
         if command.id is not None:
-            self._core_send(client.subscriber, replies.ok_id(command.id))
+            self._core_send(client.subscriber, client.codec.ok_id(command.id))
 
     def _presence(self, client: Client, command: commands.AskPresence) -> None:
         assert command.id is not None  # the decoder has seen to it
         if self.permissions is not None:
             self._require(client, "presence", command.channel)
-        record = self._channels.get(command.channel)
-        listed = record.listed if record is not None else _nobody_in(self._hub.options.of(command.channel))
-        if listed is None:
+        self._check_presence(command.channel)
+        present = self._broker_present(command.channel, command.limit)
+        self._core_send(client.subscriber, client.codec.ok_presence(command.id, present.users, present.clients))
+
+    def _check_presence(self, name: str) -> None:
+        """Raise `RequestError` 108 where a channel's users are not shown."""
+        record = self._channels.get(name)
+        options = record.options if record is not None else self._hub.options.of(name)
+        if not options.presence:
             raise RequestError(ErrorCode.NOT_AVAILABLE, "presence: not available in this channel")
-        clients = len(record.members) if record is not None else 0
-        self._core_send(client.subscriber, replies.ok_presence(command.id, listed.users(command.limit), clients))
 
     def _ping(self, client: Client, command: commands.Ping) -> None:
-        self._core_send(client.subscriber, replies.pong(command.id))
+        self._core_send(client.subscriber, client.codec.pong(command.id))
 
     def _login_again(self, client: Client, command: commands.Login) -> None:
         raise CloseConnection(close_codes.BAD_REQUEST, cause="protocol", detail="it logged in twice")
@@ -317,7 +330,7 @@ class Commands:
         self._hub.logins.renew(client, identity)
         if id is not None:
             login = client.login
-            self._core_send(client.subscriber, replies.ok(id, expires=login.expires, session=login.session))
+            self._core_send(client.subscriber, client.codec.ok(id, expires=login.expires, session=login.session))
         permissions = self.permissions
         if permissions is not None and not all(self.allows(client, "join", name) for name in client.channels):
             raise CloseConnection(close_codes.RECONNECT, cause="permissions", detail="its new token lacks a channel")
@@ -335,7 +348,7 @@ class Commands:
         if id is None:
             return
         try:
-            reply = replies.ok_data(id, result)
+            reply = client.codec.ok_data(id, result)
         except TypeError:
             log.exception("handler %s returned what JSON cannot express", name)
             raise RequestError(ErrorCode.INTERNAL, "internal error") from None
@@ -362,11 +375,18 @@ class Commands:
 
     def _refuse(self, client: Client, id: int | str | None, error: RequestError) -> None:
         """Send an error reply. Raises `CloseConnection` (4509) after one fault too many."""
-        self._counts.errors.add(error.code)
-        client.last_error = error.code
-        self._core_send(client.subscriber, replies.error(id, error.code, error.message))
+        self._reply(client, self._error(client, id, error))
         if error.code in _FAULTS:
             self._count_fault(client)
+
+    def _reply(self, client: Client, message: bytes) -> None:
+        self._core_send(client.subscriber, message)
+
+    def _error(self, client: Client, id: int | str | None, error: RequestError) -> bytes:
+        """Count an error of a client; its reply."""
+        self._counts.errors.add(error.code)
+        client.last_error = error.code
+        return client.codec.error(id, error.code, error.message)
 
     def _count_fault(self, client: Client) -> None:
         """Raises `CloseConnection` (4509) for one too many."""
@@ -387,13 +407,22 @@ class Commands:
             self._dry_run.note("rates", user=client.user, peername=client.connection.peername)
         return True
 
+    def _charge(self, client: Client, message: bytes) -> bool:
+        """Charge a message of a client, if it has a meter. False: it is one too many, and was refused."""
+        meter = client.login.meter
+        if meter is None:
+            return True
+        now_s = self._catch_up.look()
+        if meter.take(now_s, self._catch_up.since_s) or self._let_through(client, meter, now_s):
+            return True
+        self._throttle(client, meter, message, now_s)
+        return False
+
     def _throttle(self, client: Client, meter: Meter, message: bytes, now_s: float) -> None:
         """Refuse a message that comes too soon; only its id is looked for."""
         self._slow_down(client, meter, now_s)
-        self._counts.errors.add(ErrorCode.TOO_MANY_REQUESTS)
-        client.last_error = ErrorCode.TOO_MANY_REQUESTS.value
-        reply = replies.error(commands.read_id(message), ErrorCode.TOO_MANY_REQUESTS, "too many requests")
-        self._core_send(client.subscriber, reply)
+        error = RequestError(ErrorCode.TOO_MANY_REQUESTS, "too many requests")
+        self._reply(client, self._error(client, client.codec.read_id(message), error))
 
     def _slow_down(self, client: Client, meter: Meter, now_s: float) -> None:
         """Count a refusal: after many read nothing for a moment, and in the end raise `CloseConnection` (4013)."""
@@ -402,11 +431,6 @@ class Commands:
             raise CloseConnection(close_codes.TOO_MANY_REQUESTS, cause="rate")
         if pause_s > 0:
             client.connection.pause_reading(pause_s)
-
-
-def _nobody_in(options: ChannelOptions) -> Presence | None:
-    """Who may be listed of a channel that isn't there."""
-    return Presence() if options.presence else None
 
 
 def _parse(data: Any) -> Any:

@@ -5,9 +5,9 @@ handler ends a connection, except one that says so (`CloseConnection`) and excep
 failed must not let anybody in.
 
 A handler is a function, a coroutine function, or (`thread=True`) a function that runs in a pool of threads, which
-users share fairly (`fair_threads`). A call returns either the result or an awaitable of it; the hub hands awaitables on
-to the connection, which holds back later messages until they are done. Nothing here does I/O; asyncio is used for tasks
-that nobody awaits.
+users share fairly (`handler_threads`). A call returns either the result or an awaitable of it; the hub hands awaitables
+on to the connection, which holds back later messages until they are done. Nothing here does I/O; asyncio is used for
+tasks that nobody awaits.
 
 What holds the loop is logged by name: a function that takes long, and each step of a coroutine that does, which is what
 it does from one await to the next.
@@ -23,12 +23,14 @@ from inspect import iscoroutinefunction
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
+from orjson import dumps
+
 from starlight import close_codes
 from starlight.auth.login import read_login
-from starlight.channels.fair_threads import THREADS, FairThreads
+from starlight.channels.handler_threads import THREADS, HandlerThreads
 from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, LoginRefused, RequestError
-from starlight.protocols.native import commands, replies
+from starlight.protocols.native import commands
 from starlight.stepping import Begun, begin, settled
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ class Handler:
         self,
         function: Callable[..., Any],
         clock_ns: Callable[[], int],
-        pool: FairThreads | None = None,
+        pool: HandlerThreads | None = None,
         advice: str = _HOOK_ADVICE,
     ) -> None:
         self._advice = advice
@@ -232,7 +234,7 @@ class Handlers:
     ) -> None:
         self._clock_ns = clock_ns
         self._disconnect_timeout_s = disconnect_timeout_s
-        self._pool = FairThreads(threads)
+        self._pool = HandlerThreads(threads)
         self._by_type: dict[str, Handler] = {}
         self._login: list[Handler] = []
         self._connect: list[Handler] = []
@@ -414,7 +416,7 @@ def is_our_end(error: BaseException) -> bool:
 def _is_sendable(error: RequestError) -> bool:
     """Whether an application's error can be told: JSON may not express its code or message."""
     try:
-        replies.error(error.id, error.code, error.message)
+        dumps((error.id, int(error.code), error.message))
     except (TypeError, ValueError):
         return False
     return isinstance(error.message, str)

@@ -10,10 +10,12 @@ What clients ask for is executed in `commands`; a connection comes in by `login`
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator
+from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from starlight import close_codes
 from starlight._inspect import members
@@ -23,11 +25,15 @@ from starlight.auth.limits import CatchUp, Limits
 from starlight.auth.login import CHECK_TIMEOUT_S, REVOKED_S, Logins, LoginState
 from starlight.auth.session_tokens import Sessions
 from starlight.auth.user_room import UserRoom
+from starlight.brokers.base import Broker, Later, RevokedKind, Sender
+from starlight.brokers.memory import MemoryBroker
 from starlight.channels.announcements import Announcements
 from starlight.channels.channel import ChannelRecord, wants_users
 from starlight.channels.client import Client, ClientConnection
 from starlight.channels.commands import Commands
+from starlight.channels.delivery import Delivery
 from starlight.channels.handlers import Handlers
+from starlight.channels.later import LaterCommands
 from starlight.channels.options import OptionsByPattern
 from starlight.channels.presence import Presence
 from starlight.close_codes import ErrorCode
@@ -36,9 +42,9 @@ from starlight.config.settings import Settings
 from starlight.counts import CodeCounts
 from starlight.ends import Cause, Ends
 from starlight.errors import CloseConnection, RequestError
-from starlight.protocols.native import commands, pushes, replies
-from starlight.protocols.native.commands import decode
-from starlight.protocols.native.pushes import TAIL
+from starlight.protocols.base import ClientLimits, Codec, Codecs
+from starlight.protocols.native import commands
+from starlight.protocols.spoken import SPOKEN
 from starlight.stepping import begin
 
 if TYPE_CHECKING:
@@ -46,10 +52,12 @@ if TYPE_CHECKING:
 
 __all__ = ["CHANNELS_LIMIT", "Hub", "HubCounts"]
 
+log = logging.getLogger(__name__)
+
 CHANNELS_LIMIT: Final = 1_000
 """Channels one client may have joined; people use tens of channels, programs that want all messages rarely hundreds.
-A membership takes about 120 bytes here and in the core together. With the channel, if nobody else is in it, it takes
-470 where the name has 30 characters and 710 where it has 255; so one client can make the node hold 0.7 MB, not more."""
+A membership takes about 90 bytes here and in the core together. With the channel, if nobody else is in it, it takes
+380 where the name has 30 characters and 610 where it has 255; so one client can make the node hold 0.6 MB, not more."""
 
 BY_APPLICATION: Final = "by the application"
 EXPIRED: Final = Cause("expired")
@@ -78,10 +86,12 @@ class Hub:
 
     Args:
         core: the write path; the hub calls it from the thread that bound it.
+        codecs: what the node speaks, those of the core's encodings; by default the native protocol.
         handlers: the application's; none by default.
         authenticator: who a login is; by default it is believed.
         permissions: what a client may do; everything by default.
         permit: makes them anew of changed settings; None: they stay.
+        broker: carries to other nodes what their clients are to get; by default there are none.
         node: a name of this run of the node, for `welcome` and for client ids.
         ping_interval_s: told in `welcome`.
         pong_timeout_s: told in `welcome`.
@@ -102,7 +112,8 @@ class Hub:
     Attributes:
         commands: executes what clients send.
         users: clients by user, in the order of their logins. Of all attributes only the hub itself changes anything.
-        channels: those that are needed, by name.
+        channels: those that are needed, by name; each is followed by the broker, or about to be.
+        broker: in use.
         logins: how long a login holds, and what was revoked.
         counts: totals.
         authenticator, options, channels_limit, name_limit_bytes: as in force.
@@ -112,10 +123,12 @@ class Hub:
         self,
         core: Core,
         *,
+        codecs: Codecs = SPOKEN,
         handlers: Handlers | None = None,
         authenticator: Authenticator | None = None,
         permissions: Permissions | None = None,
         permit: Callable[[Settings], Permissions | None] | None = None,
+        broker: Broker | None = None,
         node: str = "node",
         ping_interval_s: float = 25.0,
         pong_timeout_s: float = 10.0,
@@ -139,6 +152,9 @@ class Hub:
         self._core_publish = core.publish
         self._core_send = core.send
         self._everyone = core.everyone
+        self._codecs = codecs
+        self._tail = codecs.of_each(lambda codec: codec.tail)
+        self._server_head = codecs.of_each(lambda codec: codec.server_head())
         self._handlers = handlers or Handlers()
         self.authenticator = authenticator or NoAuth()
         self._permit = permit
@@ -149,7 +165,7 @@ class Hub:
         self._make_options = make_options
         self.name_limit_bytes = name_limit_bytes
         self._message_limit_bytes = message_limit_bytes
-        self._announcements = Announcements(core, clock, later)
+        self._announcements = Announcements(core, codecs, clock, later)
         self._ends = ends
         self._dry_run = dry_run or DryRun()
         self._catch_up = CatchUp(clock, core.stopped_ms)
@@ -166,9 +182,14 @@ class Hub:
         self.users: dict[str, dict[Client, None]] = {}  # a dict and not a set: clients in order of login
         self.channels: dict[str, ChannelRecord] = {}
         self._client_numbers = count(1)
-        self.commands = Commands(
+        self._application = Sender("", None)
+        self._delivery = Delivery(self, core, codecs)
+        self.broker: Broker = broker or MemoryBroker()
+        self.broker.attach(self._delivery)
+        self.commands = (Commands if self.broker.answers_at_once else LaterCommands)(
             self,
             core,
+            broker=self.broker,
             handlers=self._handlers,
             permissions=permissions,
             dry_run=self._dry_run,
@@ -193,6 +214,9 @@ class Hub:
         if not client.is_connected:
             return
         client.is_connected = False
+        if client.under_way is not None:
+            client.under_way.close()
+            client.under_way = None
         for name in self._core.leave_all(client.subscriber):
             record = self.channels.get(name)
             if (
@@ -215,18 +239,40 @@ class Hub:
 
     # --- membership ----------------------------------------------------------------------------------------------
 
-    def enter(self, client: Client, name: str) -> None:
-        """Make a client a member of a channel that it may join, behind the reply that says so. Not if it has gone."""
-        if not client.subscriber.is_open:
-            return
+    def open(self, name: str) -> ChannelRecord:
+        """The channel that a client is about to enter, followed from now on; `opening` says if that has yet to come.
+
+        Raises `RequestError` if the broker refuses.
+        """
         record = self.channels.get(name)
-        if record is None:
-            record = self.channels[name] = ChannelRecord(name, self._core.channel(name), self.options.of(name))
+        if record is not None:
+            return record
+        following = self.broker.follow(name)
+        record = self.channels[name] = ChannelRecord(name, self._core.channel(name), self.options.of(name))
+        if following is not None:
+            record.opening = []
+            following.then(partial(self._opened, record))
+        return record
+
+    def _opened(self, record: ChannelRecord, answer: RequestError | None) -> None:
+        """The broker follows a channel now, or does not: then there is no such channel."""
+        waiting, record.opening = record.opening, None
+        if answer is not None:
+            del self.channels[record.name]
+        for opened in waiting or ():
+            opened(answer)
+
+    def enter(self, client: Client, record: ChannelRecord) -> None:
+        """Make a client a member of a channel that is open to it, behind the reply that says so. Not if it has gone."""
+        if not client.subscriber.is_open:
+            self.release(record)
+            return
         if record.presence is not None:
             is_new = record.presence.add(client.user)
             if record.options.announce:
                 self._announcements.enter(record, client.user, is_new=is_new)  # to the others: it isn't in yet
-        record.members.join(client.subscriber)
+        if record.members.join(client.subscriber):
+            record.clients += 1
 
     def leave(self, client: Client, name: str) -> None:
         """Take a client out of a channel; nothing happens if it isn't in it."""
@@ -236,6 +282,7 @@ class Hub:
 
     def _depart(self, client: Client, record: ChannelRecord) -> None:
         """A client is no member of a channel any more."""
+        record.clients -= 1
         if record.presence is not None:
             announce = bool(record.options.announce)
             if record.presence.remove(client.user, stays=announce) and announce:
@@ -243,13 +290,14 @@ class Hub:
         self.release(record)
 
     def release(self, record: ChannelRecord) -> None:
-        """Forget a channel unless it is needed."""
-        if record.is_needed:
+        """Forget a channel, and follow it no more, unless it is needed. One that was refused is forgotten already."""
+        if record.is_needed or self.channels.get(record.name) is not record:
             return
         self._forget_leaving(record)
         del self.channels[record.name]
         if not self.channels:
             self.channels.clear()  # a dict from which everything was deleted keeps its room
+        self.broker.unfollow(record.name)
 
     def _forget_leaving(self, record: ChannelRecord) -> None:
         for user in self._announcements.drop(record):
@@ -277,36 +325,42 @@ class Hub:
 
     def push_to_client(self, client: Client, data: bytes) -> None:
         """Push `server {data}` to one client. `data` is JSON, here and below."""
-        self._core_send(client.subscriber, pushes.server_head(), data, TAIL)
+        self._core_send(client.subscriber, self._server_head, data, self._tail)
 
     def push_to_user(self, user: str, data: bytes) -> int:
-        """Push `server {data}` to every client of a user; their number, 0 if the user isn't connected."""
-        return self.send_to(self.users.get(user, {}), pushes.server_head(), data)
-
-    def send_to(self, clients: dict[Client, None], head: bytes, data: Any) -> int:
-        """Send a direct to these clients, which are those of one user; their number."""
-        self.counts.directs += 1
-        if len(clients) == 1:
-            self._core_send(next(iter(clients)).subscriber, head, data, TAIL)
-        elif clients:
-            self._core.send_many([receiver.subscriber for receiver in clients], head, data, TAIL)
-        return len(clients)
+        """Push `server {data}` to every client of a user; their number here, 0 if none is."""
+        here = partial(len, self.users.get(user, ()))
+        return self._ask(self.broker.direct, user, self._application, data, here=here)
 
     def push_to_channel(self, channel: str, data: bytes) -> int:
-        """Publish to a channel with `from` null; the number of subscribers. ValueError for an impossible name."""
+        """Publish to a channel with `from` null; the number of subscribers here. ValueError for an impossible name."""
         if not commands.is_channel(channel):
             raise ValueError(f"{channel!r} is not a channel name")
+        here = partial(self._count_members, channel)
+        return self._ask(self.broker.publish, channel, self._application, data, here=here)
+
+    def _count_members(self, channel: str) -> int:
         record = self.channels.get(channel)
-        subscribers = 0
-        if record is not None:
-            subscribers = self._core_publish(record.members, pushes.publication_head(channel, None), data, TAIL)
-        if not subscribers:
-            self.counts.unheard += 1
-        return subscribers
+        return 0 if record is None else len(record.members)
 
     def push_to_everyone(self, data: bytes) -> int:
-        """Broadcast with `from` null to every client; returns their number."""
-        return self._core_publish(self._everyone, pushes.broadcast_head(None), data, TAIL)
+        """Broadcast with `from` null to every client; returns their number here."""
+        return self._ask(self.broker.broadcast, self._application, data, here=partial(len, self._everyone))
+
+    def _ask(self, call: Callable[..., int | Later[int]], *args: object, here: Callable[[], int]) -> int:
+        """Ask the broker for something, without waiting for it: the number of clients here. A refusal is logged.
+
+        here: counts them, if the broker answers later.
+        """
+        try:
+            answer = call(*args)
+        except RequestError as error:
+            _log_refusal(error)
+            return 0
+        if isinstance(answer, Later):
+            answer.then(_log_refusal)
+            return here()
+        return answer
 
     def clients(self) -> Iterator[Client]:
         """All logged-in clients. Take a list of it before doing anything that may end one of them."""
@@ -327,7 +381,7 @@ class Hub:
 
     async def _log_in(self, connection: ClientConnection, message: bytes) -> None:
         """The whole way of a login: from its message to the end of `on_connect`."""
-        login = _decode_login(message)
+        login = _decode_login(connection.codec, message)
         identity = await self.logins.identity(self.authenticator, login)
         client = Client(self, connection, LoginState(identity), f"{self.node}-{next(self._client_numbers)}")
         try:
@@ -370,7 +424,7 @@ class Hub:
         self.users.setdefault(client.user, {})[client] = None
         self._core_send(
             client.subscriber,
-            replies.welcome(
+            client.codec.welcome(
                 login.id,
                 user=client.user,
                 client=client.id,
@@ -391,9 +445,9 @@ class Hub:
         end = None if previous is None or self._ends is None else self._ends.previous(previous, client.user)
         return None if end is None else {"code": end.code, "reason": end.reason, "at": round(end.at_s * 1000)}
 
-    def _client_limits(self) -> replies.ClientLimits:
+    def _client_limits(self) -> ClientLimits:
         limits = self.logins.limits
-        return replies.ClientLimits(
+        return ClientLimits(
             message_bytes=self._message_limit_bytes,
             channels=self.channels_limit,
             message_rate=limits.message_rate or None,
@@ -409,27 +463,25 @@ class Hub:
             if left_s <= 0:
                 client.connection.close(close_codes.SESSION_EXPIRED, cause=EXPIRED)
             else:
-                self._core_send(client.subscriber, pushes.expiring(max(1, round(left_s))))
+                self._core_send(client.subscriber, client.codec.expiring(max(1, round(left_s))))
 
     def revoke_user(self, user: str, seconds: float = REVOKED_S, *, by: str = BY_APPLICATION) -> int:
         """End all clients of a user with 4503, and refuse the tokens the user has now for so many seconds.
 
-        A token made after this lets the user in again. Returns the number of clients; OverflowError if there are too
-        many revocations, after the clients were ended.
+        A token made after this lets the user in again. Returns the number of clients here; OverflowError if there are
+        too many revocations, after the clients were ended.
 
         by: who asked, for operators.
         """
-        clients = list(self.users.get(user, ()))
-        _end_all(clients, by)
-        self.logins.revocations.add_user(user, seconds, max((client.login.issued for client in clients), default=0.0))
-        return len(clients)
+        return self._revoke("user", user, seconds, by)
 
     def revoke_token(self, token_id: str, seconds: float = REVOKED_S, *, by: str = BY_APPLICATION) -> int:
         """End all clients that came with a token (its `jti`, or `Client.token_id`), and refuse it. As `revoke_user`."""
-        clients = [client for client in self.clients() if client.login.token_id == token_id]
-        _end_all(clients, by)
-        self.logins.revocations.add_token(token_id, seconds)
-        return len(clients)
+        return self._revoke("token", token_id, seconds, by)
+
+    def _revoke(self, kind: RevokedKind, name: str, seconds: float, by: str) -> int:
+        here = partial(len, self._delivery.clients_of(kind, name))
+        return self._ask(self.broker.revoke, kind, name, seconds, by, here=here)
 
     # --- other limits and permissions ----------------------------------------------------------------------------
 
@@ -483,16 +535,16 @@ class Hub:
             yield False
 
 
-def _end_all(clients: list[Client], by: str) -> None:
-    cause = Cause("revoked", by)
-    for client in clients:
-        client.connection.close(close_codes.DISCONNECTED, cause=cause)
+def _log_refusal(answer: int | RequestError) -> None:
+    """Log that the broker refused what the application asked. That a user isn't connected is no failure."""
+    if isinstance(answer, RequestError) and answer.code != ErrorCode.NOT_CONNECTED:
+        log.error("the broker refused what the application sent: %s", answer)
 
 
-def _decode_login(message: bytes) -> commands.Login:
+def _decode_login(codec: Codec, message: bytes) -> commands.Login:
     """The first message of a connection. Raises `CloseConnection` 4501 for any other."""
     try:
-        login = decode(message)
+        login = codec.decode(message)
     except RequestError as error:
         raise CloseConnection(close_codes.BAD_REQUEST, detail=f"not a login: {error.message}") from None
     if not isinstance(login, commands.Login):

@@ -30,6 +30,7 @@ from picows.url import WSInvalidURL
 from starlight import close_codes
 from starlight.client.keepalive import PONG_TIMEOUT_S, Keepalive
 from starlight.errors import ConnectFailed
+from starlight.protocols.fragments import Fragments
 from starlight.protocols.native import lines
 from starlight.protocols.native._lines import Lines
 from starlight.protocols.native.client import Welcome
@@ -38,6 +39,9 @@ __all__ = ["Closed", "Link"]
 
 _TCP_INFO_RECEIVED: Final = slice(52, 56)
 """``tcpi_last_data_recv`` of Linux's ``struct tcp_info``: milliseconds since the last data came."""
+
+FRAGMENTS_LIMIT: Final = 65_536
+"""Frames of one message: those of 1 MiB cut into 16 bytes. A server that sends more plays with us (1008)."""
 
 log = logging.getLogger("starlight.client.connect")
 
@@ -72,8 +76,7 @@ class Link(WSListener):
         self._on_writable = on_writable
         self._on_closed = on_closed
         self._max_message_bytes = max_message_bytes
-        self._fragments = bytearray()
-        self._in_fragments = False
+        self._fragments: Fragments | None = None
         self.welcome: Welcome | None = None
         """What the server answered the login with; set by the client."""
         self._transport: WSTransport | None = None
@@ -192,18 +195,17 @@ class Link(WSListener):
         return self._look_later(watch)
 
     def _receive_text(self, frame: WSFrame, is_first: bool) -> None:
-        if is_first == self._in_fragments:
+        if is_first == (self._fragments is not None):
             return self._fail(WSCloseCode.PROTOCOL_ERROR)  # RFC 6455 section 5.4
         if frame.fin and is_first:
             return self._deliver(frame.get_payload_as_bytes())
-        self._fragments += frame.get_payload_as_memoryview()
-        self._in_fragments = not frame.fin
-        if len(self._fragments) > self._max_message_bytes:
-            return self._fail(WSCloseCode.MESSAGE_TOO_BIG)
+        fragments = self._fragments = self._fragments or Fragments(True)
+        code = fragments.take(frame.get_payload_as_bytes(), frame.fin, FRAGMENTS_LIMIT, self._max_message_bytes)
+        if code:
+            return self._fail(WSCloseCode(code))
         if frame.fin:
-            whole = bytes(self._fragments)
-            self._fragments.clear()
-            self._deliver(whole)
+            self._fragments = None
+            self._deliver(bytes(fragments.data))
         return None
 
     def _deliver(self, whole: bytes) -> None:

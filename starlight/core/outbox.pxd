@@ -16,11 +16,6 @@ from starlight.core.wire cimport WIRE_CLOSE, WIRE_MAX_CONTROL, WIRE_PING, WIRE_P
 cdef extern from "<stdlib.h>" nogil:
     void* aligned_alloc(size_t alignment, size_t size)
 
-cdef enum form_t:                # the two wire forms of a message
-    FORM_FRAMES = 0              # starlight.v1: one text frame a message, header included in the arena
-    FORM_LINES = 1               # starlight.v1.lines: "message\n" in the arena, the frame header is written at flush
-    N_FORMS = 2
-
 cdef enum state_t:
     STATE_OPEN = 0
     STATE_CLOSING = 1            # orderly: the outbox, then the close frame
@@ -70,7 +65,7 @@ ctypedef struct control_t:       # the lane of control frames: one ping, one clo
     char close[CONTROL_FRAME]
     char tx[3 * CONTROL_FRAME]
 
-ctypedef struct merged_t:        # starlight.v1.lines: the frame under way
+ctypedef struct merged_t:        # FRAMING_LINES: the frame under way
     uint32_t left_bytes          # payload bytes still to go out; 0 with header_size 0: between frames
     uint8_t header_size
     uint8_t header_sent
@@ -91,7 +86,7 @@ ctypedef struct subscriber_t:    # aligned to cache lines; a turn touches the fi
     uint32_t run_seen
     uint64_t run_id              # the run of which this one already has the frames before run_seen
     uint8_t state
-    uint8_t form
+    uint8_t encoding             # its number
     uint8_t is_full              # the last send was short or EAGAIN, and no writable event has come since
     uint8_t is_stalled           # it has been full since its outbox was last empty: `stalled_since_ms` holds
     uint8_t lists                # bits of list_t: at most once in each, and freed only when it is in none
@@ -103,7 +98,7 @@ ctypedef struct subscriber_t:    # aligned to cache lines; a turn touches the fi
     int fd                       # borrowed from the transport until detach; -1: write through the transport
     uint32_t head_offset
     control_t* control           # owned; NULL most of the time
-    merged_t* merged             # owned; only FORM_LINES
+    merged_t* merged             # owned; only FRAMING_LINES
     uint32_t stalled_since_ms    # when the sink last took a byte, or first refused one behind an empty outbox
     int32_t full_index           # place in the core's full list; -1: not in it
     uint32_t span_capacity
@@ -123,21 +118,21 @@ ctypedef struct subscriber_t:    # aligned to cache lines; a turn touches the fi
     void* handle                 # PyObject* of the Subscriber; the core holds one reference until detach
 
 
-cdef inline subscriber_t* subscriber_new(int fd, int form) noexcept nogil:
-    """An open subscriber with nothing in its outbox; NULL without memory."""
+cdef inline subscriber_t* subscriber_new(int fd, uint8_t encoding, bint is_merged) noexcept nogil:
+    """An open subscriber with nothing in its outbox; NULL without memory. is_merged: its framing merges messages."""
     cdef size_t size = (sizeof(subscriber_t) + CACHE_LINE_BYTES - 1) // CACHE_LINE_BYTES * CACHE_LINE_BYTES
     cdef subscriber_t* sub = <subscriber_t*>aligned_alloc(CACHE_LINE_BYTES, size)
     if sub == NULL:
         return NULL
     memset(sub, 0, size)
-    if form == FORM_LINES:
+    if is_merged:
         sub.merged = <merged_t*>calloc(1, sizeof(merged_t))
         if sub.merged == NULL:
             free(sub)
             return NULL
     sub.spans = sub.inline_spans
     sub.span_capacity = INLINE_SPANS
-    sub.form = form
+    sub.encoding = encoding
     sub.fd = fd
     sub.full_index = -1
     return sub

@@ -4,7 +4,6 @@
 - `transports`: from an accepted socket to a connection. `tls`: certificate and handshake of wss.
 - `gate`, `upgrade`, `origins`: who may connect, and the answer to the handshake. `refusals`: why one was refused.
 - `connection`: the transport of a session. picows' frames become messages; and `Endpoint`, what connections share.
-- `fragments`: a message that comes in several frames is put together here, and nowhere else.
 - `departures`: notices that a peer has gone while its connection is not read.
 - `picows_adapter`: what stands between picows and the transport, so that the core is the only writer.
 - `pinned`: the versions whose layout is compiled in.

@@ -5,7 +5,7 @@
 
 from libc.stdint cimport uint8_t
 from picows.picows cimport WSFrame, WSListener, WSTransport
-from starlight.net.fragments cimport Fragments
+from starlight.protocols.fragments cimport Fragments
 from starlight.session.session cimport Session, SessionHost
 
 
@@ -20,7 +20,7 @@ cdef class Endpoint(SessionHost):
 cdef class Connection(WSListener):
     cdef Endpoint endpoint
     cdef readonly Session session        # they refer to each other from the accept until the socket is lost
-    cdef str subprotocol                 # as the gate chose it; None before
+    cdef object encoding                 # a protocols.base.Encoding, as the gate chose it; None before
     cdef object address                  # what the gate counts it by
     cdef object transport                # the asyncio transport; None before the accept and after the end
     cdef object answering                # between picows and the transport during the handshake, else None

@@ -15,20 +15,18 @@ from libc.string cimport memcmp, memcpy
 from picows.picows cimport MemoryBuffer, WSFrame, WSListener, WSMsgType, WSTransport
 from starlight._fanout cimport Core
 from starlight.core.wire cimport wire_is_utf8
-from starlight.net.fragments cimport Fragments
+from starlight.protocols.fragments cimport Fragments
 from starlight.session.phases cimport PHASE_CLOSING, PHASE_HANDSHAKE, PHASE_REFUSED
 from starlight.session.session cimport Session, SessionHost
 
 from picows.picows import WSProtocol
 
 from starlight import close_codes
-from starlight._fanout import FRAMES, LINES
 from starlight.net.departures import Departures, progress, unread_bytes
 from starlight.net.gate import Gate
 from starlight.net.picows_adapter import (BAD_REQUEST, DISARMED, Answering, Discard, ParserLog, reset_on_close, resume_reading,
                                           resume_reading_now, set_send_buffer)
 from starlight.net.pinned import check_versions
-from starlight.protocols.native.lines import LINES as LINES_SUBPROTOCOL
 
 check_versions()
 
@@ -220,9 +218,13 @@ cdef class Connection(WSListener):
         peer = self.session.peername if peer is None else peer
         self.endpoint.gate.refusals.note(cause, peer[0] if isinstance(peer, tuple) else None)
 
-    def pass_gate(self, str subprotocol, address, peername):
-        """The gate lets it pass. address: what it is counted by now, None: as before. peername: if not the socket's."""
-        self.subprotocol = subprotocol
+    def pass_gate(self, encoding, address, peername):
+        """The gate lets it pass.
+
+        encoding: a `starlight.protocols.base.Encoding`. address: what it is counted by now, None: as before. peername: if
+        not the socket's.
+        """
+        self.encoding = encoding
         self.session.told_peername = peername
         if address is not None:
             self.address = address
@@ -240,13 +242,13 @@ cdef class Connection(WSListener):
             self.transport.close()
 
     cpdef on_ws_connected(self, WSTransport transport):
-        cdef int form = LINES if self.subprotocol == LINES_SUBPROTOCOL else FRAMES
         self.fd = -1 if transport.is_secure else transport._socket
         disarm(transport)
         self.answering = None
         if self.fd < 0 or self.transport.get_write_buffer_size() > 0:
             self.transport.set_write_buffer_limits(0)    # so that resume_writing means: all is out
-        self.session.on_upgraded(self.endpoint.core.subscriber(self.session, self.fd, self.transport, form), self.subprotocol)
+        self.session.on_upgraded(
+            self.endpoint.core.subscriber(self.session, self.fd, self.transport, self.encoding.number), self.encoding)
 
     cpdef on_ws_disconnected(self, WSTransport transport):
         self.end()

@@ -22,7 +22,8 @@ from starlight.config.settings import Settings
 from starlight.net.origins import Origins, Proxies
 from starlight.net.refusals import TELL_AGAIN_S, Refusals
 from starlight.net.upgrade import HEALTH_PATHS, Refused, check_upgrade, health, refuse, tokens
-from starlight.protocols.native.lines import select_subprotocol
+from starlight.protocols.base import Codecs, Encoding
+from starlight.protocols.spoken import SPOKEN
 
 __all__ = ["UNCOUNTED", "Gate"]
 
@@ -45,7 +46,7 @@ class GatedConnection(Protocol):
     @property
     def sockname(self) -> tuple[Any, ...] | str | None: ...
     def on_answered(self, is_health: bool = False) -> None: ...
-    def pass_gate(self, subprotocol: str, address: str | None, peername: tuple[Any, ...] | None) -> None: ...
+    def pass_gate(self, encoding: Encoding, address: str | None, peername: tuple[Any, ...] | None) -> None: ...
 
 
 class Gate:
@@ -55,6 +56,7 @@ class Gate:
         settings: path, origins, proxies and limits.
         clock: monotonic seconds.
         dry_run: limits that are not enforced; none by default.
+        codecs: what is spoken; by default the native protocol.
 
     Attributes:
         refusals: who was refused, and why.
@@ -64,8 +66,13 @@ class Gate:
     """
 
     def __init__(
-        self, settings: Settings, clock: Callable[[], float] = time.monotonic, dry_run: DryRun | None = None
+        self,
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
+        dry_run: DryRun | None = None,
+        codecs: Codecs = SPOKEN,
     ) -> None:
+        self._codecs = codecs
         self._path = settings.path.encode()
         self._origins = Origins(settings.allowed_origins)
         self._proxies = Proxies(settings.trusted_proxies)
@@ -172,9 +179,10 @@ class Gate:
         if refused is not None:
             return refused
         offers = tokens(request, "sec-websocket-protocol")
-        chosen = select_subprotocol(offers)
+        chosen = self._codecs.select(offers)
         if chosen is None:
-            body = b"no subprotocol in common: starlight.v1, starlight.v1.lines"
+            names = ", ".join(encoding.subprotocol for encoding in self._codecs.encodings)
+            body = f"no subprotocol in common: {names}".encode()
             return refuse("subprotocol", HTTPStatus.BAD_REQUEST, body)
         peer, client, address = connection.peername, None, None
         if self._proxies and peer and self._proxies.trusts(peer[0]):
@@ -185,7 +193,8 @@ class Gate:
                 return refuse("address_connections", HTTPStatus.TOO_MANY_REQUESTS, body, headers)
         connection.pass_gate(chosen, address, client)
         return WSUpgradeResponseWithListener(
-            WSUpgradeResponse.create_101_response({"Sec-WebSocket-Protocol": chosen} if offers else None), connection
+            WSUpgradeResponse.create_101_response({"Sec-WebSocket-Protocol": chosen.subprotocol} if offers else None),
+            connection,
         )
 
     def _check_page(self, request: WSUpgradeRequest, connection: GatedConnection) -> Refused | None:

@@ -139,8 +139,7 @@ class Drain:
             connection = self._waiting.pop()
             if connection.is_open:
                 self._credit -= 1
-                after_ms = retry_ms()
-                connection.close(close_codes.GOING_AWAY, close_codes.drain_reason(after_ms), after_ms, self._cause)
+                connection.close(close_codes.GOING_AWAY, None, retry_ms(), self._cause)
 
     async def _cut_off(self) -> None:
         """Close the sockets that are left, and let the loop notice."""

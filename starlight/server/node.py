@@ -26,6 +26,7 @@ from starlight.auth.dry_run import DryRun
 from starlight.auth.identity import Authenticator, NoAuth, Permissions, TokenAuth, make_authenticator, refuse_strangers
 from starlight.auth.limits import Limits, internal_connections
 from starlight.auth.permissions import make_permissions
+from starlight.brokers.base import Broker
 from starlight.channels.handlers import Handlers, Timer
 from starlight.channels.hub import Hub
 from starlight.channels.options import OptionsByPattern, make_channel_options
@@ -41,6 +42,8 @@ from starlight.net.tls import Certificate, TlsHandshakes
 from starlight.net.transports import Transports
 from starlight.ops.internal_port import InternalPort
 from starlight.ops.stats import not_ready
+from starlight.protocols.base import Codecs
+from starlight.protocols.spoken import SPOKEN
 from starlight.server import process as _process
 from starlight.server.drain import Drain
 from starlight.server.memory import Trimmer, trim
@@ -65,9 +68,11 @@ class Node:
         handlers: the application's.
         authenticator: by default what `settings.auth` names.
         permissions: what a client may do; by default what its groups allow.
+        broker: carries messages to other nodes; by default there are none.
         groups: by name; those in `settings.config_file` go before them.
         channels: options of channels by pattern; those in `settings.config_file` go before them.
         reread: makes the settings anew for `reload`; by default they stay, and only the files they name are read again.
+        codecs: what is spoken; by default the native protocol.
 
     Raises `ConfigError` for settings that don't fit together: `make_authenticator` says which.
     """
@@ -79,11 +84,14 @@ class Node:
         handlers: Handlers | None = None,
         authenticator: Authenticator | None = None,
         permissions: Permissions | None = None,
+        broker: Broker | None = None,
         groups: Mapping[str, Any] | None = None,
         channels: Mapping[str, Any] | None = None,
         reread: Callable[[], Settings] | None = None,
+        codecs: Codecs = SPOKEN,
     ) -> None:
         settings = settings or Settings()
+        self._codecs = codecs
         self.handlers = handlers or Handlers()
         self.settings = settings
         self._groups = groups or {}
@@ -94,12 +102,12 @@ class Node:
         """How connections ended lately."""
         self.dry_run = DryRun(settings.dry_run)
         """Limits that are not enforced, and what they would have done."""
-        self._gate = Gate(settings, dry_run=self.dry_run)
+        self._gate = Gate(settings, dry_run=self.dry_run, codecs=codecs)
         self._certificate = Certificate.of(settings)
         self._authenticator = authenticator or make_authenticator(settings)
         self._internal = InternalPort(settings)
-        self.core = _make_core(settings)
-        self.hub = self._make_hub(settings, permissions)
+        self.core = _make_core(settings, codecs)
+        self.hub = self._make_hub(settings, permissions, broker)
         parts = [part.reconfigure for part in (self._internal, self.dry_run, self.core, self._gate, self.hub)]
         if authenticator is None and self._tokens is not None:
             parts.append(self._tokens.reconfigure)
@@ -128,13 +136,15 @@ class Node:
         """The authenticator, where it is the one of tokens."""
         return self._authenticator if isinstance(self._authenticator, TokenAuth) else None
 
-    def _make_hub(self, settings: Settings, permissions: Permissions | None) -> Hub:
+    def _make_hub(self, settings: Settings, permissions: Permissions | None, broker: Broker | None) -> Hub:
         return Hub(
             self.core,
+            codecs=self._codecs,
             handlers=self.handlers,
             authenticator=self._authenticator,
             permissions=permissions or self._permit(settings),
             permit=self._permit if permissions is None else None,
+            broker=broker,
             sessions=self._tokens.sessions if self._tokens is not None else None,
             limits=Limits.of(settings),
             login_timeout_s=settings.login_timeout_s,
@@ -467,8 +477,9 @@ async def _in_any_case(work: Coroutine[Any, Any, None]) -> None:
         log.error("the start could not be given up in good order", exc_info=error)
 
 
-def _make_core(settings: Settings) -> Core:
+def _make_core(settings: Settings, codecs: Codecs) -> Core:
     return Core(
+        encodings=codecs.for_core(),
         outbox_messages=settings.outbox_messages,
         outbox_bytes=settings.outbox_bytes,
         evict_after_ms=round(settings.evict_after_s * 1000),

@@ -66,6 +66,7 @@ cdef class Session:
     cdef readonly Subscriber subscriber
     cdef readonly object client          # the hub's Client; None before the login and after the end
     cdef readonly str subprotocol
+    cdef readonly object codec           # a starlight.protocols.base.Codec; None until it is upgraded
     cdef readonly uint64_t number        # among the sessions of this node, from 1 on; 0 before the handshake is done
     cdef readonly uint64_t connected_ms  # when that was, on the core's clock
     cdef readonly uint64_t messages_in
@@ -87,7 +88,8 @@ cdef class Session:
     cdef int peer_code                   # of the peer's close frame; 0: none has come. Nothing behind it is delivered
     cdef uint8_t phase                   # phase_t
     # Flags, a byte each: there are many sessions.
-    cdef uint8_t is_lines
+    cdef uint8_t is_lines                # its framing: a frame may hold several messages
+    cdef uint8_t is_text                 # its codec: messages come in text frames
     cdef uint8_t is_late                 # the handshake: it has had its time
     cdef uint8_t is_checking             # `task` checks the login
     cdef uint8_t awaits_pong
@@ -100,7 +102,7 @@ cdef class Session:
 
     # For the transport, compiled or not:
     cpdef int begin(self, object transport) except -1
-    cpdef int on_upgraded(self, Subscriber subscriber, str subprotocol) except -1
+    cpdef int on_upgraded(self, Subscriber subscriber, encoding) except -1
     cpdef int on_refused(self) except -1
     cpdef bint is_live(self) noexcept
     cpdef bint take_frame(self, uint64_t work) except -1
@@ -141,7 +143,7 @@ cdef class Session:
     cdef int finish(self) except -1
     cdef int cancel_login(self) except -1
     cdef int close_as_told(self, close) except -1
-    cdef int close_as(self, int code, str text, retry_ms, cause, client) except -1
+    cdef int close_as(self, int code, reason, retry_ms, cause, client) except -1
     cdef int tell_end(self, int code, str reason, cause, client) except -1
     cdef int answer_close(self) except -1
     cdef int begin_close(self) except -1

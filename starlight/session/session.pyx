@@ -32,8 +32,7 @@ from starlight import close_codes
 from starlight.auth.dry_run import DryRun
 from starlight.ends import Cause, Ends, cause_of
 from starlight.errors import CloseConnection
-from starlight.protocols.native.lines import LINES as LINES_SUBPROTOCOL
-from starlight.protocols.native.replies import bye
+from starlight.protocols.base import LINES
 from starlight.session.counts import ConnectionCounts
 from starlight.session.phases import PHASES, IllegalTransition
 
@@ -59,8 +58,9 @@ cdef object CUT_OFF = Cause("drain", "cut off at the end of the drain time")
 cdef object GAVE_WAY = Cause("silent", "it made room for another connection of its user")
 cdef object LATE_LOGIN = Cause("login", "no login came within login_timeout")
 
-# Closes without a `bye`: the peer does not read, or does not speak the protocol.
-cdef frozenset NO_BYE = frozenset((1002, 1003, 1007, 1008, 1009, 4008, 4009))
+# What the core's reasons to evict are called: the close code, and the cause for operators; None: by the code.
+cdef dict EVICTIONS = {"slow": (close_codes.SLOW_CONSUMER, None), "timeout": (close_codes.WRITE_TIMEOUT, None),
+                       "budget": (close_codes.SLOW_CONSUMER, OVER_BUDGET)}
 
 
 @cython.no_gc_clear                                      # __dealloc__ unlinks the deadline from the host's wheel
@@ -158,12 +158,17 @@ cdef class Session:
         self.transport = transport
         return self.set_deadline(self.host.handshake_timeout_ms)
 
-    cpdef int on_upgraded(self, Subscriber subscriber, str subprotocol) except -1:
-        """The handshake is done. subscriber: the core's record of the transport, with this session as owner."""
+    cpdef int on_upgraded(self, Subscriber subscriber, encoding) except -1:
+        """The handshake is done. subscriber: the core's record of the transport, with this session as owner.
+
+        encoding: the `protocols.base.Encoding` that was negotiated, in which the core writes to it.
+        """
         cdef SessionHost host = self.host
         self.subscriber = subscriber
-        self.subprotocol = subprotocol
-        self.is_lines = subprotocol == LINES_SUBPROTOCOL
+        self.subprotocol = encoding.subprotocol
+        self.codec = encoding.codec
+        self.is_lines = encoding.framing == LINES
+        self.is_text = self.codec.is_text
         host.counts.accepted += 1
         self.number = host.counts.accepted
         self.connected_ms = host.core.now_ms()
@@ -222,9 +227,9 @@ cdef class Session:
     cpdef int on_message(self, bytes message, bint is_text) except -1:
         """A whole message, within `message_limit`; a text is UTF-8."""
         if self.host.echoes:
-            self.host.core.send(self.subscriber, b"", message, b"", is_text)
+            self.host.core.echo(self.subscriber, message, is_text)
             return 0
-        if not is_text:
+        if is_text != self.is_text:
             return self.fail(1003)
         return self.deliver(message)
 
@@ -502,19 +507,20 @@ cdef class Session:
         retry_ms: when the client may come back, told in the `bye`. cause: a `starlight.ends.Cause` for the operator;
         None: by the code. Does nothing on a session that is closing.
         Raises TypeError or ValueError for what may not be sent: `close_codes.check_close`. All closes come through here but
-        evictions, whose codes are the core's, and the answer to a peer's close, whose code was checked.
+        evictions, which the core decides, and the answer to a peer's close, whose code was checked.
         """
         if not self.is_live():
             return
         close_codes.check_close(code, reason)
-        self.close_as(code, close_codes.reason(code) if reason is None else reason, retry_ms, cause, self.client)
+        self.close_as(code, reason, retry_ms, cause, self.client)
 
-    cdef int close_as(self, int code, str text, retry_ms, cause, client) except -1:
+    cdef int close_as(self, int code, reason, retry_ms, cause, client) except -1:
         """`close`, of what may be sent; client: whose login it was, also where that was refused."""
-        self.tell_end(code, text, cause, client)
-        if code not in NO_BYE:
-            self.host.core.send(self.subscriber, bye(code, text, retry_ms))
-        self.host.core.close(self.subscriber, code, text.encode("ascii"))
+        end = self.codec.end(code, reason, retry_ms)
+        self.tell_end(code, end.reason, cause, client)
+        if end.bye:
+            self.host.core.send(self.subscriber, end.bye)
+        self.host.core.close(self.subscriber, end.code, end.reason.encode("ascii"))
         (self.host.counts.refused if self.is_stranger() else self.host.counts.closed).add(code)
         self.happened(ON_CLOSE)
         return self.set_deadline(LINGER_MS if code == close_codes.NO_PONG else self.host.write_timeout_ms)
@@ -613,12 +619,15 @@ cdef class Session:
         if self.is_live():
             self.happened(ON_DEPARTURE)
 
-    def on_evicted(self, int code, messages, n_bytes, oldest_ms):
-        """The core evicted it: out of the hub now; the torn frame's rest and the close frame have 1 s."""
+    def on_evicted(self, reason, messages, n_bytes, oldest_ms):
+        """The core evicts it: out of the hub now; the torn frame's rest and the close frame have 1 s."""
         if self.phase >= PHASE_GONE:
             return
+        code, cause = EVICTIONS[reason]
+        end = self.codec.end(code, None, None)
+        self.host.core.evict(self.subscriber, end.code, end.reason.encode("ascii"))
         if self.phase < PHASE_CLOSING:
-            self.tell_end(code, None, OVER_BUDGET if self.subscriber.is_over_budget else None, self.client)
+            self.tell_end(code, end.reason, cause, self.client)
         self.is_evicted = True
         self.host.counts.closed.add(code)
         self.happened(ON_EVICT)

@@ -142,7 +142,7 @@ def test_a_client_that_has_gone_enters_no_channel(stage: Stage, ann: Member):
     """The authorize hook may end the client it is asked about, and allow what it asked for."""
     ann.connection.close(1000)
     ann.hub.disconnect(ann.client)
-    stage.hub.enter(ann.client, "c")
+    stage.hub.enter(ann.client, stage.hub.open("c"))
     assert stage.hub.channels == {}
 
 
@@ -226,3 +226,14 @@ def test_nothing_is_sent_to_a_client_that_is_gone(stage: Stage, ann: Member):
     ann.leave_hub()
     ann.client.send(1)
     assert stage.hub.push_to_user("ann", b"1") == 0
+
+
+def test_a_channel_outlives_a_member_that_the_core_has_dropped_until_the_hub_is_told(stage: Stage):
+    ann, bob = stage.member("ann"), stage.member("bob")
+    for member in (ann, bob):
+        assert member.ask("join", channel="c")["type"] == "ok"
+    stage.core.detach(ann.connection.subscriber)
+    assert bob.ask("leave", channel="c")["type"] == "ok"
+    assert stage.hub.counters()["channels"] == 1
+    stage.hub.disconnect(ann.client)
+    assert stage.hub.counters()["channels"] == 0

@@ -217,8 +217,13 @@ FRAMES = {
 
 
 @asynccontextmanager
-async def raw_server(act: Callable[[asyncio.StreamWriter], Awaitable[None]], **welcome: Any) -> AsyncIterator[str]:
-    """Welcomes whoever comes, then does as it is told with the first connection's bytes. Gives its URL."""
+async def raw_server(
+    act: Callable[[asyncio.StreamWriter], Awaitable[None]], gone: asyncio.Event | None = None, **welcome: Any
+) -> AsyncIterator[str]:
+    """Welcomes whoever comes, then does as it is told with the first connection's bytes. Gives its URL.
+
+    gone: is set when a connection has ended.
+    """
     opened = 0
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -242,10 +247,27 @@ async def raw_server(act: Callable[[asyncio.StreamWriter], Awaitable[None]], **w
                 await act(writer)
             await reader.read()
         writer.close()
+        if gone is not None:
+            gone.set()
 
     listener = await asyncio.start_server(talk, "127.0.0.1", 0)
     async with listener:
         yield f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}/ws"
+
+
+async def test_a_message_in_fragments_cut_inside_a_character_is_one_message() -> None:
+    text = '{"type":"server","data":"κό"}'.encode()
+
+    async def act(writer: asyncio.StreamWriter) -> None:
+        for at in range(len(text)):
+            opcode = (0x80 if at == len(text) - 1 else 0) | (0 if at else 1)
+            writer.write(bytes((opcode, 1, text[at])) + b"\x89\x00")  # and a ping between
+
+    gone = asyncio.Event()
+    async with raw_server(act, gone) as url:
+        async with connect(url, user="ada", **FAST) as client:
+            assert (await asyncio.wait_for(anext(client), 10)).data == "κό"
+        await asyncio.wait_for(gone.wait(), 10)
 
 
 @pytest.mark.parametrize("name", FRAMES)

@@ -13,7 +13,7 @@ import errno
 import random
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -38,6 +38,8 @@ class ModelSubscriber:
     received: bytearray = field(default_factory=bytearray)
     channels: set[int] = field(default_factory=set)
     end: str = "open"  # open, closed, evicted or broken
+    evict: Callable[[int], None] = lambda code: None
+    """Tells the core the code that its decision becomes."""
     close_code: int = 0
     is_close_sent: bool = False
     # The stream of one that was evicted or whose socket broke is only compared as a prefix.
@@ -47,13 +49,14 @@ class ModelSubscriber:
     is_judging: bool = False
     """Whether a turn ends or a sweep runs: the core judges at no other time."""
 
-    def on_evicted(self, code: int, messages: int, n_bytes: int, oldest_ms: int) -> None:
+    def on_evicted(self, reason: str, messages: int, n_bytes: int, oldest_ms: int) -> None:
         assert self.end in ("open", "closed") and self.is_judging
-        assert code == 4008 and (messages > OUTBOX_MESSAGES or n_bytes > OUTBOX_BYTES), "within its limits"
+        assert reason == "slow" and (messages > OUTBOX_MESSAGES or n_bytes > OUTBOX_BYTES), "within its limits"
         self.n_owed = messages
         if self.end == "open":  # else the close that waits is the one it gets
-            self.close_code = code
+            self.close_code = 4008
         self.end, self.is_prefix = "evicted", True
+        self.evict(4008)
 
     def on_close_sent(self) -> None:
         self.is_close_sent = True
@@ -115,6 +118,7 @@ class CoreMachine(RuleBasedStateMachine):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         model = ModelSubscriber(form)
         subscriber = self.core.subscriber(model, ours.fileno(), None, form)
+        model.evict = lambda code: self.core.evict(subscriber, code, b"slow")
         self.models[subscriber] = model
         self.sockets[subscriber] = (ours, theirs)
         return subscriber

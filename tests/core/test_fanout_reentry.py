@@ -47,8 +47,9 @@ class Guest:
         fd = self.ours.fileno() if has_descriptor else -1
         self.subscriber: Subscriber = play.core.subscriber(self, fd, self.pipe, form)
 
-    def on_evicted(self, code: int, messages: int, n_bytes: int, oldest_ms: int) -> None:
+    def on_evicted(self, reason: str, messages: int, n_bytes: int, oldest_ms: int) -> None:
         assert self.end in ("open", "closed"), "evicted twice"
+        self.play.core.evict(self.subscriber, 4008, b"slow")
         self.finish("evicted")
 
     def on_broken(self) -> None:

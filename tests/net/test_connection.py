@@ -359,7 +359,7 @@ async def test_close_may_be_called_in_any_state_and_twice():
         await eventually(lambda: connection.peername is None)
         connection.close(4503)
         connection.abort()
-        connection.on_evicted(4008, 0, 0, 0)
+        connection.on_evicted("slow", 0, 0, 0)
         assert not connection.is_open
         await on_stage.alone()
         assert gates[0].left == ["raw"]

@@ -43,7 +43,8 @@ def test_every_page_is_there_and_in_the_contents(site: Path):
 def test_the_reference_has_what_the_package_offers(site: Path):
     text = (site / "api.html").read_text()
     for name in (
-        "starlight.app.Starlight.publish", "starlight.client.connect.connect", "starlight.client.connect.StarlightClient.join",
+        "starlight.app.Starlight.publish", "starlight.client.connect.connect",
+        "starlight.client.connect.StarlightClient.join",
         "starlight.errors.ConfigError", "starlight.channels.handlers.Handlers.on", "starlight.channels.client.Client",
         "starlight._fanout.Core.publish",
     ):  # fmt: skip

@@ -141,6 +141,23 @@ def test_the_scan_sees_a_wrong_cimport(
     assert [complaint in line for line in complaints] == [True] if complaint else complaints == []
 
 
+WRITES_A_PROTOCOL = re.compile(r"""\{"type":|protocols\.native(?:\.| import )(?:codec|lines|pushes|replies)""")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for path in SOURCES
+        if module_of(path) in {"channels", "session", "net", "server", "auth", "_fanout", "core"}
+    ],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_only_protocols_writes_a_protocols_bytes(path: Path) -> None:
+    """Compiled modules included, which import-linter doesn't see."""
+    assert WRITES_A_PROTOCOL.findall(path.read_text()) == []
+
+
 def test_public_names() -> None:
     assert sorted(starlight.__all__) == ["ChannelOptions", "Starlight", "__version__", "connect", "errors"]
     assert set(starlight.__all__) <= set(dir(starlight))

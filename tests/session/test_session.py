@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from starlight._fanout import FRAMES, LINES, Core
+from starlight._fanout import Core
 from starlight.config.settings import Settings
 from starlight.errors import CloseConnection
+from starlight.protocols.spoken import SPOKEN
 from starlight.session import phases
 from starlight.session.session import Session, SessionHost
 from tests.support.fakes import CLOSE, PING, PONG, TEXT, eventually, split_frames
@@ -158,8 +159,9 @@ class Stage:
         self.session.begin(self.transport)
 
     def upgrade(self) -> None:
-        form = LINES if self.subprotocol.endswith("lines") else FRAMES
-        self.session.on_upgraded(self.core.subscriber(self.session, -1, self.transport, form), self.subprotocol)
+        encoding = SPOKEN.select([self.subprotocol])
+        assert encoding is not None
+        self.session.on_upgraded(self.core.subscriber(self.session, -1, self.transport, encoding.number), encoding)
 
     def say(self, *messages: bytes) -> None:
         """As a transport does: each message in a frame, and what handling it raises ends the session."""
@@ -303,7 +305,7 @@ DOORS: dict[str, Callable[[Stage], Awaitable[None]]] = {
     "peer_close": door(lambda stage: stage.session.on_peer_close(1000, "enough")),
     "handled": is_handled,
     "close": door(lambda stage: stage.session.close(4503)),
-    "evict": door(lambda stage: stage.session.on_evicted(4008, 1, 1, 1)),
+    "evict": door(lambda stage: stage.session.on_evicted("slow", 1, 1, 1)),
     "close_sent": door(lambda stage: stage.session.on_close_sent()),
     "due": is_due,
     "departure": door(lambda stage: stage.session.on_departed()),
@@ -740,7 +742,8 @@ async def test_a_handler_whose_client_has_gone_goes_on_and_they_are_bounded(make
     sessions[1].begin(FakeTransport())
     for session in sessions:
         transport = FakeTransport()
-        session.on_upgraded(stage.core.subscriber(session, -1, transport, FRAMES), "starlight.v1")
+        encoding = SPOKEN.encodings[0]
+        session.on_upgraded(stage.core.subscriber(session, -1, transport, encoding.number), encoding)
         session.on_message(LOGIN, True)
         session.on_message(b"slow", True)
     await asyncio.sleep(0)

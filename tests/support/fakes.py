@@ -17,10 +17,13 @@ from starlight.channels.client import Client
 from starlight.channels.hub import Hub
 from starlight.ends import Cause
 from starlight.errors import CloseConnection
-from starlight.protocols.native.replies import bye
+from starlight.protocols.spoken import NATIVE
 
 TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
 READ_BYTES = 1 << 20
+
+EVICTION_CODES = {"slow": 4008, "timeout": 4009, "budget": 4008}
+"""What the core's reasons become in the native protocol."""
 
 IS_SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
 """AddressSanitizer keeps what is freed, and takes two or three times as long: no test judges memory or time then."""
@@ -59,6 +62,7 @@ class PairConnection:
         self.subscriber: Subscriber = core.subscriber(self, self.ours.fileno(), None, FRAMES)
         self.peername: tuple[Any, ...] | None = None
         self.subprotocol = "starlight.v1"
+        self.codec = NATIVE
         self.is_open = True
         self.closed_with: int | None = None
         self.paused_s = 0.0
@@ -66,12 +70,15 @@ class PairConnection:
         self.silent_ms = 0
         self.client: Client | None = None
 
-    def close(self, code: int, reason: str = "", retry_ms: int | None = None, cause: Cause | None = None) -> None:
+    def close(
+        self, code: int, reason: str | None = None, retry_ms: int | None = None, cause: Cause | None = None
+    ) -> None:
         if self.is_open:
             self.is_open = False
             self.closed_with = code
-            self.core.send(self.subscriber, bye(code, reason, retry_ms))
-            self.core.close(self.subscriber, code, reason.encode())
+            end = NATIVE.end(code, reason, retry_ms)
+            self.core.send(self.subscriber, end.bye)
+            self.core.close(self.subscriber, end.code, end.reason.encode())
 
     def pause_reading(self, seconds: float) -> None:
         self.paused_s += seconds
@@ -85,9 +92,10 @@ class PairConnection:
     def on_login(self, client: Client) -> None:
         self.client = client
 
-    def on_evicted(self, code: int, messages: int, n_bytes: int, oldest_ms: int) -> None:
+    def on_evicted(self, reason: str, messages: int, n_bytes: int, oldest_ms: int) -> None:
         self.is_open = False
-        self.closed_with = code
+        self.closed_with = EVICTION_CODES[reason]
+        self.core.evict(self.subscriber, self.closed_with)
 
     def on_close_sent(self) -> None: ...
 

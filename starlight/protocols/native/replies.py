@@ -8,12 +8,13 @@ The functions raise TypeError (orjson's JSONEncodeError) for a value that JSON c
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from orjson import dumps
 
 from starlight.close_codes import error_name
 from starlight.errors import RequestError
+from starlight.protocols.base import ClientLimits
 
 __all__ = [
     "ClientLimits",
@@ -30,22 +31,6 @@ __all__ = [
     "pong",
     "welcome",
 ]
-
-
-class ClientLimits(NamedTuple):
-    """What a client is told of its limits in `welcome`; None where there is none.
-
-    Attributes:
-        message_bytes: the largest message; a larger one ends the connection with 1009.
-        channels: how many channels it may have joined (106 beyond).
-        message_rate: messages a second (111 beyond).
-        byte_rate: bytes of messages a second, likewise.
-    """
-
-    message_bytes: int | None = None
-    channels: int | None = None
-    message_rate: int | None = None
-    byte_rate: int | None = None
 
 
 def ok(id: int | str, **fields: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""Which subprotocol is spoken, and how a frame of `starlight.v1.lines` is split."""
+"""How a frame of `starlight.v1.lines` is split."""
 
 import json
 
@@ -7,35 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starlight.protocols.native._lines import Lines
-from starlight.protocols.native.lines import LINES, SUBPROTOCOLS, V1, select_subprotocol
-
-
-@pytest.mark.parametrize(
-    ("offers", "chosen"),
-    [
-        ([], V1),
-        ([V1], V1),
-        ([LINES], LINES),
-        ([V1, LINES], V1),
-        ([LINES, V1], LINES),
-        (["graphql-ws", LINES, V1], LINES),
-        (["graphql-ws"], None),
-        ([""], None),
-        (["STARLIGHT.V1"], None),
-        (["starlight.v1\r\nX-Injected: 1"], None),
-        (["starlight.v1.lines "], None),
-    ],
-)
-def test_select_subprotocol(offers: list[str], chosen: str | None) -> None:
-    assert select_subprotocol(offers) == chosen
-
-
-@given(st.lists(st.text() | st.sampled_from(SUBPROTOCOLS)))
-def test_nothing_offered_is_reflected(offers: list[str]) -> None:
-    chosen = select_subprotocol(iter(offers))
-    assert chosen is None or chosen in SUBPROTOCOLS
-    known = [offer for offer in offers if offer in SUBPROTOCOLS]
-    assert chosen == (known[0] if known else None if offers else V1)
 
 
 @pytest.mark.parametrize(

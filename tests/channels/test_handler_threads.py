@@ -1,4 +1,4 @@
-"""starlight.channels.fair_threads: whose calls start, whose wait, and that everything is bounded."""
+"""starlight.channels.handler_threads: whose calls start, whose wait, and that everything is bounded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from starlight.channels.fair_threads import FairThreads
+from starlight.channels.handler_threads import HandlerThreads
 from starlight.errors import CloseConnection, RequestError
 from tests.support.fakes import eventually
 
@@ -19,7 +19,7 @@ class Calls:
     """Calls that wait in their threads until they are let go."""
 
     def __init__(self, **options: int) -> None:
-        self.threads = FairThreads(**options)
+        self.threads = HandlerThreads(**options)
         self.begun: list[str] = []
         self._lock = threading.Lock()
         self._gates: dict[str, threading.Semaphore] = {}
@@ -85,7 +85,7 @@ async def test_who_waits_goes_on_in_turn(calls: Calls):
 
 
 async def test_the_only_thread_serves_all(calls: Calls):
-    calls.threads = FairThreads(1)
+    calls.threads = HandlerThreads(1)
     for user in ("a", "a", "b"):
         calls.call(user)
     await begun(calls, a=1)

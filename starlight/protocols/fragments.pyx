@@ -38,6 +38,10 @@ cdef class Fragments:
         self.watch.is_over = is_last
         return 0
 
+    def take(self, bytes payload, bint is_last, int frames_limit, Py_ssize_t limit_bytes):
+        """`add` for Python."""
+        return self.add(payload, len(payload), is_last, frames_limit, limit_bytes)
+
     cdef int look(self, const uint8_t* data, Py_ssize_t n_bytes, Py_ssize_t limit_bytes) noexcept:
         """See the next bytes of the stream. 1009 if they hold the header of a frame that makes the message too large, else 0.
 

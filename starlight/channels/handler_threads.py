@@ -20,7 +20,7 @@ from starlight import close_codes
 from starlight.close_codes import ErrorCode
 from starlight.errors import CloseConnection, RequestError
 
-__all__ = ["THREADS", "WAITING_LIMIT", "WAITING_PER_USER", "FairThreads"]
+__all__ = ["THREADS", "WAITING_LIMIT", "WAITING_PER_USER", "HandlerThreads"]
 
 THREADS: Final = 16
 """Threads for `thread=True` handlers, started as they are needed. Such handlers wait (a database, a file, another
@@ -48,7 +48,7 @@ class _Call:
         self.outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
 
-class FairThreads:
+class HandlerThreads:
     """A pool of threads. Belongs to the loop's thread.
 
     Args:
