@@ -10,6 +10,7 @@ from starlight.core.clock cimport forgiving_clock_t
 from starlight.core.encoding cimport message_t
 from starlight.core.records cimport channel_t, core_t
 from starlight.core.outbox cimport subscriber_t
+from starlight.core.round cimport is_behind
 
 
 @cython.final                        # all three: their methods are called directly
@@ -43,6 +44,7 @@ cdef class Core:
     cdef object test_script      # keeps the flusher's script alive
     cdef forgiving_clock_t clock
     cdef uint64_t compact_above_bytes    # held chunks, before a turn looks after the budget (again)
+    cdef uint32_t n_early_slices         # flushed in this turn before its end, as it had appended so much
 
     cpdef Channel channel(self, str name=*)
     cpdef Subscriber subscriber(self, object owner, int fd, object transport, int encoding)
@@ -68,12 +70,21 @@ cdef class Core:
         """The number of this turn: of those that ended, one more at each end."""
         return self.c.totals.turns
 
+    cdef inline uint64_t delivery_bytes(self) noexcept:
+        """What publications came to so far, once for each member."""
+        return self.c.totals.delivery_bytes
+
+    cdef inline bint is_behind(self) noexcept:
+        """Whether a slice was not enough for what is to be written."""
+        return is_behind(&self.c)
+
     cdef int check_thread(self) except -1
     cdef int schedule(self) except -1
     cdef int after_append(self) except -1
     cdef int trim(self) except -1
     cpdef list leave_all(self, Subscriber subscriber)
     cdef int take_out(self, subscriber_t* sub) except -1
+    cdef int flush_early(self) except -1
     cdef bint flush_some(self) except -1
     cdef int write_transports(self) except -1
     cdef int write_transport(self, subscriber_t* sub, Subscriber handle) except -1

@@ -58,6 +58,7 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     MAX_MESSAGE_BYTES = 1 << 30  # offsets in a chunk are 32 bits wide
     COMPACT_ABOVE_BYTES = 16 * 1024 * 1024
+    FLUSH_ALL_PART = 8           # of the memory budget: what one turn may append before all of it is flushed, not a slice
 
 FRAMES = FRAMING_FRAMES
 LINES = FRAMING_LINES
@@ -536,7 +537,8 @@ cdef class Core:
 
     cdef int after_append(self) except -1:
         if self.c.turn_bytes > TURN_BYTES:
-            self.flush()
+            self.n_early_slices += 1
+            self.flush_early()
         if not self.is_scheduled:
             self.schedule()
         if STARLIGHT_CHECKS:
@@ -629,7 +631,7 @@ cdef class Core:
     # ---- the turn
 
     cpdef flush(self):
-        """Flush every marked subscriber now. Called by itself only when more than 1 MiB was appended in a turn.
+        """Flush every marked subscriber now. Called by itself only when a turn appends more than an eighth of the memory budget.
 
         Nobody is judged here; but whoever the memory budget has no room for is doomed, as one turn may append more than that.
         """
@@ -642,6 +644,17 @@ cdef class Core:
                 self.keep_budget()
         if self.c.flusher.eventful.n:
             self.schedule()
+
+    cdef int flush_early(self) except -1:
+        """A turn has appended another 1 MiB: flush a slice, or all if it was much already, as with a loop of an application."""
+        if self.n_early_slices > self.c.limits.memory_budget_bytes // (FLUSH_ALL_PART * TURN_BYTES):
+            self.flush()
+            return 0
+        self.now_ms()
+        self.flush_some()
+        if budget_bytes(&self.c) > self.compact_above_bytes:
+            self.keep_budget()
+        return 0
 
     cdef bint flush_some(self) except -1:
         """One slice; whether more waits. Evictions stay marked: they are carried out at the end of the turn."""
@@ -658,6 +671,7 @@ cdef class Core:
         self.is_scheduled = False
         self.now_ms()
         self.c.totals.turns += 1
+        self.n_early_slices = 0
         cdef uint32_t n_full = self.c.full.n
         cdef bint more = self.flush_some()
         judge_new(&self.c, n_full)

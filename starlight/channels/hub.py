@@ -218,7 +218,11 @@ class Hub:
             client.under_way.close()
             client.under_way = None
         for name in self._core.leave_all(client.subscriber):
-            self._depart(client, self.channels[name])
+            record = self.channels.get(name)
+            if (
+                record is not None
+            ):  # else the core had all its members out before the hub heard of the first, and it is gone
+                self._depart(client, record)
         self.logins.forget(client)
         clients = self.users[client.user]
         del clients[client]

@@ -10,7 +10,7 @@ __all__ = ["TEXT_LIMIT", "UNSAFE", "escape", "printable"]
 TEXT_LIMIT: Final = 8_192
 """The longest text in a line, in characters; the middle of a longer one is cut. A traceback is 1,000 to 4,000."""
 
-UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters of ASCII (newline and escape among them) and of Latin-1, line separators, marks that turn the
 direction of writing, and halves of characters."""
 

@@ -67,6 +67,7 @@ ctypedef struct totals_t:        # only ever grow
     uint64_t messages            # publications and single-receiver messages accepted
     uint64_t publications        # of which went to a channel, `everyone` included
     uint64_t deliveries          # messages put into an outbox
+    uint64_t delivery_bytes      # of publications, once for each member
     uint64_t settles
     uint64_t turns
     uint64_t slices

@@ -34,7 +34,9 @@ cdef extern from "<sys/epoll.h>" nogil:
 
 cdef enum:
     SLICE_SENDS = 1000           # ~5 ms of send(2): between slices the loop polls
-    TURN_BYTES = 1024 * 1024     # appended in one turn before it is flushed at once
+    SLICE_BYTES = 8 * 1024 * 1024   # likewise for the copies that large messages are: looked at after every few sends
+    SENDS_A_LOOK = 16
+    TURN_BYTES = 1024 * 1024     # appended in one turn before a slice is flushed at once
 
 
 # ---- lists -----------------------------------------------------------------------------------------------------------
@@ -109,7 +111,8 @@ cdef inline subscriber_t* in_round(core_t* c, uint32_t i) noexcept nogil:
 cdef inline bint flush_slice(core_t* c) noexcept nogil:
     """Flush all single-receiver work and one slice of the round; return whether more waits."""
     cdef subscriber_t* sub
-    cdef uint32_t i, stop
+    cdef uint32_t i, stop, look
+    cdef uint64_t sent_bytes = c.flusher.sent_bytes
     settle(c)
     c.turn_bytes = 0
     c.totals.slices += 1
@@ -119,16 +122,23 @@ cdef inline bint flush_slice(core_t* c) noexcept nogil:
     if c.flush_next == c.flushing.n:
         start_round(c)
     stop = min(c.flushing.n, c.flush_next + SLICE_SENDS)
-    while c.flush_next < stop:
-        if c.flush_next + PREFETCH < stop:
-            prefetch_subscriber(in_round(c, c.flush_next + PREFETCH))
-        sub = in_round(c, c.flush_next)
-        c.flush_next += 1
-        visit(c, sub, LIST_MARKED)
+    while c.flush_next < stop and c.flusher.sent_bytes - sent_bytes < SLICE_BYTES:
+        look = min(stop, c.flush_next + SENDS_A_LOOK)
+        while c.flush_next < look:
+            if c.flush_next + PREFETCH < stop:
+                prefetch_subscriber(in_round(c, c.flush_next + PREFETCH))
+            sub = in_round(c, c.flush_next)
+            c.flush_next += 1
+            visit(c, sub, LIST_MARKED)
     if c.flush_next == c.flushing.n:
         c.flushing.n = c.flush_next = 0
     apply_flush(c)
     return c.flushing.n > 0 or c.marked.n > 0
+
+
+cdef inline bint is_behind(core_t* c) noexcept nogil:
+    """Whether a round is under way: a slice was not enough for what is to be written."""
+    return c.flushing.n > 0
 
 
 cdef inline void measure(core_t* c, uint64_t started_us, uint64_t sent_bytes) noexcept nogil:

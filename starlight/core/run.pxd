@@ -159,6 +159,7 @@ cdef inline int run_append(core_t* c, channel_t* channel, message_t* m) noexcept
         encoding.n_publications += 1
         encoding.n_bytes += size
         c.turn_bytes += size
+        c.totals.delivery_bytes += <uint64_t>size * channel.slots[slot].n_members
     channel.n_publications += 1
     channel.n_deliveries += channel.n_members
     c.totals.messages += 1

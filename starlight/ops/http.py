@@ -19,6 +19,7 @@ How many connections there may be, and how long each request may take, is up to 
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import os
@@ -89,6 +90,7 @@ class InternalHttp:
         self._api = Api(node, self.stats)
         self._registry = metrics.make_registry(self.stats)
         self._under_way = 0
+        self._reading = asyncio.Lock()
         self._runner: web.AppRunner | None = None
         self._connections: HttpConnections | None = None
         self.port: int = sockets[0].getsockname()[1]
@@ -165,7 +167,11 @@ class InternalHttp:
         self._under_way += 1
         try:
             self._check(request)
-            return await handler(request)
+            if request.method == _CHANGING or request.path in _OPEN_PATHS:
+                return await handler(request)
+            async with self._reading:  # one after the other, with a turn of the loop for the clients between them
+                await asyncio.sleep(0)
+                return await handler(request)
         except ApiError as error:
             return refusal(error.status, error.message)
         except web.HTTPException as error:  # of aiohttp itself: no such route, wrong method, body too large

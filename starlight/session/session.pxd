@@ -95,6 +95,7 @@ cdef class Session:
     cdef uint8_t awaits_pong
     cdef uint8_t is_stopped              # reading, because too much is held, or for a moment by the meter
     cdef uint8_t is_waiting              # for the next turn: not read meanwhile
+    cdef uint8_t is_ahead                # it has published while the core was behind with its writing: waits for that
     cdef uint8_t is_evicted              # the end is a reset
     cdef uint8_t is_eof                  # the peer has said that it sends no more
     cdef uint8_t is_throttled            # it sends too much and is not read for a moment; stopped as well
@@ -124,7 +125,9 @@ cdef class Session:
     cdef int happened(self, happening_t happening) except -1
     cdef int act(self, action_t action) except -1
     cdef int spend(self, uint64_t work) except -1
+    cdef int wait(self) except -1
     cdef int spend_time(self, uint64_t started_ns) except -1
+    cdef int spend_copies(self, uint64_t n_bytes) except -1
     cdef bint must_wait(self) noexcept
     cdef bint is_holding(self) noexcept
     cdef bint is_at_rest(self) noexcept

@@ -48,6 +48,7 @@ cdef enum:
     MESSAGE_WORK = 2048          # work is counted in bytes, about a nanosecond each: handling a message is as much as so many
     TURN_WORK = 2 * 1024 * 1024  # about 2 ms: what clients that want more than they get are given in a turn, all together
     SHARE_WORK = 32 * 1024       # what a client gets at least: about 15 messages
+    COPY_BYTES = 32              # a publication's bytes, once for each member, are a 32nd of the work of those that are read
     HEAVY_SHARES = 2             # who did more than so many shares in a turn goes on when a turn has room for as much again
     LATE_MS = 3 * WHEEL_TICK_MS  # a tick that comes so late was held up: sockets are read before deadlines are judged
 
@@ -288,10 +289,16 @@ cdef class Session:
             host.work = 0
         self.work += work
         host.work += work
-        if not self.is_waiting and self.work > (host.share_work if host.work <= host.turn_work else host.least_work):
+        if self.work > (host.share_work if host.work <= host.turn_work else host.least_work):
+            self.wait()
+        return 0
+
+    cdef int wait(self) except -1:
+        """Read and handle nothing until its next turn."""
+        if not self.is_waiting:
             self.is_waiting = True
             self.transport.pause_reading()
-            host.wait(self)
+            self.host.wait(self)
         return 0
 
     cdef int spend_time(self, uint64_t started_ns) except -1:
@@ -301,9 +308,20 @@ cdef class Session:
             self.spend(took_ns - MESSAGE_WORK)
         return 0
 
+    cdef int spend_copies(self, uint64_t n_bytes) except -1:
+        """Count what publications are to be copied. While the core is behind with that, a client that publishes waits."""
+        if n_bytes == 0 or not self.is_live():
+            return 0
+        self.spend(n_bytes // COPY_BYTES)
+        if self.host.core.is_behind():
+            self.is_ahead = True
+            self.wait()
+        return 0
+
     def on_turn(self):
         """A new turn, with a new share of it."""
         self.is_waiting = False
+        self.is_ahead = False
         self.work = 0
         if self.is_live():
             self.go_on()
@@ -390,12 +408,13 @@ cdef class Session:
         self.messages_in += 1
         host.messages_in += 1
         self.spend(MESSAGE_WORK)
-        cdef uint64_t started_ns = clock_ns()
+        cdef uint64_t started_ns = clock_ns(), delivery_bytes = host.core.delivery_bytes()
         if self.client is not None:
             awaitable = host.hub_receive(self.client, message)
         else:
             awaitable = host.hub_login(self, message)
         self.spend_time(started_ns)
+        self.spend_copies(host.core.delivery_bytes() - delivery_bytes)
         if awaitable is not None:
             self.is_checking = self.is_stranger()
             self.task = host.loop.create_task(self.handle(awaitable))
@@ -873,7 +892,9 @@ cdef class SessionHost:
         self.work = 0
         heavy_work = HEAVY_SHARES * self.share_work
         for session in self.waiting:
-            if session.work <= heavy_work or session.phase >= PHASE_CLOSING:
+            if session.is_ahead and self.core.is_behind() and session.phase < PHASE_CLOSING:
+                staying.append(session)
+            elif session.work <= heavy_work or session.phase >= PHASE_CLOSING:
                 going.append(session)
             elif is_first or session.work <= room:
                 is_first = False

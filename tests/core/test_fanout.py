@@ -550,6 +550,39 @@ def test_a_large_round_is_sliced_and_everybody_gets_everything(stage: Stage) -> 
     assert all(payloads(peer.read()) == [b"next"] for peer in peers)
 
 
+def test_a_round_of_large_messages_is_sliced_by_what_is_copied(stage: Stage) -> None:
+    core = stage.core(outbox_bytes=1 << 24)
+    peers = [stage.peer() for _ in range(100)]
+    seen: list[int] = []
+    core.publish(core.everyone, b"", b"x" * 900_000, b"")
+    stage.loop.call_soon(lambda: seen.append(core.counters()["sent_bytes_total"]))  # behind the end of this turn
+    stage.turn(100)
+    assert 0 < seen[0] < core.counters()["sent_bytes_total"] / 2
+    got = dict.fromkeys(peers, 0)
+    while min(got.values()) < 900_000:
+        for peer in peers:
+            got[peer] += len(peer.read())
+        stage.turn(10)
+
+
+def test_what_a_turn_appends_is_flushed_by_the_slice_and_all_of_it_if_that_is_much(stage: Stage) -> None:
+    core = stage.core(outbox_bytes=1 << 24, memory_budget_bytes=16 << 20)  # an eighth of it: 2 MiB
+    for _ in range(1_200):
+        stage.peer()
+    text = b"x" * ((1 << 20) + 1)
+    everyone, one = core.everyone, core.channel()
+    one.join(stage.peer().subscriber)
+    core.publish(everyone, b"", b"for everyone", b"")
+    core.publish(one, b"", text, b"")
+    assert core.counters()["slices_total"] == 1
+    core.publish(one, b"", text, b"")
+    assert core.counters()["slices_total"] == 2
+    core.publish(everyone, b"", b"for everyone", b"")
+    core.publish(one, b"", text, b"")
+    assert core.counters()["slices_total"] > 3
+    assert core.counters()["outbox_messages"] <= 3  # of the one that is full
+
+
 def test_more_than_a_mebibyte_in_a_turn_is_flushed_at_once(stage: Stage) -> None:
     core = stage.core(outbox_bytes=1 << 24)
     stage.peer()

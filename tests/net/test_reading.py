@@ -40,6 +40,7 @@ LOOPS = {"uvloop": uvloop.new_event_loop}  # as in production
 WS_ONLY = {
     "test_30_one_clients_messages_do_not_keep_the_others_waiting": "what a socket holds is what was written to it",
     "test_30_messages_that_ask_for_much_do_not_keep_the_others_waiting": "a socket holds what was written to it",
+    "test_who_publishes_waits_while_the_node_is_behind_with_writing_that_out": "it is about the core's own writing",
     "test_68_our_own_work_stops_no_deadline_and_sockets_are_read_before_they_are_judged": "it has a process of its own",
 }
 LINES = "starlight.v1.lines"
@@ -235,6 +236,39 @@ async def test_clients_whose_messages_ask_for_much_take_turns():
         for client in (*many, one):
             client.reset()
         await on_stage.alone()
+
+
+async def test_who_publishes_waits_while_the_node_is_behind_with_writing_that_out():
+    """A flood of large publications to many: between two of its messages all the others are served."""
+    async with stage() as on_stage:
+        loop = asyncio.get_running_loop()
+        members = [await on_stage.login(f"member{number}") for number in range(120)]
+        for member in members:
+            assert (await member.ask("join", channel="large"))["type"] == "ok"
+            loop.add_reader(member.sock, discard, member)
+        many, one = await on_stage.login("many"), await on_stage.login("one")
+        flooding = asyncio.create_task(flood(many, message("publish", channel="large", data="x" * 50_000)))
+        await eventually(lambda: on_stage.counters()["publications_total"] > 100)
+        between = []
+        for _ in range(30):
+            before = on_stage.counters()["sent_bytes_total"]
+            await one.ask("ping")
+            between.append(on_stage.counters()["sent_bytes_total"] - before)
+        flooding.cancel()
+        await asyncio.wait([flooding])
+        for member in members:
+            loop.remove_reader(member.sock)
+        assert sorted(between)[len(between) // 2] < 32 << 20
+        assert on_stage.counters()["evicted_slow_total"] == 0
+        for client in (*members, many, one):
+            client.reset()
+        await on_stage.alone()
+
+
+def discard(client: RawClient) -> None:
+    """Read what is there, whatever it is."""
+    with contextlib.suppress(OSError):
+        client.sock.recv(1 << 20)
 
 
 ASKED = 3_000

@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import sys
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import uvloop
 
 from starlight.config.settings import Settings
 from starlight.errors import ConfigError
+from starlight.net.accept import BATCH
 from starlight.server.node import Node
 from tests.support.fakes import eventually
 from tests.support.raw_client import TEXT, frame, message, request, set_reset
@@ -136,6 +138,20 @@ async def test_who_never_finishes_the_handshake_is_counted_and_ended(files: tupl
         await ann.close()
         for one in silent:
             one.close()
+
+
+async def test_52_of_many_strangers_at_once_a_turn_of_the_loop_accepts_few(files: tuple[str, str]):
+    """A handshake costs a millisecond: all of them in one turn would keep every client waiting for all of them."""
+    async with tls_node(files) as node:
+        strangers = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(40)]  # no turn between them
+        seen = [node.connections]
+        while seen[-1] < len(strangers):
+            await asyncio.sleep(0)
+            seen.append(node.connections)
+        assert max(after - before for before, after in pairwise(seen)) <= BATCH < len(strangers) / 4
+        for one in strangers:
+            one.close()
+        await eventually(lambda: node.connections == 0)
 
 
 async def test_54_one_too_many_of_an_address_is_refused_before_the_handshake(files: tuple[str, str]):

@@ -163,6 +163,27 @@ async def test_requests_that_are_under_way_are_bounded(tmp_path: Path):
         on.port._under_way = 0
 
 
+async def test_of_many_who_read_at_once_a_turn_of_the_loop_answers_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A scrape takes milliseconds: forty of them in one turn would keep all clients waiting for forty."""
+    async with inside(tmp_path) as on:
+        loop, turns, answered = asyncio.get_running_loop(), [0], []
+
+        def turn() -> None:
+            turns[0] += 1
+            loop.call_soon(turn)
+
+        varz = on.stats.varz
+        monkeypatch.setattr(on.stats, "varz", lambda: (answered.append(turns[0]), varz())[1])
+        many = [socket.create_connection(("127.0.0.1", on.port.port)) for _ in range(40)]
+        for one in many:
+            one.sendall(b"GET /varz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        turn()
+        await eventually(lambda: len(answered) == len(many))
+        assert len(set(answered)) == len(many)
+        for one in many:
+            one.close()
+
+
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
