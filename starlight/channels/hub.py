@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 CHANNELS_LIMIT: Final = 1_000
 """Channels one client may have joined; people use tens of channels, programs that want all messages rarely hundreds.
 A membership takes about 90 bytes here and in the core together. With the channel, if nobody else is in it, it takes
-380 where the name has 30 characters and 610 where it has 255; so one client can make the node hold 0.6 MB, not more."""
+400 where the name has 30 characters and 620 where it has 255; so one client can make the node hold 0.6 MB, not more."""
 
 BY_APPLICATION: Final = "by the application"
 EXPIRED: Final = Cause("expired")

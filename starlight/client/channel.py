@@ -18,7 +18,7 @@ class JoiningClient(Protocol):
     async def leave(self, channel: str) -> None: ...
 
 
-class Join(Protocol):
+class JoinCall(Protocol):
     """Joins a channel; `enter` is called with the reply, before the next message is read."""
 
     async def __call__(self, channel: str, enter: Callable[[], None]) -> None: ...
@@ -43,7 +43,7 @@ class JoinedChannel:
         inbox: Inbox[Publication],
         *,
         joined: dict[str, "JoinedChannel"],
-        join: Join,
+        join: JoinCall,
     ) -> None:
         self.channel = channel
         self.inbox = inbox

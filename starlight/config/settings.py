@@ -250,7 +250,7 @@ class Settings(BaseSettings):
         1_000,
         ge=1,
         le=1_000_000,
-        description="Channels one client may have joined. 106 beyond. A membership takes about 90 bytes, 380 to 610 "
+        description="Channels one client may have joined. 106 beyond. A membership takes about 90 bytes, 400 to 620 "
         "if nobody else is in the channel; people use tens of channels, programs rarely hundreds.",
     )
     name_limit_bytes: Annotated[int, RELOADS] = Field(

@@ -159,6 +159,10 @@ def allowed(text: bytes) -> set[object]:
     return outcomes | {REFUSED, NOT_BUILT} if TWICE in value else outcomes  # for what came first, it may be
 
 
+CLASSES = {"direct": "SendDirect", "broadcast": "SendBroadcast", "presence": "AskPresence"}
+"""The command of a type, where it is not called like it."""
+
+
 def outcomes_of(fields: dict[Any, Any]) -> set[object]:
     kind = fields.get("type")
     errors: set[object] = {REFUSED} if "id" in fields and not is_id(fields["id"]) else set()
@@ -173,7 +177,7 @@ def outcomes_of(fields: dict[Any, Any]) -> set[object]:
             errors |= {NOT_BUILT} if name in fields else set()
         elif not (rule(fields[name]) if name in fields else name in OPTIONAL or (kind, name) == ("login", "token")):
             errors.add(REFUSED)
-    return errors or {kind.capitalize()}
+    return errors or {CLASSES.get(kind, kind.capitalize())}
 
 
 def is_id(value: Any) -> bool:

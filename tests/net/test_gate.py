@@ -218,7 +218,7 @@ async def test_55_who_does_not_stop_is_ended_with_4013():
         assert await client.close_code() == 4013
 
 
-OWN, OWN_LONG, SHARED = ("", True, 360), ("x" * 225, True, 590), ("", False, 210)
+OWN, OWN_LONG, SHARED = ("", True, 410), ("x" * 225, True, 630), ("", False, 210)
 
 
 @pytest.mark.parametrize(("prefix", "is_alone", "most_bytes"), [OWN, OWN_LONG, SHARED])
